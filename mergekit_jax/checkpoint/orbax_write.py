@@ -1,0 +1,275 @@
+"""Writing an Orbax checkpoint block by block.
+
+Orbax saves whole arrays that are in memory. Here its leaves are only specs: a
+TypeHandler for `jax.ShapeDtypeStruct` creates the arrays and lets the caller
+write boxes of them, and Orbax does everything else as in any save: temporary
+directory, OCDBT merge, metadata, commit. What it writes is an ordinary
+checkpoint.
+
+This is the only file that imports private parts of Orbax; a test holds them to
+the signatures used here.
+"""
+
+import asyncio
+import collections
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata import array_metadata_store
+from orbax.checkpoint._src.serialization import (
+  jax_array_handlers,
+  ocdbt_utils,
+  tensorstore_utils,
+)
+import tensorstore as ts
+
+from mergekit_jax.checkpoint import replace, source
+
+Write = Callable[
+  [str, Sequence[slice] | None, np.ndarray | jax.Array], source.Future
+]
+
+
+def write_orbax(
+  path: epath.PathLike,
+  specs: Any,
+  like: source.OrbaxLayout | None,
+  produce: Callable[[Write], None],
+  *,
+  chunks: Mapping[str, Sequence[int]] | None = None,
+  overwrite: bool = False,
+  metadata: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes a checkpoint whose arrays are handed over box by box.
+
+  Every process calls this with the same arguments and writes its own boxes.
+
+  Args:
+    path: top directory of the new checkpoint.
+    specs: the tree to write, `Checkpoint.tree` or a part of it, with a
+      `jax.ShapeDtypeStruct` for every array; its sharding, if any, is recorded
+      as the one to restore with.
+    like: the layout, so that a base in `X/0/items` gives `path/0/items`; None
+      means a flat OCDBT save.
+    produce: called once with `write(path, index, block) -> future`, where
+      `path` is the keys of an array joined by '/', `index` has one slice per
+      dimension and `block` is that box of the array, on the host or a CPU
+      device. The block is not copied where that can be avoided: leave it
+      alone until the future's `result()` has returned. `produce` may return
+      with writes under way.
+    chunks: shape of the stored chunks by path; one shard if not given. No two
+      processes may write to the same chunk. Arrays are not compressed.
+    overwrite: replace the directory `path`, whole, if it is an Orbax
+      checkpoint. The old one stays where it is until the new one is complete.
+    metadata: custom metadata of the checkpoint, as JSON can hold it.
+
+  Raises:
+    FileExistsError: `path` exists and may not be replaced.
+    ValueError: there are no arrays, two have the same path, one is empty, or
+      `write` is given a box that does not fit.
+    BaseException: whatever `produce` raises; then nothing is left behind.
+  """
+  path = epath.Path(path)
+  if source.is_local(path):
+    path = path.absolute()
+  replace.check_destination(path, overwrite)
+  if not _arrays(specs):
+    raise ValueError('The tree to write has no jax.ShapeDtypeStruct leaf.')
+  like = like or source.OrbaxLayout()
+  handler: Any = ocp.PyTreeCheckpointHandler(
+    use_ocdbt=like.use_ocdbt,
+    use_zarr3=like.use_zarr3,
+    use_compression=False,
+    type_handler_registry=_registry(_StreamHandler(produce, chunks or {})),
+  )
+  save_args: Any = ocp.args.PyTreeSave(specs)
+  step, _, item = like.item.rpartition('/')
+  if item:
+    handler = ocp.CompositeCheckpointHandler(
+      # Our writes do not wait for Orbax to make the directory meanwhile.
+      composite_options=ocp.CompositeOptions(
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False)
+      ),
+      **{item: handler},
+    )
+    save_args = ocp.args.Composite(**{item: save_args})
+
+  # Orbax commits a flat save at `path` itself. But it would commit a step
+  # inside a `path` that is there from the start, and it deletes what it
+  # overwrites before it writes; in both cases the new checkpoint is written
+  # beside `path` and moved there when it is complete.
+  staged = bool(step) or path.exists()
+  stage = replace.beside(path, 'new')
+  directory = (stage / 'checkpoint' if staged else path) / step
+  checkpointer = ocp.Checkpointer(handler)
+  try:
+    if staged:
+      replace.on_primary(lambda: replace.make_empty(directory.parent))
+    checkpointer.save(
+      directory, args=save_args, custom_metadata=dict(metadata or {})
+    )
+    if staged:
+      replace.on_primary(lambda: replace.move(stage / 'checkpoint', path))
+  except BaseException:
+    if ocp.multihost.is_primary_host(0):
+      replace.remove(checkpointer.get_temporary_path(directory).get())
+    raise
+  finally:
+    if ocp.multihost.is_primary_host(0):
+      replace.remove(stage)
+
+
+def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  leaves = [
+    (_path_of(keys), leaf)
+    for keys, leaf in jax.tree.leaves_with_path(specs)
+    if isinstance(leaf, jax.ShapeDtypeStruct)
+  ]
+  for path, leaf in leaves:
+    if 0 in leaf.shape:
+      raise ValueError(
+        f'{path} is empty (shape {leaf.shape}), and Orbax cannot store empty'
+        ' arrays. Leave it out, or write safetensors.'
+      )
+  return source.collect_specs(leaves)
+
+
+def _path_of(keys: Any) -> str:
+  return jax.tree_util.keystr(keys, simple=True, separator='/')
+
+
+def _registry(handler: ocp.type_handlers.TypeHandler) -> Any:
+  return ocp.type_handlers.create_type_handler_registry(
+    (jax.ShapeDtypeStruct, handler),
+    # Where Orbax looks up how the metadata of arrays is kept.
+    (jax.Array, handler),
+    (str, ocp.type_handlers.StringHandler()),
+  )
+
+
+class _StreamHandler(ocp.type_handlers.ArrayHandler):
+  """Saves specs as if they were jax.Arrays, filled by `produce`."""
+
+  def __init__(
+    self,
+    produce: Callable[[Write], None],
+    chunks: Mapping[str, Sequence[int]],
+  ):
+    self._metadata_store = array_metadata_store.Store()
+    super().__init__(array_metadata_store=self._metadata_store)
+    self._produce = produce
+    self._chunks = chunks
+
+  async def serialize(self, values, infos, args=None):
+    """Called by Orbax once, with all arrays, in the temporary directory."""
+    args = args or [ocp.SaveArgs()] * len(values)
+    for info in infos:
+      await info.await_path_creation()
+    write_specs = {
+      _path_of(info.keypath): self._write_spec(spec, info, arg)
+      for spec, info, arg in zip(values, infos, args, strict=True)
+    }
+    # A restore without a target reads the shardings from this file.
+    await jax_array_handlers._async_serialize_shardings(
+      [spec.sharding or _default_sharding() for spec in values],
+      infos,
+      primary_host=self._primary_host,
+    )
+    await self._metadata_store.write(
+      infos[0].parent_dir,
+      [spec.metadata for spec in write_specs.values()],
+      jax.process_index(),
+    )
+    stores = await asyncio.gather(
+      *(self._create(s.json, infos[0].ts_context) for s in write_specs.values())
+    )
+    writer = _Writer(dict(zip(write_specs, stores, strict=True)))
+    try:
+      self._produce(writer)
+      writer.finish()
+    except BaseException:
+      writer.abandon()
+      raise
+    return []
+
+  def _write_spec(self, spec, info, arg) -> tensorstore_utils.ArrayWriteSpec:
+    sharding = spec.sharding or _default_sharding()
+    chunk = self._chunks.get(_path_of(info.keypath))
+    if chunk is None:
+      chunk = sharding.shard_shape(spec.shape)
+    return tensorstore_utils.build_array_write_spec(
+      info,
+      arg,
+      global_shape=spec.shape,
+      local_shape=tuple(chunk),
+      dtype=spec.dtype,
+      use_ocdbt=info.is_ocdbt_checkpoint,
+      process_index=ocdbt_utils.get_process_index_for_subdir(
+        info.is_ocdbt_checkpoint
+      ),
+    )
+
+  async def _create(
+    self, spec: Any, context: ts.Context | None
+  ) -> ts.TensorStore:
+    # Each process writes to a store of its own and Orbax merges them, so the
+    # metadata of an array need be in one of them only.
+    if ocp.multihost.is_primary_host(self._primary_host):
+      await ts.open(ts.Spec(spec), create=True, open=True, context=context)
+    return await ts.open(
+      ts.Spec(spec), open=True, assume_metadata=True, context=context
+    )
+
+
+def _default_sharding() -> jax.sharding.Sharding:
+  return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+class _Writer:
+  """Writes boxes; knows which writes are under way."""
+
+  def __init__(self, stores: Mapping[str, ts.TensorStore]):
+    self._stores = stores
+    self._pending: collections.deque[Any] = collections.deque()
+
+  def __call__(
+    self,
+    path: str,
+    index: Sequence[slice] | None,
+    block: np.ndarray | jax.Array,
+  ) -> source.Future:
+    if path not in self._stores:
+      raise ValueError(
+        f'{path!r} is not among the {len(self._stores)} arrays to write.'
+      )
+    store = self._stores[path]
+    box = source.resolve_index(index, store.shape, path)
+    block = np.asarray(block)
+    expected = store.dtype.numpy_dtype, source.box_shape(box)
+    if (block.dtype, block.shape) != expected:
+      raise ValueError(
+        f'{path}: the block is {block.dtype}{list(block.shape)}, but box'
+        f' {index} needs {expected[0]}{list(expected[1])}.'
+      )
+    # A write that failed is raised by the next one, not at the very end.
+    while self._pending and self._pending[0].done():
+      self._pending.popleft().result()
+    future = (
+      store[box].write(block, can_reference_source_data_indefinitely=True)
+    ).commit
+    self._pending.append(future)
+    return future
+
+  def finish(self) -> None:
+    """Waits for all writes; raises if one failed."""
+    while self._pending:
+      self._pending.popleft().result()
+
+  def abandon(self) -> None:
+    """Waits until nothing writes to the temporary directory any more."""
+    while self._pending:
+      self._pending.popleft().exception()

@@ -1,0 +1,266 @@
+"""What a checkpoint is to the rest of the library: named arrays, read by box.
+
+A format implements `_start_read`, `storage` and `fingerprint`; everything else
+is the same for all of them.
+"""
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import difflib
+import hashlib
+import os
+from typing import Any, ClassVar, Protocol
+
+from etils import epath
+import jax
+import numpy as np
+
+Index = tuple[slice, ...]
+
+
+class Future(Protocol):
+  """A read or write under way; `result()` waits and raises what went wrong."""
+
+  def result(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+  """How an array lies on disk.
+
+  Attributes:
+    chunk: shape of the boxes in which the array is stored.
+    compressed: whether reading a part of a chunk means decoding all of it.
+  """
+
+  chunk: tuple[int, ...]
+  compressed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class OrbaxLayout:
+  """Where the item lies in an Orbax checkpoint, and how its arrays are stored.
+
+  Attributes:
+    item: the item directory relative to the top of the checkpoint: '' for a
+      flat save, '<step>/<item>' for a CheckpointManager, 'state' or another
+      item name for the v1 API.
+    use_ocdbt: arrays share an OCDBT store; else each has its own directory.
+    use_zarr3: arrays are zarr v3; else zarr v2.
+  """
+
+  item: str = ''
+  use_ocdbt: bool = True
+  use_zarr3: bool = False
+
+
+class Checkpoint(abc.ABC):
+  """The arrays of one checkpoint, opened for reading only.
+
+  Attributes:
+    path: the path the user gave.
+    format: 'orbax' or 'safetensors'.
+    specs: shape and stored dtype of every array leaf by its path, the keys
+      joined by '/'.
+    tree: the leaves in their native nesting. An array leaf is its own path;
+      None, empty containers and strings are kept as they are, so a leaf is an
+      array exactly when the keys leading to it, joined, are in `specs`.
+    metadata: the custom metadata saved with the checkpoint.
+    layout: how to write a checkpoint that lies like this one; None where the
+      format is not Orbax.
+  """
+
+  format: ClassVar[str]
+
+  def __init__(
+    self,
+    path: epath.Path,
+    *,
+    specs: Mapping[str, jax.ShapeDtypeStruct],
+    tree: Any,
+    metadata: Mapping[str, Any],
+    layout: OrbaxLayout | None = None,
+  ):
+    self.path = path
+    self.specs = dict(specs)
+    self.tree = tree
+    self.metadata = dict(metadata)
+    self.layout = layout
+
+  def read(
+    self,
+    path: str,
+    sharding: jax.sharding.Sharding | None = None,
+    index: Sequence[slice] | None = None,
+  ) -> jax.Array:
+    """Reads an array, or a box of it; each process reads only its own part.
+
+    Args:
+      path: a key of `specs`.
+      sharding: sharding of the result; the first local device if None.
+      index: one slice of step 1 per dimension; the whole array if None.
+
+    Returns:
+      The array in the stored dtype, also where jax would narrow it (int64).
+
+    Raises:
+      ValueError: unknown path, or an index that does not fit the array.
+    """
+    spec = self._spec(path)
+    outer = resolve_index(index, spec.shape, path)
+    shape = box_shape(outer)
+    if sharding is None:
+      sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    # Replicas share one read, and all reads are under way before any is
+    # waited for.
+    parts = {}
+    for inner in sharding.addressable_devices_indices_map(shape).values():
+      box = resolve_index(inner, shape, path)
+      if _bounds(box) not in parts:
+        out = np.empty(box_shape(box), spec.dtype)
+        moved = tuple(
+          slice(o.start + i.start, o.start + i.stop)
+          for o, i in zip(outer, box, strict=True)
+        )
+        parts[_bounds(box)] = out, self.read_into(path, moved, out)
+
+    def part(inner: Index | None) -> np.ndarray:
+      out, future = parts[_bounds(resolve_index(inner, shape, path))]
+      future.result()
+      return out
+
+    with jax.enable_x64(True):
+      return jax.make_array_from_callback(shape, sharding, part)
+
+  def read_into(
+    self, path: str, index: Sequence[slice] | None, out: np.ndarray
+  ) -> Future:
+    """Starts to read box `index` of an array into `out`.
+
+    Args:
+      path: a key of `specs`.
+      index: one slice of step 1 per dimension; the whole array if None.
+      out: C-contiguous buffer of the box's shape and the stored dtype. It must
+        not be touched before the future is done.
+
+    Returns:
+      A future whose `result()` waits until `out` is filled.
+
+    Raises:
+      ValueError: unknown path, or an index or a buffer that does not fit.
+    """
+    spec = self._spec(path)
+    box = resolve_index(index, spec.shape, path)
+    if (
+      out.shape != box_shape(box)
+      or out.dtype != spec.dtype
+      or not out.flags.c_contiguous
+      or not out.flags.writeable
+    ):
+      raise ValueError(
+        f'{path}: the buffer is {out.dtype}{list(out.shape)}, but box'
+        f' {index} of this array needs a writeable C-contiguous'
+        f' {spec.dtype}{list(box_shape(box))}.'
+      )
+    return self._start_read(path, box, out)
+
+  @abc.abstractmethod
+  def _start_read(self, path: str, box: Index, out: np.ndarray) -> Future:
+    """`read_into` once the arguments are known to fit."""
+
+  @abc.abstractmethod
+  def storage(self, path: str) -> Storage:
+    """How the array lies on disk. Raises ValueError if the path is unknown."""
+
+  @abc.abstractmethod
+  def fingerprint(self) -> str:
+    """A hex digest that changes when the checkpoint does; reads no weights."""
+
+  def _spec(self, path: str) -> jax.ShapeDtypeStruct:
+    if path not in self.specs:
+      near = difflib.get_close_matches(path, self.specs, n=3, cutoff=0.3)
+      raise ValueError(
+        f'{path!r} is not an array of {self.path}. Nearest: {near}. `specs`'
+        ' lists all paths.'
+      )
+    return self.specs[path]
+
+
+def resolve_index(
+  index: Sequence[slice] | None, shape: Sequence[int], path: str
+) -> Index:
+  """Gives every slice a start and a stop; None means the whole array.
+
+  Raises:
+    ValueError: not one slice of step 1 per dimension.
+  """
+  if index is None:
+    index = (slice(None),) * len(shape)
+  if len(index) != len(shape) or any(s.step not in (None, 1) for s in index):
+    raise ValueError(
+      f'{path}: index {tuple(index)} does not fit shape {tuple(shape)}; give'
+      ' one slice of step 1 per dimension.'
+    )
+  bounds = (s.indices(size) for s, size in zip(index, shape, strict=True))
+  return tuple(slice(start, max(start, stop)) for start, stop, _ in bounds)
+
+
+def box_shape(box: Index) -> tuple[int, ...]:
+  return tuple(s.stop - s.start for s in box)
+
+
+def _bounds(box: Index) -> tuple[tuple[int, int], ...]:
+  # Slices are hashable only from Python 3.12 on.
+  return tuple((s.start, s.stop) for s in box)
+
+
+def collect_specs(
+  leaves: Iterable[tuple[str, jax.ShapeDtypeStruct]],
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Makes a dict of paths and specs.
+
+  Raises:
+    ValueError: two leaves have the same path, as `{'a/b': x}` and
+      `{'a': {'b': y}}` do.
+  """
+  specs = {}
+  for path, spec in leaves:
+    if path in specs:
+      raise ValueError(
+        f'Two arrays have the path {path!r}: a key that contains "/" spells'
+        ' the same path as nested keys. Rename one of them.'
+      )
+    specs[path] = spec
+  return specs
+
+
+def digest(
+  contents: Iterable[bytes], files: Iterable[tuple[str, epath.Path]]
+) -> str:
+  """Hashes metadata by content and data files by name, size and mtime.
+
+  Args:
+    contents: metadata, in a fixed order.
+    files: names that do not depend on where the checkpoint lies, and paths.
+
+  Returns:
+    32 hex digits.
+  """
+  state = hashlib.blake2b(digest_size=16)
+  for content in contents:
+    state.update(len(content).to_bytes(8, 'little') + content)
+  for name, path in files:
+    if is_local(path):
+      status = os.stat(path)
+      size, mtime_ns = status.st_size, status.st_mtime_ns
+    else:
+      status = path.stat()
+      size, mtime_ns = status.length, int(status.mtime * 10**9)
+    state.update(f'{name}\0{size}\0{mtime_ns}\0'.encode())
+  return state.hexdigest()
+
+
+def is_local(path: epath.Path) -> bool:
+  return '://' not in os.fspath(path)

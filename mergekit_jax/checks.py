@@ -1,0 +1,107 @@
+"""Checks of arguments, for the functions that people call.
+
+Values under a JAX trace have no value to check, and pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import difflib
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def _is_traced(x: Any) -> bool:
+  return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
+
+
+def number(name: str, value: Any) -> Any:
+  """Returns the value, a Python int as a float; ValueError if not a number.
+
+  One type for all Python numbers: `scale=2` and `scale=2.0` compile once.
+  """
+  if _is_traced(value) or isinstance(
+    value, (jax.Array, np.ndarray, np.generic)
+  ):
+    return value
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    raise ValueError(f'{name}={value!r} was given; give a number.')
+  return float(value)
+
+
+def finite(name: str, value: Any) -> Any:
+  """Returns the value as `number` does; ValueError unless it is finite."""
+  value = number(name, value)
+  if not _is_traced(value) and not np.isfinite(value).all():
+    raise ValueError(f'{name}={value!r} was given; give a finite number.')
+  return value
+
+
+def within(
+  name: str,
+  value: Any,
+  low: float,
+  high: float,
+  closed: tuple[bool, bool],
+) -> Any:
+  """Returns the value; ValueError unless it lies in the interval.
+
+  Args:
+    name: the argument's name.
+    value: a number, an array of one, or a traced value, which passes.
+    low: lower end.
+    high: upper end.
+    closed: whether the lower and the upper end are allowed themselves.
+  """
+  value = number(name, value)
+  if not _is_traced(value):
+    above = value >= low if closed[0] else value > low
+    below = value <= high if closed[1] else value < high
+    if not (above and below):
+      interval = f'{"[" if closed[0] else "("}{low}, {high}'
+      interval += ']' if closed[1] else ')'
+      raise ValueError(
+        f'{name}={value!r} was given; it is a fraction in {interval}.'
+      )
+  return value
+
+
+def weights(values: Any, at_least: float = -math.inf) -> Any:
+  """Returns the weights as a tuple; None stays None.
+
+  Raises:
+    ValueError: unless all are finite numbers and none is below `at_least`; if
+      negative weights are refused, one must be above zero.
+  """
+  if values is None:
+    return None
+  values = tuple(finite('weight', value) for value in values)
+  if not _is_traced(values):
+    for value in values:
+      if value < at_least:
+        raise ValueError(
+          f'weights={values!r} were given; this method divides by their sum '
+          'and needs weights of 0 or more.'
+        )
+    if at_least == 0 and not any(values):
+      raise ValueError('All weights are 0; give at least one above 0.')
+  return values
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+  """Returns the value; ValueError with the nearest one if it is not allowed."""
+  if value not in allowed:
+    raise ValueError(
+      f'{name}={value!r} was given; it is one of '
+      f'{", ".join(map(repr, allowed))}.{nearest(value, allowed)}'
+    )
+  return value
+
+
+def nearest(given: str, known: Sequence[str]) -> str:
+  """' Did you mean ...?' with the nearest known names, or nothing."""
+  close = difflib.get_close_matches(str(given), known, n=3, cutoff=0.5)
+  return f' Did you mean {" or ".join(map(repr, close))}?' if close else ''

@@ -1,0 +1,300 @@
+"""The command line: mergekit-jax merge | plan | inspect | methods."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+import inspect
+from logging import WARNING
+import os
+import re
+import sys
+from typing import Any
+
+from absl import app, logging
+from absl.flags import argparse_flags
+
+_EPILOGUE = """
+Expressions (REGEX) match whole paths as `inspect` prints them; the first match
+wins, and one that matches nothing is an error.
+"""
+
+
+def run() -> None:
+  """The console script."""
+  app.run(main, flags_parser=parse)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+  """Reads the command line; exits with 2 and a message if it cannot."""
+  parser = argparse_flags.ArgumentParser(
+    prog='mergekit-jax',
+    description='Merges fine-tuned experts of one base model, as partitioned '
+    'checkpoints on a mesh, without any host holding a whole model.',
+  )
+  commands = parser.add_subparsers(dest='command', required=True)
+
+  merging = argparse.ArgumentParser(add_help=False)
+  add = merging.add_argument
+  add('--method', required=True, help='a name that `methods` prints')
+  add(
+    '--set',
+    action='append',
+    default=[],
+    metavar='NAME=VALUE',
+    help="an option of the method, as 'density=0.2'; may be repeated",
+  )
+  add('--base', help='checkpoint of the base model')
+  add('--experts', nargs='+', required=True, help='checkpoints of the experts')
+  add('--weights', nargs='+', type=float, help='one number an expert')
+  add(
+    '--override',
+    action='append',
+    default=[],
+    metavar='REGEX:base|REGEX:NAME=VALUE,...',
+    help='keep leaves as in the base, or merge them with other options',
+  )
+  add(
+    '--stacked_axes',
+    action='append',
+    default=[],
+    metavar='REGEX=AXIS[,AXIS]',
+    help='axes over which layers are stacked',
+  )
+  add(
+    '--partition_rules',
+    action='append',
+    default=[],
+    metavar='REGEX=AXES,...',
+    help="mesh axes by dimension, as '.*/kernel=fsdp,-' ('-': not sharded)",
+  )
+  add('--mesh', help="as 'fsdp=4,tensor=2'; all devices on one axis if absent")
+  add('--devices', type=int, help='CPU devices to make; one a core if absent')
+  add('--memory_budget', default='4GiB', help='host memory, as 512MiB or 4GiB')
+  add('--dtype', help="of the merged leaves; the base's if absent")
+
+  merge = commands.add_parser(
+    'merge', parents=[merging], help='merge', epilog=_EPILOGUE
+  )
+  merge.add_argument('--output', required=True, help='a new directory')
+  merge.add_argument('--seed', type=int, default=0, help='of random masks')
+  merge.add_argument('--format', choices=['orbax'], help='of the output')
+  merge.add_argument('--allow_nonfinite', action='store_true')
+  merge.add_argument('--overwrite', action='store_true')
+  merge.set_defaults(run=_merge)
+
+  plan = commands.add_parser(
+    'plan',
+    parents=[merging],
+    help='print what a merge will read, write and need; write nothing',
+    epilog=_EPILOGUE,
+  )
+  plan.set_defaults(run=_plan)
+
+  look = commands.add_parser('inspect', help="print a checkpoint's leaves")
+  look.add_argument('checkpoint')
+  look.set_defaults(run=_inspect)
+
+  listing = commands.add_parser('methods', help='print methods and options')
+  listing.set_defaults(run=_methods)
+  return parser.parse_args(argv[1:])
+
+
+def main(arguments: argparse.Namespace) -> int:
+  """Runs a command. Mistakes of the user end in one line, not a traceback."""
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
+  _make_cpu_devices(getattr(arguments, 'devices', None))
+  try:
+    arguments.run(arguments)
+  except (ValueError, OSError, FloatingPointError) as error:
+    if logging.vlog_is_on(1):
+      raise
+    print(f'mergekit-jax: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def _is_ours_or_a_warning(record: Any) -> bool:
+  """Keeps what Orbax and JAX report of their inner life off the screen."""
+  return record.levelno >= WARNING or 'mergekit_jax' in record.pathname
+
+
+def _make_cpu_devices(count: int | None) -> None:
+  """One CPU device a core, unless the user has said otherwise."""
+  import jax
+
+  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    return
+  jax.config.update('jax_num_cpu_devices', count or os.cpu_count() or 1)
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+  import mergekit_jax as mk
+
+  report = mk.merge_checkpoints(
+    output=arguments.output,
+    seed=arguments.seed,
+    format=arguments.format,
+    allow_nonfinite=arguments.allow_nonfinite,
+    overwrite=arguments.overwrite,
+    **_what_to_merge(arguments),
+  )
+  print(report.table())
+  print(f'merged checkpoint: {report.output}')
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+  from mergekit_jax import job
+
+  what = _what_to_merge(arguments)
+  print(
+    job.make_job(
+      what.pop('method'), what.pop('experts'), what.pop('base'), **what
+    ).describe()
+  )
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+  import mergekit_jax as mk
+  from mergekit_jax import report, tree
+
+  checkpoint = mk.open_checkpoint(arguments.checkpoint)
+  root = tree.parameter_root(checkpoint.specs)
+  total = below = 0
+  for path, spec in checkpoint.specs.items():
+    stored = checkpoint.storage(path)
+    notes = f'chunks {list(stored.chunk)}'
+    notes += ', compressed' if stored.compressed else ''
+    print(f'{path}  {spec.dtype}{list(spec.shape)}  {notes}')
+    total += spec.size * spec.dtype.itemsize
+    below += spec.size if tree.below(root, path) else 0
+  print(
+    f'{checkpoint.format}: {len(checkpoint.specs)} leaves, '
+    f'{report.readable(total)}; parameter root {root or "(the whole tree)"!r} '
+    f'with {below:,} parameters'
+  )
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+  del arguments
+  for name, function in _all_methods().items():
+    options = ', '.join(
+      f'{option}={parameter.default!r}'
+      for option, parameter in inspect.signature(function).parameters.items()
+    )
+    summary = (inspect.getdoc(function) or '').splitlines()[0]
+    print(f'{name}({options})\n    {summary}')
+
+
+def _all_methods() -> dict[str, Callable[..., Any]]:
+  from mergekit_jax import methods
+
+  return {name: getattr(methods, name) for name in methods.__all__}
+
+
+def _what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
+  """The arguments that `merge` and `plan` share."""
+  from mergekit_jax import checks, sharding
+
+  methods = _all_methods()
+  make = methods[checks.one_of('method', arguments.method, list(methods))]
+  options = _options(make, ','.join(arguments.set))
+  if arguments.weights:
+    options['weights'] = tuple(arguments.weights)
+  overrides = {}
+  for override in arguments.override:
+    found = re.fullmatch(r'(.+?):(base|\w+=.*)', override)
+    if not found:
+      raise ValueError(
+        f'--override {override!r} was given; write it as '
+        "'.*/embedding:base' or '.*/mlp/.*:density=0.5'."
+      )
+    regex, change = found.groups()
+    if change == 'base':
+      overrides[regex] = 'base'
+    else:
+      overrides[regex] = make(**options | _options(make, change))
+  stacked = {}
+  for rule in arguments.stacked_axes:
+    regex, axes = _split(rule, 'stacked_axes', '.*/layers/.*=1')
+    stacked[regex] = tuple(_integer('stacked_axes', a) for a in axes.split(','))
+  axes = _mesh_axes(arguments.mesh) if arguments.mesh else None
+  return {
+    'method': make(**options),
+    'experts': arguments.experts,
+    'base': arguments.base,
+    'mesh': sharding.make_mesh(axes),
+    'memory_budget': arguments.memory_budget,
+    'stacked_axes': stacked or None,
+    'overrides': overrides or None,
+    'dtype': arguments.dtype,
+    'partition_rules': _partition_rules(arguments.partition_rules),
+  }
+
+
+def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
+  """'density=0.2,scope=tensor' as keyword arguments of a method.
+
+  Raises:
+    ValueError: if an option is unknown, with the nearest names.
+  """
+  from mergekit_jax import checks
+
+  known = list(inspect.signature(make).parameters)
+  options = {}
+  for item in filter(None, text.split(',')):
+    name, value = _split(item, 'set', 'density=0.2')
+    if name == 'weights':
+      raise ValueError('Give weights with --weights W1 W2 ..., not with --set.')
+    checks.one_of(f'option of {make.__name__}', name, known)
+    options[name] = _value(value)
+  return options
+
+
+def _value(text: str) -> Any:
+  if text.lower() == 'none':
+    return None
+  try:
+    return float(text)
+  except ValueError:
+    return text
+
+
+def _partition_rules(rules: Sequence[str]) -> dict[str, Any] | None:
+  from jax.sharding import PartitionSpec
+
+  specs = {}
+  for rule in rules:
+    regex, axes = _split(rule, 'partition_rules', '.*/kernel=fsdp,-')
+    entries = [
+      None if axis == '-' else tuple(axis.split('+'))
+      for axis in axes.split(',')
+    ]
+    specs[regex] = PartitionSpec(*entries)
+  return specs or None
+
+
+def _mesh_axes(text: str) -> dict[str, int]:
+  axes = {}
+  for item in text.split(','):
+    name, size = _split(item, 'mesh', 'fsdp=4,tensor=2')
+    axes[name] = _integer('mesh', size)
+  return axes
+
+
+def _split(text: str, flag: str, example: str) -> tuple[str, str]:
+  """Splits at the last '=': an expression may hold one too."""
+  before, found, after = text.rpartition('=')
+  if not found or not before:
+    raise ValueError(f'--{flag} {text!r} was given; write it as {example!r}.')
+  return before, after
+
+
+def _integer(flag: str, text: str) -> int:
+  try:
+    return int(text)
+  except ValueError as error:
+    raise ValueError(
+      f'--{flag}: {text!r} was given where a whole number is expected.'
+    ) from error

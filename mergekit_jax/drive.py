@@ -1,0 +1,370 @@
+"""How a rule is driven: one block of one tensor at a time.
+
+Every driver, in memory or streamed, does the same three things:
+
+    answers = []
+    while True:
+      steps = [advance(rule, block, answers) for block in scope]
+      if steps[0].merged is not None: break
+      answers.append(answer(rule, sum of the steps' partials, answers))
+
+`advance` and `answer` are compiled once per shape. A rule is replayed from its
+beginning in every round: the replay costs tracing time, once, and leaves no
+state to keep between blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mergekit_jax.kernels import random
+from mergekit_jax.kernels.sums import sums_in_passing
+from mergekit_jax.rule import Place, PyTree, scope_of, Step, step
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['base', 'experts', 'key', 'origin'],
+  meta_fields=['whole', 'stacked', 'dtype'],
+)
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """A box of one tensor, in every model.
+
+  Attributes:
+    base: the base's values, any float dtype `[*shape]`, or None.
+    experts: the experts' values, each `[*shape]`.
+    key: uint32 `[2]`, the random key of the leaf, or None.
+    origin: where the box begins, one integer scalar a dimension.
+    whole: shape of the tensor that the box is cut from.
+    stacked: the axes over which layers are stacked, ascending.
+    dtype: what the result is rounded to, once.
+  """
+
+  base: jax.Array | None
+  experts: Sequence[jax.Array]
+  key: jax.Array | None
+  origin: Sequence[Any]
+  whole: tuple[int, ...]
+  stacked: tuple[int, ...]
+  dtype: jnp.dtype
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.experts[0].shape
+
+
+class Advance(NamedTuple):
+  """What one block gave: partial sums for an open round, or its merge.
+
+  Attributes:
+    partials: the partials of the open totals; under `scope='tensor'` with the
+      stacked axes in front. None when the rule has finished.
+    merged: `[*shape]` in the block's dtype, or None.
+    reports: what the rule reported, added up over the block's layers.
+    norms: sums of squares that every method reports, see `_sums_of_squares`.
+  """
+
+  partials: list[PyTree] | None
+  merged: jax.Array | None
+  reports: list[dict[str, PyTree]]
+  norms: dict[str, jax.Array]
+
+
+@functools.partial(jax.jit, static_argnames=('measure',))
+def advance(
+  method: Any,
+  block: Block,
+  answers: Sequence[PyTree],
+  measure: bool = False,
+) -> Advance:
+  """Drives a rule over one block as far as the answers reach.
+
+  Args:
+    method: a rule.
+    block: the block.
+    answers: all answers so far, from `answer`.
+    measure: whether to give the sums of squares for the report.
+
+  Returns:
+    The partials of the next round or, when the answers suffice, the merge.
+  """
+  of_tensor = scope_of(method) == 'tensor'
+  to_float32 = lambda x: None if x is None else x.astype(jnp.float32)
+
+  def on_slice(base, experts, layer, answers):
+    experts = [to_float32(expert) for expert in experts]
+    place = _place(block, to_float32(base), experts, layer)
+    reached = step(method(place), answers)
+    if reached.request is None:
+      merged = jnp.broadcast_to(reached.returned, place.experts[0].shape)
+      return None, merged.astype(block.dtype), reached.reports
+    return [total.partial for total in reached.totals], None, []
+
+  # Outermost first: an axis shifts down by the stacked axes already taken off.
+  axes = [axis - i for i, axis in enumerate(block.stacked)]
+  for axis in reversed(axes):
+    on_slice = jax.vmap(
+      on_slice, (axis, axis, 0, 0 if of_tensor else None), (0, axis, 0)
+    )
+  partials, merged, reports = on_slice(
+    block.base,
+    list(block.experts),
+    _layers(block),
+    jax.tree.map(_narrow, list(answers)),
+  )
+  if not of_tensor:
+    partials = _sum_over_layers(partials, len(axes))
+  measured = measure and merged is not None
+  return Advance(
+    partials,
+    merged,
+    _sum_over_layers(reports, len(axes)),
+    _sums_of_squares(block, merged) if measured else {},
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=('rank', 'layered', 'experts', 'has_base')
+)
+def _answer(method, totals, answers, rank, layered, experts, has_base):
+  def of_slice(totals, answers):
+    question = _open_question(method, answers, rank, experts, has_base)
+    return question.answered(
+      [
+        reached.then(total, list(answers))
+        for total, reached in zip(totals, question.totals, strict=True)
+      ]
+    )
+
+  for _ in range(layered):
+    of_slice = jax.vmap(of_slice)
+  return of_slice(totals, list(answers))
+
+
+def answer(
+  method: Any, block: Block, totals: list[PyTree], answers: Sequence[PyTree]
+) -> PyTree:
+  """Answers the open round of a rule.
+
+  Args:
+    method: the rule.
+    block: any block of the scope, for its rank and number of experts.
+    totals: the added partials, int64 and float64; under `scope='tensor'` with
+      the stacked axes in front.
+    answers: the earlier answers.
+
+  Returns:
+    The answers with 64-bit types, in the shape of the rule's request.
+
+  Raises:
+    TypeError: if a `then` uses something computed from the models.
+  """
+  stacked = len(block.stacked)
+  with jax.enable_x64(True):
+    try:
+      return _answer(
+        method,
+        totals,
+        answers,
+        rank=len(block.whole) - stacked,
+        layered=stacked if scope_of(method) == 'tensor' else 0,
+        experts=len(block.experts),
+        has_base=block.base is not None,
+      )
+    except jax.errors.UnexpectedTracerError as error:
+      raise TypeError(
+        f'{type(method).__name__}: a `then` uses a value computed from the '
+        'base or the experts. It may use its total, its earlier answers and '
+        "the rule's own numbers; put what else it needs into the partial."
+      ) from error
+
+
+def _open_question(method, answers, rank, experts, has_base) -> Step:
+  """Replays a rule on a stand-in tensor to reach its open totals.
+
+  The rule runs in a trace of its own, so that a `then` which uses anything
+  computed from the models fails in memory as it must when streamed. The
+  stand-in has two elements in each dimension, for the same reason: a `then`
+  must not depend on the size of a block either.
+  """
+  values = jax.ShapeDtypeStruct((2,) * rank, jnp.float32)
+  reached = []
+
+  def trace(base, experts, layer, answers):
+    bits = lambda i: jnp.zeros(values.shape, jnp.uint32)
+    reached.append(step(method(Place(base, experts, layer, bits)), answers))
+    return [total.partial for total in reached[0].totals]
+
+  with jax.enable_x64(False):
+    jax.eval_shape(
+      trace,
+      values if has_base else None,
+      [values] * experts,
+      jax.ShapeDtypeStruct((), jnp.int32),
+      jax.tree.map(_narrow_spec, list(answers)),
+    )
+  return reached[0]
+
+
+def questions(method: Any, block: Block) -> list[PyTree]:
+  """What a rule asks, round by round, found without data.
+
+  Args:
+    method: a rule.
+    block: a block of arrays or of `jax.ShapeDtypeStruct`s.
+
+  Returns:
+    The partials of every round, as `jax.ShapeDtypeStruct`s: nothing for
+    elementwise and random rules, one round for Gram rules, two for TIES.
+
+  Raises:
+    ValueError: if the rule needs a base and the block has none.
+  """
+  asked = []
+  answers = []
+  while True:
+    reached = jax.eval_shape(advance, method, block, answers)
+    if reached.partials is None:
+      return asked
+    asked.append(reached.partials)
+    with jax.enable_x64(True):
+      totals = jax.eval_shape(_widen_all, reached.partials)
+      answers.append(
+        jax.eval_shape(
+          functools.partial(answer, method, block), totals, answers
+        )
+      )
+
+
+def rounds(method: Any, block: Block) -> int:
+  """The number of full reads before the last one: see `questions`."""
+  return len(questions(method, block))
+
+
+def run(method: Any, blocks: Sequence[Block]) -> list[jax.Array]:
+  """Merges whole tensors that share one scope, all of them in memory.
+
+  Args:
+    method: a rule.
+    blocks: the tensors; exactly one under `scope='tensor'`.
+
+  Returns:
+    The merged tensors, in order.
+  """
+  answers = []
+  while True:
+    steps = [advance(method, block, answers) for block in blocks]
+    if steps[0].partials is None:
+      return [reached.merged for reached in steps]
+    totals = wide_add([reached.partials for reached in steps])
+    answers.append(answer(method, blocks[0], totals, answers))
+
+
+def wide_add(trees: Sequence[PyTree]) -> PyTree:
+  """Adds trees of partial sums in int64 and float64."""
+  with jax.enable_x64(True):
+    return jax.tree.map(lambda *leaves: sum(map(_widen, leaves)), *trees)
+
+
+def _sum_over_layers(tree: PyTree, stacked: int) -> PyTree:
+  with jax.enable_x64(True):
+    axes = tuple(range(stacked))
+    return jax.tree.map(lambda x: jnp.sum(_widen(x), axis=axes), tree)
+
+
+def _layers(block: Block) -> jax.Array | int:
+  """The number of each layer slice, int32 `[*stacked sizes]`, row-major."""
+  layers = jnp.int32(0)
+  for axis in block.stacked:
+    position = block.origin[axis] + jnp.arange(block.shape[axis])
+    layers = layers[..., None] * block.whole[axis] + position.astype(jnp.int32)
+  return layers
+
+
+def _place(block, base, experts, layer) -> Place:
+  """The place of a rule on one layer slice of a block."""
+  kept = [i for i in range(len(block.whole)) if i not in block.stacked]
+
+  @functools.cache
+  def index():
+    return random.element_index(
+      [block.shape[i] for i in kept],
+      [block.origin[i] for i in kept],
+      [block.whole[i] for i in kept],
+    )
+
+  def random_bits(expert):
+    if block.key is None:
+      raise ValueError(
+        'This method draws random numbers, but no key was given. Pass '
+        '`key=jax.random.key(seed)` to `merge`.'
+      )
+    return random.expert_bits(block.key, layer, expert, index())
+
+  return Place(base, experts, layer, random_bits)
+
+
+def _sums_of_squares(block: Block, merged: jax.Array) -> dict[str, jax.Array]:
+  """What the report says of every tensor, whatever the method.
+
+  Storing a value in a short dtype rounds it by an error that is spread evenly
+  over one unit in the last place, so its mean square is a twelfth of that unit
+  squared. An expert's units are all but the base's.
+
+  Returns:
+    Sums of squares as float64 scalars: `merged` of merged - base, `experts` of
+    the task vectors, one an expert, and `rounding` of the expected rounding
+    error of each. Without a base the models take the place of task vectors.
+  """
+  base = 0 if block.base is None else block.base.astype(jnp.float32)
+  deltas = [expert.astype(jnp.float32) - base for expert in block.experts]
+  values = [merged.astype(jnp.float32) - base, *deltas]
+  eps = [float(jnp.finfo(expert.dtype).eps) for expert in block.experts]
+  coarse = block.base is not None and max(eps) > jnp.finfo(jnp.float32).eps
+  if coarse:
+    values.append(_power_of_two(base))
+  merged_sum, *sums = sums_in_passing([value * value for value in values])
+  with jax.enable_x64(True):
+    powers = sums.pop() if coarse else jnp.float64(0)
+    return {
+      'merged': merged_sum,
+      'experts': jnp.stack(sums),
+      'rounding': jnp.asarray([e * e / 12 for e in eps]) * powers,
+    }
+
+
+def _power_of_two(x: jax.Array) -> jax.Array:
+  """The largest power of two that is at most |x|, for finite float32 x."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _widen(x: jax.Array) -> jax.Array:
+  return x.astype(_WIDE.get(x.dtype.kind, x.dtype))
+
+
+def _narrow(x: jax.Array) -> jax.Array:
+  return x.astype(_NARROW.get(x.dtype.kind, x.dtype))
+
+
+def _widen_all(tree: PyTree) -> PyTree:
+  return jax.tree.map(_widen, tree)
+
+
+def _narrow_spec(x: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(jnp.shape(x), _NARROW.get(x.dtype.kind, x.dtype))
+
+
+_WIDE = {'i': jnp.dtype('int64'), 'f': jnp.dtype('float64')}
+_NARROW = {
+  'i': jnp.dtype('int32'),
+  'u': jnp.dtype('uint32'),
+  'f': jnp.dtype('float32'),
+}

@@ -1,0 +1,1 @@
+"""Exact, sharding-independent kernels that rules are made of."""

@@ -1,0 +1,103 @@
+"""The merge of pytrees in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mergekit_jax import scopes, sharding, tree
+from mergekit_jax.drive import Block, run
+from mergekit_jax.kernels.random import key_for
+from mergekit_jax.rule import PyTree
+
+
+def merge(
+  method: Any,
+  experts: Sequence[PyTree],
+  base: PyTree | None = None,
+  *,
+  key: jax.Array | int | None = None,
+  stacked_axes: Mapping[str, int | tuple[int, ...]] | None = None,
+  overrides: Mapping[str, Any] | None = None,
+) -> PyTree:
+  """Merges experts of one base model, pytrees in and a pytree out.
+
+  An ordinary JAX function: it works on sharded arrays and under `jax.jit`,
+  `jax.grad` and `jax.vmap`, compiles once per shape of a leaf, and does not
+  recompile when a hyperparameter changes. Floating-point leaves are merged in
+  float32 and rounded once to the base's dtype; other leaves are the base's.
+  Non-finite values propagate.
+
+  Args:
+    method: a merge rule, such as `mergekit_jax.ties(density=0.2)`.
+    experts: the fine-tuned models, trees of arrays of one structure.
+    base: the model they were fine-tuned from; may be None for methods that work
+      without task vectors, such as `average`.
+    key: a JAX random key, or an int seed, for methods that draw random numbers.
+    stacked_axes: {regex of a path: axis or axes} of leaves that hold several
+      layers: every layer slice is a tensor of its own.
+    overrides: {regex of a path: 'base' or a rule} for leaves that are not to be
+      merged by `method`; the first match wins, and every rule is a scope of its
+      own.
+
+  Returns:
+    The merged model, in the structure, dtypes and shardings of the base.
+
+  Raises:
+    ValueError: if there are no experts, the trees differ, a rule by path
+      matches nothing, or the method needs a base or a key that was not given.
+  """
+  experts = list(experts)
+  if not experts:
+    raise ValueError('No experts were given; give at least one.')
+  reference = base if base is not None else experts[0]
+  template, structure = tree.flatten(jax.tree.map(jnp.asarray, reference))
+  models = {
+    f'experts[{i}]': tree.flatten(jax.tree.map(jnp.asarray, expert))[0]
+    for i, expert in enumerate(experts)
+  }
+  tree.demand_same(template, models)
+  if isinstance(key, int):
+    key = jax.random.key(key)
+
+  shapes = {
+    path: leaf.shape
+    for path, leaf in template.items()
+    if tree.is_merged(leaf.dtype)
+  }
+  stacked = tree.stacked_axes(stacked_axes, shapes)
+  root = tree.parameter_root(template)
+  groups = scopes.group(method, overrides, shapes)
+
+  def merge_leaves(base, experts, key):
+    def block(path: str) -> Block:
+      return Block(
+        base=None if base is None else base[path],
+        experts=[expert[path] for expert in experts],
+        key=None if key is None else key_for(key, tree.mask_name(path, root)),
+        origin=(0,) * len(shapes[path]),
+        whole=shapes[path],
+        stacked=stacked[path],
+        dtype=template[path].dtype,
+      )
+
+    return {
+      path: value
+      for rule, paths in groups
+      for path, value in zip(
+        paths, run(rule, [*map(block, paths)]), strict=True
+      )
+    }
+
+  pick = lambda model: {path: model[path] for path in shapes}
+  merged = sharding.with_auto_axes(
+    merge_leaves,
+    pick(template),
+    pick(template) if base is not None else None,
+    [pick(model) for model in models.values()],
+    key,
+  )
+  return jax.tree.unflatten(structure, {**template, **merged}.values())

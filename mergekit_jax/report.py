@@ -1,0 +1,200 @@
+"""What a merge did: numbers per tensor, cost, provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+
+from mergekit_jax import drive
+from mergekit_jax import plan as plans
+
+
+class Sums:
+  """Running sums of one tensor, over its units."""
+
+  def __init__(self):
+    self.shape: tuple[int, ...] = ()
+    self.dtype: Any = None
+    self.reported: dict[str, Any] = {}
+
+  def add(self, tensor: plans.Tensor, reached: drive.Advance) -> None:
+    """Adds what a merged unit reported."""
+    self.shape, self.dtype = tensor.shape, tensor.dtype
+    for name, value in [
+      *((n, v) for sums in reached.reports for n, v in sums.items()),
+      *reached.norms.items(),
+    ]:
+      value = jax.tree.map(np.asarray, value)
+      if name in self.reported:
+        value = jax.tree.map(np.add, self.reported[name], value)
+      self.reported[name] = value
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorReport:
+  """What a merge did to one tensor.
+
+  Attributes:
+    path: its path below the parameter root.
+    shape: its shape.
+    task_vector_norms: ‖θi − θ0‖ of every expert; ‖θi‖ without a base.
+    merge_norm: ‖θ − θ0‖ of the merge; ‖θ‖ without a base.
+    rounding: how much of each task vector the rounding of the expert's stored
+      dtype could explain: the norm of the expected rounding error / ‖θi − θ0‖.
+    ratios: what the method reported: `density` and `sign_conflict`, as
+      fractions, one number or one an expert.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  task_vector_norms: list[float]
+  merge_norm: float
+  rounding: list[float]
+  ratios: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeReport:
+  """What a streamed merge did.
+
+  Attributes:
+    output: where the merged checkpoint lies.
+    tensors: one report a merged tensor.
+    copied: paths that were copied from the base.
+    warnings: what the user should know.
+    rounds: full reads before the last one.
+    units: boxes merged or copied, over all rounds.
+    bytes_read: bytes taken from the sources.
+    bytes_written: bytes of the output's arrays.
+    seconds: wall time.
+    peak_memory: the most memory that this process ever held, in bytes.
+    provenance: method, hyperparameters, sources with fingerprints, seed,
+      versions.
+  """
+
+  output: str
+  tensors: list[TensorReport]
+  copied: list[str]
+  warnings: list[str]
+  rounds: int
+  units: int
+  bytes_read: int
+  bytes_written: int
+  seconds: float
+  peak_memory: int
+  provenance: dict[str, Any]
+
+  def save(self, path: epath.Path) -> None:
+    """Writes the report as JSON; what is not finite becomes null."""
+    data = _finite(dataclasses.asdict(self))
+    path.write_text(json.dumps(data, indent=1, allow_nan=False) + '\n')
+
+  def table(self) -> str:
+    """A summary for people."""
+    lines = [
+      f'{len(self.tensors)} tensors merged, {len(self.copied)} copied, '
+      f'{self.units} units, {self.rounds + 1} reads',
+      f'read {readable(self.bytes_read)}, wrote {readable(self.bytes_written)} in '
+      f'{self.seconds:.1f} s; peak memory {readable(self.peak_memory)}',
+    ]
+    for name, value in self.overall().items():
+      lines.append(f'{name}: {value}')
+    return '\n'.join([*lines, *(f'warning: {w}' for w in self.warnings)])
+
+  def overall(self) -> dict[str, str]:
+    """Norms and ratios over the whole model, as text."""
+    if not self.tensors:
+      return {}
+    squares = np.square([t.task_vector_norms for t in self.tensors])
+    merged = math.hypot(*(t.merge_norm for t in self.tensors))
+    norms = ' '.join(f'{norm:.4g}' for norm in np.sqrt(squares.sum(axis=0)))
+    result = {'norms of the task vectors': norms}
+    result['norm of the merge'] = f'{merged:.4g}'
+    sizes = np.asarray([math.prod(t.shape) for t in self.tensors], float)
+    for name in self.tensors[0].ratios:
+      if all(name in t.ratios for t in self.tensors):
+        values = np.asarray([np.mean(t.ratios[name]) for t in self.tensors])
+        mean = np.sum(values * sizes) / max(sizes.sum(), 1)
+        result[name.replace('_', ' ')] = f'{mean:.4f} (mean)'
+    return result
+
+
+def tensor_report(path: str, sums: Sums) -> TensorReport:
+  """Turns sums into norms and ratios."""
+  reported = dict(sums.reported)
+  squares = np.atleast_1d(reported.pop('experts'))
+  rounding = np.atleast_1d(reported.pop('rounding'))
+  merged = reported.pop('merged')
+  with np.errstate(all='ignore'):
+    explained = np.where(squares > 0, np.sqrt(rounding / squares), 0.0)
+  return TensorReport(
+    path,
+    sums.shape,
+    np.sqrt(squares).tolist(),
+    float(np.sqrt(merged)),
+    explained.tolist(),
+    {name: _ratios(value) for name, value in reported.items()},
+  )
+
+
+def rounding_warnings(
+  tensors: list[TensorReport], names: list[str], dtypes: list[str]
+) -> list[str]:
+  """Warns of experts that were stored too coarsely for their task vector.
+
+  Args:
+    tensors: the reports.
+    names: what to call the experts.
+    dtypes: the dtypes in which they are stored.
+
+  Returns:
+    A sentence for every expert that has a tensor of which rounding could
+    explain more than half.
+  """
+  warnings = []
+  for i, (name, dtype) in enumerate(zip(names, dtypes, strict=True)):
+    worst = [t for t in tensors if t.rounding[i] > 0.5]
+    if worst:
+      example = max(worst, key=lambda t: t.rounding[i])
+      warnings.append(
+        f'{name}: in {len(worst)} of {len(tensors)} tensors the rounding of '
+        f'{dtype} could explain more than half of the task vector (most in '
+        f'{example.path}: {example.rounding[i]:.0%}). Save experts of short '
+        'fine-tunes in float32.'
+      )
+  return warnings
+
+
+def _ratios(value: Any) -> Any:
+  """(part, whole) becomes part / whole, in lists too; a sum stays a number."""
+  if isinstance(value, list):
+    return [_ratios(item) for item in value]
+  if isinstance(value, tuple):
+    part, whole = value
+    return float(part) / float(whole) if whole else 0.0
+  return float(value)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {name: _finite(item) for name, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def readable(count: float) -> str:
+  """A number of bytes, for people."""
+  for unit in ('B', 'KiB', 'MiB', 'GiB'):
+    if count < 1024:
+      return f'{count:.1f} {unit}' if unit != 'B' else f'{count:.0f} B'
+    count /= 1024
+  return f'{count:.1f} TiB'

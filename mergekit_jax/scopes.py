@@ -1,0 +1,48 @@
+"""Which leaves are merged by which rule, and which share their totals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mergekit_jax import tree
+from mergekit_jax.rule import scope_of
+
+
+def group(
+  method: Any, overrides: Mapping[str, Any] | None, paths: Iterable[str]
+) -> list[tuple[Any, list[str]]]:
+  """Groups leaves into scopes.
+
+  Args:
+    method: the rule for all leaves that no override names.
+    overrides: {regex: 'base' or a rule}.
+    paths: the leaves that are merged.
+
+  Returns:
+    Pairs of a rule and the leaves over which its totals are taken: one leaf
+    under `scope='tensor'`, all leaves of the rule under 'model'. Leaves that
+    are kept as the base has them are in none.
+
+  Raises:
+    ValueError: if an override matches nothing or is neither.
+  """
+  paths = list(paths)
+  for value in (overrides or {}).values():
+    if value != 'base' and not callable(value):
+      raise ValueError(
+        f"An override is 'base' or a rule such as mk.ties(density=0.5); "
+        f'{value!r} was given.'
+      )
+  matched = tree.first_match(
+    {regex: i for i, regex in enumerate(overrides or {})}, paths, 'overrides'
+  )
+  rules = [*(overrides or {}).values(), method]
+  result = []
+  for i, rule in enumerate(rules):
+    own = [path for path in paths if matched.get(path, len(rules) - 1) == i]
+    if rule == 'base' or not own:
+      continue
+    groups = [own] if scope_of(rule) == 'model' else [[path] for path in own]
+    result += [(rule, group) for group in groups]
+  return result

@@ -1,0 +1,157 @@
+"""Meshes and shardings: Auto axes, which dimension lies on which axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from mergekit_jax import tree
+
+
+def auto_mesh(mesh: Mesh) -> Mesh:
+  """The same mesh with Auto axes, under which XLA places the computation."""
+  kinds = (AxisType.Auto,) * len(mesh.axis_names)
+  return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+
+
+def with_auto_axes(
+  function: Callable[..., dict[str, jax.Array]],
+  like: Mapping[str, jax.Array],
+  *arguments: Any,
+) -> dict[str, jax.Array]:
+  """Calls a function with the arrays' mesh axes made Auto, and back again.
+
+  `jax.make_mesh` makes Explicit axes, on which a scatter needs an annotation of
+  its own. Nothing is copied: both shardings place the same shards.
+
+  Args:
+    function: takes trees of arrays, returns arrays by path.
+    like: arrays by path whose shardings the results take.
+    *arguments: trees of arrays.
+
+  Returns:
+    What the function returned, sharded as `like`.
+  """
+  leaves = jax.tree.leaves(arguments)
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if not any(map(_has_explicit_axes, leaves)):
+      return function(*arguments)
+    shardings = {path: jax.typeof(leaf).sharding for path, leaf in like.items()}
+    return jax.sharding.auto_axes(function, out_sharding=shardings)(*arguments)
+  results = function(*jax.tree.map(_on_auto_axes, arguments))
+  return {
+    path: jax.device_put(result, like[path].sharding)
+    for path, result in results.items()
+  }
+
+
+def _has_explicit_axes(leaf: jax.Array) -> bool:
+  sharding = jax.typeof(leaf).sharding
+  return AxisType.Explicit in sharding.mesh.axis_types
+
+
+def _on_auto_axes(leaf: jax.Array) -> jax.Array:
+  if not _has_explicit_axes(leaf):
+    return leaf
+  mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+  return jax.device_put(leaf, NamedSharding(auto_mesh(mesh), spec))
+
+
+def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
+  """A mesh with Auto axes.
+
+  Args:
+    axes: {name: size}; None puts all devices on one axis, 'fsdp'.
+
+  Raises:
+    ValueError: if the mesh is larger than the number of devices.
+  """
+  devices = jax.devices()
+  axes = dict(axes or {'fsdp': len(devices)})
+  size = math.prod(axes.values())
+  if size < 1 or size > len(devices):
+    described = ','.join(f'{name}={count}' for name, count in axes.items())
+    raise ValueError(
+      f'The mesh {described} needs {size} devices, but there are '
+      f'{len(devices)}. Give a smaller mesh, or start on more devices.'
+    )
+  grid = np.asarray(devices[:size]).reshape(tuple(axes.values()))
+  return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+def partition(
+  shape: Sequence[int], mesh: Mesh, stacked: Sequence[int], smallest: int
+) -> PartitionSpec:
+  """Lays each mesh axis, largest first, on the largest dimension it divides.
+
+  Where it divides none, on the largest. Stacked dimensions are never sharded,
+  nor is anything into parts of fewer than `smallest` elements.
+
+  Args:
+    shape: shape of the tensor.
+    mesh: the mesh.
+    stacked: axes that are not to be sharded.
+    smallest: elements of the smallest part worth a device.
+
+  Returns:
+    A partition spec for all dimensions.
+  """
+  rest = [1 if i in stacked else size for i, size in enumerate(shape)]
+  axes: list[tuple[str, ...]] = [()] * len(shape)
+  elements = math.prod(shape)
+  for name, size in sorted(mesh.shape.items(), key=lambda item: -item[1]):
+    dimensions = [i for i in range(len(shape)) if rest[i] >= size]
+    elements //= size
+    if size == 1 or not dimensions or elements < smallest:
+      continue
+    chosen = max(dimensions, key=lambda i: (rest[i] % size == 0, rest[i]))
+    axes[chosen] = (*axes[chosen], name)
+    rest[chosen] //= size
+  return PartitionSpec(*(names or None for names in axes))
+
+
+def partitions(
+  rules: Mapping[str, PartitionSpec] | None,
+  shapes: Mapping[str, Sequence[int]],
+  mesh: Mesh,
+) -> dict[str, PartitionSpec]:
+  """The partition specs that rules give, checked.
+
+  Raises:
+    ValueError: if a rule matches nothing, has more entries than a leaf has
+      dimensions, or names an axis that the mesh lacks.
+  """
+  specs = tree.first_match(rules, shapes, 'partition_rules')
+  for path, spec in specs.items():
+    names = [name for entry in spec for name in _names(entry)]
+    unknown = [name for name in names if name not in mesh.shape]
+    if len(spec) > len(shapes[path]) or unknown:
+      raise ValueError(
+        f'partition_rules: {spec} does not fit {path} of shape '
+        f'{tuple(shapes[path])} on a mesh with axes {tuple(mesh.shape)}.'
+      )
+  return specs
+
+
+def padded(spec: PartitionSpec, rank: int) -> list[Any]:
+  """The entries of a spec, one a dimension."""
+  return [*spec, *[None] * (rank - len(spec))]
+
+
+def shards(spec: PartitionSpec, rank: int, mesh: Mesh) -> list[int]:
+  """Over how many devices each dimension is spread."""
+  return [
+    math.prod(mesh.shape[name] for name in _names(entry))
+    for entry in padded(spec, rank)
+  ]
+
+
+def _names(entry: Any) -> Iterable[str]:
+  if entry is None:
+    return ()
+  return (entry,) if isinstance(entry, str) else entry

@@ -1,0 +1,251 @@
+"""The parts that methods on task vectors are made of.
+
+A stage takes the task vectors τ of all experts (*deltas*) at one place and
+returns them changed (a *sparsifier*) or returns one delta (a *consensus*, a
+scale). `chain` strings stages together:
+
+    ties = chain(trim(density), disjoint_mean(), scale(1.0), scope='model')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mergekit_jax import checks
+from mergekit_jax.kernels.select import kth_magnitude
+from mergekit_jax.kernels.sums import count
+from mergekit_jax.rule import Place, Report, rule, together, Total
+
+Deltas = Sequence[jax.Array]
+Weights = Sequence[jax.typing.ArrayLike] | jax.Array | None
+
+
+def chain(*stages: Any, scope: str = 'tensor') -> Chain:
+  """A merge rule from stages: base + stages(experts − base).
+
+  Args:
+    *stages: callables `(t, deltas) -> deltas or delta`, generators if they ask
+      for totals; the last must return one delta.
+    scope: 'tensor' or 'model', the set over which their totals are taken.
+
+  Returns:
+    A rule.
+
+  Raises:
+    ValueError: if there is no stage or the scope is unknown.
+  """
+  if not stages:
+    raise ValueError('chain() was given no stage; give at least a consensus.')
+  return Chain(stages, checks.one_of('scope', scope, ('tensor', 'model')))
+
+
+@rule
+class Chain:
+  """See `chain`."""
+
+  stages: tuple
+  scope: str
+
+  @property
+  def needs(self) -> str:
+    """The most that one of the stages needs."""
+    order = ('element', 'row', 'matrix')
+    needs = [getattr(stage, 'needs', 'element') for stage in self.stages]
+    return max(needs, key=order.index)
+
+  def __call__(self, t: Place):
+    deltas = [expert - t.base for expert in t.experts]
+    for stage in self.stages:
+      deltas = stage(t, deltas)
+      if inspect.isgenerator(deltas):
+        deltas = yield from deltas
+    return t.base + deltas
+
+
+def trim(density: jax.typing.ArrayLike) -> Trim:
+  """Keeps the largest magnitudes of each task vector, drops the rest.
+
+  Args:
+    density: the fraction kept, in (0, 1]. Equal magnitudes at the cut are all
+      kept; 1 keeps everything.
+  """
+  return Trim(checks.within('density', density, 0, 1, closed=(False, True)))
+
+
+@rule
+class Trim:
+  """See `trim`."""
+
+  density: jax.typing.ArrayLike
+
+  def __call__(self, t: Place, deltas: Deltas):
+    del t
+    thresholds = yield from together(
+      kth_magnitude(delta, self.density) for delta in deltas
+    )
+    trimmed = [
+      jnp.where(jnp.abs(delta) >= threshold, delta, 0)
+      for delta, threshold in zip(deltas, thresholds, strict=True)
+    ]
+    yield Report(density=[count(delta != 0) for delta in trimmed])
+    return trimmed
+
+
+def drop(drop_rate: jax.typing.ArrayLike) -> Drop:
+  """Drops each entry at random and rescales the others, unbiased.
+
+  Args:
+    drop_rate: probability p of dropping, in [0, 1), rounded to 1/65536;
+      survivors are multiplied by 1 / (1 − p) with the rounded p.
+  """
+  return Drop(checks.within('drop_rate', drop_rate, 0, 1, (True, False)))
+
+
+@rule
+class Drop:
+  """See `drop`."""
+
+  drop_rate: jax.typing.ArrayLike
+
+  def __call__(self, t: Place, deltas: Deltas):
+    levels = 2**16
+    dropped = jnp.round(jnp.float32(levels) * self.drop_rate)
+    dropped = jnp.minimum(dropped, levels - 1)
+    rescale = levels / (levels - dropped)
+    kept = [
+      t.random_bits(i) >= dropped.astype(jnp.uint32) for i in range(len(deltas))
+    ]
+    yield Report(density=[count(mask) for mask in kept])
+    return [
+      jnp.where(mask, delta * rescale, 0)
+      for mask, delta in zip(kept, deltas, strict=True)
+    ]
+
+
+def weighted_sum(weights: Weights = None) -> WeightedSum:
+  """Consensus: Σ wi τi.
+
+  Args:
+    weights: one finite number an expert; None means 1 each.
+  """
+  return WeightedSum(checks.weights(weights))
+
+
+@rule
+class WeightedSum:
+  """See `weighted_sum`."""
+
+  weights: Weights
+
+  def __call__(self, t: Place, deltas: Deltas):
+    del t
+    yield Report(sign_conflict=_sign_conflict(deltas))
+    return sum(weigh(deltas, self.weights))
+
+
+def disjoint_mean(
+  weights: Weights = None,
+  election: str = 'mass',
+  zero_mass: str = 'positive',
+) -> DisjointMean:
+  """Consensus: elects a sign per entry, averages the experts that agree.
+
+  Args:
+    weights: one number ≥ 0 an expert; None means 1 each. The mean divides by
+      the sum of the weights of the experts that agree.
+    election: 'mass' elects the sign of the sum of the weighted deltas, 'count'
+      the sign of the sum of their signs.
+    zero_mass: what is elected where that sum is exactly 0: 'positive', or
+      'majority', the majority of the elected signs over the scope, else
+      positive, at the price of one more round.
+  """
+  return DisjointMean(
+    checks.weights(weights, at_least=0),
+    checks.one_of('election', election, ('mass', 'count')),
+    checks.one_of('zero_mass', zero_mass, ('positive', 'majority')),
+  )
+
+
+@rule
+class DisjointMean:
+  """See `disjoint_mean`."""
+
+  weights: Weights
+  election: str
+  zero_mass: str
+
+  def __call__(self, t: Place, deltas: Deltas):
+    del t
+    weighted = weigh(deltas, self.weights)
+    votes = weighted if self.election == 'mass' else map(jnp.sign, deltas)
+    elected = jnp.sign(sum(votes))
+    tie = jnp.float32(1)
+    if self.zero_mass == 'majority':
+      positive, negative = count(elected > 0)[0], count(elected < 0)[0]
+      tie = yield Total((positive, negative), _majority)
+    elected = jnp.where(elected == 0, tie, elected)
+    yield Report(sign_conflict=_sign_conflict(deltas))
+    agree = [jnp.sign(delta) == elected for delta in weighted]
+    total = sum(
+      jnp.where(agrees, delta, 0)
+      for agrees, delta in zip(agree, weighted, strict=True)
+    )
+    weight = sum(weigh(agree, self.weights))
+    return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
+
+
+def _majority(total, answers):
+  del answers
+  positive, negative = total
+  return jnp.where(negative > positive, -1.0, 1.0)
+
+
+def scale(factor: jax.typing.ArrayLike) -> Scale:
+  """Multiplies a delta by λ."""
+  return Scale(checks.finite('scale', factor))
+
+
+@rule
+class Scale:
+  """See `scale`."""
+
+  factor: jax.typing.ArrayLike
+
+  def __call__(self, t: Place, delta: jax.Array) -> jax.Array:
+    del t
+    return self.factor * delta
+
+
+def weigh(values: Sequence[jax.Array], weights: Weights) -> list[jax.Array]:
+  """Each value times its expert's weight, float32.
+
+  Args:
+    values: one array an expert, `[*shape]`.
+    weights: one number an expert, or None for 1 each.
+
+  Raises:
+    ValueError: if there are not as many weights as experts.
+  """
+  if weights is None:
+    return [value.astype(jnp.float32) for value in values]
+  if len(weights) != len(values):
+    raise ValueError(
+      f'{len(weights)} weights were given for {len(values)} experts; give '
+      'one weight for each expert, in the same order.'
+    )
+  return [
+    value * jnp.asarray(weight, jnp.float32)
+    for value, weight in zip(values, weights, strict=True)
+  ]
+
+
+def _sign_conflict(deltas: Deltas) -> tuple[jax.Array, jax.Array]:
+  """Entries that experts move in both directions, of those that any moves."""
+  up = sum(delta > 0 for delta in deltas) > 0
+  down = sum(delta < 0 for delta in deltas) > 0
+  return count(up & down)[0], count(up | down)[0]

@@ -1,0 +1,332 @@
+"""Runs a plan: read ahead → kernel → write behind.
+
+One thread drives. Reads and writes are futures of the checkpoint formats, so
+while the devices merge one unit, the next is read and the last one written; the
+order of everything else, collectives included, is the plan's.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+import numpy as np
+
+from mergekit_jax import drive
+from mergekit_jax import plan as plans
+from mergekit_jax.checkpoint import Checkpoint
+from mergekit_jax.report import Sums
+
+_ALIGNMENT = 64  # bytes; what lets a CPU device use a numpy buffer in place
+
+Write = Callable[[str, Sequence[slice], np.ndarray], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A checkpoint to read, and where its parameters begin.
+
+  Attributes:
+    name: what to call it in errors.
+    checkpoint: the opened checkpoint.
+    paths: the full path of every leaf by its path below the root.
+  """
+
+  name: str
+  checkpoint: Checkpoint
+  paths: Mapping[str, str]
+
+  def read_into(
+    self, path: str, index: Sequence[slice], out: np.ndarray
+  ) -> Callable[[], None]:
+    """Starts a read; calling the result waits for it."""
+    future = self.checkpoint.read_into(self.paths[path], index, out)
+
+    def wait() -> None:
+      try:
+        future.result()
+      except Exception as error:
+        raise OSError(
+          f'{self.name}: {self.paths[path]} in {self.checkpoint.path} could '
+          f'not be read ({error}). Restore the checkpoint from a copy.'
+        ) from error
+
+    return wait
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What one or more local devices hold of a box."""
+
+  index: tuple[slice, ...]
+  devices: tuple[jax.Device, ...]
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return tuple(s.stop - s.start for s in self.index)
+
+
+class _Slot:
+  """Buffers for one unit, reused: fresh memory is many times slower."""
+
+  def __init__(self):
+    self._buffers: dict[tuple[int, int], np.ndarray] = {}
+
+  def buffer(
+    self, model: int, part: int, shape: tuple[int, ...], dtype: np.dtype
+  ) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = self._buffers.get((model, part))
+    if raw is None or raw.nbytes < size:
+      raw = np.empty(size + _ALIGNMENT, np.uint8)
+      offset = -raw.ctypes.data % _ALIGNMENT
+      raw = self._buffers[model, part] = raw[offset : offset + size]
+    return raw[:size].view(dtype).reshape(shape)
+
+  def holds(self, array: np.ndarray) -> bool:
+    return any(
+      np.may_share_memory(array, buffer) for buffer in self._buffers.values()
+    )
+
+
+@dataclasses.dataclass
+class _Loading:
+  """A unit whose reads are under way."""
+
+  unit: plans.Unit
+  slot: _Slot
+  parts: list[Part]
+  buffers: list[list[np.ndarray]]
+  waits: list[Callable[[], None]]
+
+  def wait(self) -> None:
+    for wait in self.waits:
+      wait()
+
+
+def run(
+  plan: plans.Plan,
+  models: Sequence[Model],
+  *,
+  has_base: bool,
+  keys: Mapping[str, np.ndarray],
+  write: Write,
+  allow_nonfinite: bool,
+  advanced: Callable[[plans.Unit], None],
+) -> dict[str, Sums]:
+  """Merges every unit of a plan.
+
+  Args:
+    plan: the plan.
+    models: the sources, the base first if there is one.
+    has_base: whether there is one.
+    keys: the random key of every merged leaf, uint32 `[2]`.
+    write: `write(path, index, block)` starts to write a box of the output and
+      returns a future.
+    allow_nonfinite: whether NaN and Inf may pass.
+    advanced: called after every unit.
+
+  Returns:
+    What the report says of every merged tensor, summed over its units.
+
+  Raises:
+    FloatingPointError: if a model holds NaN or Inf and these are not allowed.
+    OSError: if a model cannot be read or the output not written.
+  """
+  totals: list[Any] = [None] * len(plan.scopes)
+  answers: list[list[Any]] = [[] for _ in plan.scopes]
+  sums: dict[str, Sums] = collections.defaultdict(Sums)
+  writing: collections.deque[list[Any]] = collections.deque()
+
+  def start_writes(path: str, boxes: Sequence[tuple[Any, np.ndarray]]) -> None:
+    writing.append([(write(path, *box), box) for box in boxes])
+
+  def finish_writes(behind: int) -> None:
+    while len(writing) > behind:
+      for future, _ in writing.popleft():
+        future.result()
+
+  for loading in _read_ahead(plan, models):
+    unit, tensor = loading.unit, loading.unit.tensor
+    rule = plan.scopes[unit.scope].rule
+    if rule is None:
+      boxes = zip(loading.parts, loading.buffers[0], strict=True)
+      start_writes(
+        tensor.path,
+        [(part.index, _cast(buffer, tensor.dtype)) for part, buffer in boxes],
+      )
+      finish_writes(0)  # before the buffers are read into again
+      advanced(unit)
+      continue
+    block = _block(loading, plan.mesh, has_base, keys[tensor.path])
+    known = [] if tensor.read_once else answers[unit.scope]
+    reached = drive.advance(rule, block, known, measure=True)
+    while tensor.read_once and reached.partials is not None:
+      summed = drive.wide_add([reached.partials])
+      known = [*known, drive.answer(rule, block, summed, known)]
+      reached = drive.advance(rule, block, known, measure=True)
+    if reached.merged is None:
+      totals[unit.scope] = _add(totals[unit.scope], reached.partials)
+      if unit.ends_round:
+        known.append(drive.answer(rule, block, totals[unit.scope], known))
+        totals[unit.scope] = None
+    else:
+      sums[tensor.path].add(tensor, reached)
+      if not allow_nonfinite:
+        _demand_finite(loading, models, reached.norms['experts'])
+      start_writes(tensor.path, _boxes(unit.box, reached.merged, loading.slot))
+      finish_writes(plans.WRITE_BEHIND)
+    advanced(unit)
+  finish_writes(0)
+  return dict(sums)
+
+
+def _read_ahead(
+  plan: plans.Plan, models: Sequence[Model]
+) -> Iterator[_Loading]:
+  """The units in order, each read, the next ones being read meanwhile."""
+  slots = [_Slot() for _ in range(1 + plans.READ_AHEAD)]
+  ahead: collections.deque[_Loading] = collections.deque()
+  for number, unit in enumerate(plan.units()):
+    ahead.append(_load(unit, slots[number % len(slots)], plan.mesh, models))
+    if len(ahead) == len(slots):
+      ahead[0].wait()
+      yield ahead.popleft()
+  while ahead:
+    ahead[0].wait()
+    yield ahead.popleft()
+
+
+def _load(
+  unit: plans.Unit, slot: _Slot, mesh: Mesh, models: Sequence[Model]
+) -> _Loading:
+  """Starts to read a box of every model that the unit needs."""
+  parts = local_parts(unit.box, mesh)
+  buffers, waits = [], []
+  for i, dtype in enumerate(unit.tensor.sources):
+    buffers.append(
+      [slot.buffer(i, j, part.shape, dtype) for j, part in enumerate(parts)]
+    )
+    for part, buffer in zip(parts, buffers[-1], strict=True):
+      waits.append(models[i].read_into(unit.tensor.path, part.index, buffer))
+  return _Loading(unit, slot, parts, buffers, waits)
+
+
+def part_shape(box: plans.Box, mesh: Mesh) -> tuple[int, ...]:
+  """The shape of what one device holds of a box."""
+  return NamedSharding(mesh, box.spec).shard_shape(box.shape)
+
+
+def local_parts(box: plans.Box, mesh: Mesh) -> list[Part]:
+  """The parts of a box on this process's devices, replicas together."""
+  devices = collections.defaultdict(list)
+  sharding = NamedSharding(mesh, box.spec)
+  local = sharding.addressable_devices_indices_map(box.shape)
+  for device, index in local.items():
+    bounds = [s.indices(n)[:2] for s, n in zip(index, box.shape, strict=True)]
+    devices[tuple(bounds)].append(device)
+  return [
+    Part(
+      tuple(
+        slice(origin + start, origin + stop)
+        for origin, (start, stop) in zip(box.origin, bounds, strict=True)
+      ),
+      tuple(group),
+    )
+    for bounds, group in devices.items()
+  ]
+
+
+def _block(
+  loading: _Loading, mesh: Mesh, has_base: bool, key: np.ndarray
+) -> drive.Block:
+  """The unit as arrays on the mesh; on CPU devices, without a copy."""
+  unit = loading.unit
+  sharding = NamedSharding(mesh, unit.box.spec)
+  arrays = [
+    jax.make_array_from_single_device_arrays(
+      unit.box.shape,
+      sharding,
+      [
+        jax.device_put(buffer, device)
+        for part, buffer in zip(loading.parts, buffers, strict=True)
+        for device in part.devices
+      ],
+    )
+    for buffers in loading.buffers
+  ]
+  return drive.Block(
+    base=arrays[0] if has_base else None,
+    experts=arrays[1:] if has_base else arrays,
+    key=key,
+    origin=tuple(np.int32(start) for start in unit.box.origin),
+    whole=unit.tensor.shape,
+    stacked=unit.tensor.stacked,
+    dtype=unit.tensor.dtype,
+  )
+
+
+def _boxes(
+  box: plans.Box, merged: jax.Array, slot: _Slot
+) -> list[tuple[tuple[slice, ...], np.ndarray]]:
+  """The parts of a merged box that this process writes."""
+  boxes = []
+  for shard in merged.addressable_shards:
+    if shard.replica_id:
+      continue
+    block = np.asarray(shard.data)
+    # XLA may hand an input on as the output, and the input's buffer is reused.
+    block = block.copy() if slot.holds(block) else block
+    index = tuple(
+      slice(origin + (s.start or 0), origin + (s.start or 0) + size)
+      for origin, s, size in zip(
+        box.origin, shard.index, block.shape, strict=True
+      )
+    )
+    boxes.append((index, block))
+  return boxes
+
+
+def _add(total: Any, partials: Any) -> Any:
+  """Adds partial sums on the host, in int64 and float64."""
+  wide = {'i': np.int64, 'f': np.float64}
+  partials = jax.tree.map(
+    lambda x: np.asarray(x).astype(wide[x.dtype.kind]), partials
+  )
+  if total is None:
+    return partials
+  return jax.tree.map(np.add, total, partials)
+
+
+def _cast(buffer: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  return buffer.astype(dtype, copy=False)
+
+
+def _demand_finite(
+  loading: _Loading, models: Sequence[Model], squares: jax.Array
+) -> None:
+  """Names the model and tensor that hold NaN or Inf, if any does.
+
+  Args:
+    loading: the unit.
+    models: the sources.
+    squares: sums of squares in which any non-finite value shows.
+  """
+  if np.isfinite(squares).all():
+    return
+  path = loading.unit.tensor.path
+  for model, buffers in zip(models, loading.buffers, strict=True):
+    bad = sum(
+      int(np.sum(~np.isfinite(buffer.astype(np.float32)))) for buffer in buffers
+    )
+    if bad:
+      raise FloatingPointError(
+        f'{model.name}: {model.paths[path]} in {model.checkpoint.path} holds '
+        f'{bad} non-finite values (NaN or Inf) in the box at '
+        f'{loading.unit.box.origin}. Repair the checkpoint, leave it out, or '
+        'pass allow_nonfinite=True to let them through.'
+      )

@@ -1,0 +1,306 @@
+"""The merge of checkpoints: validate → plan → stream → commit → report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import importlib.metadata
+import resource
+import sys
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import tqdm
+
+from mergekit_jax import plan as plans
+from mergekit_jax import report as reports
+from mergekit_jax import sharding, stream, tree
+from mergekit_jax.checkpoint.orbax_write import write_orbax
+from mergekit_jax.job import Job, make_job
+from mergekit_jax.kernels.random import key_for
+from mergekit_jax.version import __version__
+
+
+def merge_checkpoints(
+  method: Any,
+  *,
+  experts: Sequence[epath.PathLike],
+  base: epath.PathLike | None = None,
+  output: epath.PathLike,
+  mesh: Mesh | None = None,
+  seed: int = 0,
+  memory_budget: int | str = '4GiB',
+  format: str | None = None,
+  stacked_axes: Mapping[str, int | tuple[int, ...]] | None = None,
+  overrides: Mapping[str, Any] | None = None,
+  dtype: Any = None,
+  partition_rules: Mapping[str, PartitionSpec] | None = None,
+  allow_nonfinite: bool = False,
+  overwrite: bool = False,
+) -> reports.MergeReport:
+  """Merges checkpoints by streaming; no host ever holds a whole model.
+
+  The output holds the base's tree from its parameter root down, at the same
+  path and in the same layout: floating-point leaves merged, others copied. It
+  appears at `output` only when it is complete; a report lies beside it, as
+  `<output>.report.json`.
+
+  Args:
+    method: a merge rule, such as `mergekit_jax.ties(density=0.2)`.
+    experts: the experts' checkpoints: Orbax or safetensors.
+    base: the checkpoint of the model they were fine-tuned from.
+    output: directory of the new checkpoint.
+    mesh: the devices to merge on; None takes all, on one axis.
+    seed: seed of the methods that draw random numbers: the same masks as
+      `merge(..., key=jax.random.key(seed))`.
+    memory_budget: host memory that the merge may take, as bytes or as text such
+      as '512MiB', without what imports and runtime take.
+    format: format of the output; None or 'orbax'.
+    stacked_axes: {regex of a path: axis or axes} of leaves that hold several
+      layers. Checkpoints whose metadata says `scan_layers` are recognised.
+    overrides: {regex of a path: 'base' or a rule}, the first match wins.
+    dtype: dtype of the merged leaves; None keeps the base's.
+    partition_rules: {regex of a path: PartitionSpec}; other leaves are sharded
+      by their largest dimensions.
+    allow_nonfinite: let NaN and Inf in the sources through.
+    overwrite: replace an output that exists, once the new one is complete.
+
+  Returns:
+    What was done.
+
+  Raises:
+    FileNotFoundError: if a source does not exist.
+    FileExistsError: if the output exists.
+    ValueError: if an argument or a source does not fit; nothing was read.
+    FloatingPointError: if a source holds NaN or Inf.
+    OSError: if a source cannot be read or the output not written.
+  """
+  start = time.perf_counter()
+  output = epath.Path(output)
+  if format not in (None, 'orbax'):
+    raise ValueError(
+      f"format={format!r} was given; the output is written as 'orbax'."
+    )
+  _demand_free(output, [base, *experts], overwrite)
+  job = make_job(
+    method,
+    experts,
+    base,
+    mesh=mesh,
+    memory_budget=memory_budget,
+    stacked_axes=stacked_axes,
+    overrides=overrides,
+    dtype=dtype,
+    partition_rules=partition_rules,
+  )
+  provenance = _provenance(job, overrides, seed)
+  sums: dict[str, reports.Sums] = {}
+
+  def produce(write: Any) -> None:
+    with _progress(job.plan) as advanced:
+      sums.update(
+        stream.run(
+          job.plan,
+          job.models,
+          has_base=job.has_base,
+          keys=_keys(job, seed),
+          write=write,
+          allow_nonfinite=allow_nonfinite,
+          advanced=advanced,
+        )
+      )
+
+  write_orbax(
+    output,
+    _output_specs(job),
+    job.template.layout,
+    produce,
+    chunks={
+      tensor.path: stream.part_shape(tensor.boxes[0], job.plan.mesh)
+      for scope in job.plan.scopes
+      for tensor in scope.tensors
+    },
+    overwrite=overwrite,
+    metadata={'mergekit_jax': provenance},
+  )
+  report = _report(job, output, sums, provenance, time.perf_counter() - start)
+  report.save(output.parent / f'{output.name}.report.json')
+  for warning in report.warnings:
+    logging.warning('%s', warning)
+  return report
+
+
+def _demand_free(
+  output: epath.Path, sources: Sequence[Any], overwrite: bool
+) -> None:
+  """Refuses an output that exists, or that a source lies in or around."""
+  here = epath.Path(output).resolve()
+  for source in sources:
+    if source is None:
+      continue
+    other = epath.Path(source).resolve()
+    if here == other or other in here.parents or here in other.parents:
+      raise ValueError(
+        f'output={output} and the source {source} lie in each other. Give an '
+        'output outside of all sources; sources are never written to.'
+      )
+  if output.exists() and not overwrite:
+    raise FileExistsError(
+      f'{output} exists. Give another output, or pass overwrite=True '
+      '(--overwrite): it is then replaced once the merge is complete.'
+    )
+
+
+def _keys(job: Job, seed: int) -> dict[str, np.ndarray]:
+  """The random key of every merged leaf."""
+  key = jax.random.key(seed, impl='threefry2x32')
+  return {
+    tensor.path: np.asarray(key_for(key, tree.mask_name(tensor.path, job.root)))
+    for scope in job.plan.scopes
+    if scope.rule is not None
+    for tensor in scope.tensors
+  }
+
+
+def _output_specs(job: Job) -> Any:
+  """The tree to write: the base's, from its root down, with nnx_aux beside."""
+  specs = {
+    tensor.path: jax.ShapeDtypeStruct(
+      tensor.shape,
+      tensor.dtype,
+      sharding=_recorded_sharding(tensor, job.plan.mesh),
+    )
+    for scope in job.plan.scopes
+    for tensor in scope.tensors
+  }
+
+  def prune(node: Any, path: str) -> Any:
+    if not isinstance(node, Mapping) or tree.below(job.root, path):
+      return node
+    inside = lambda child: any(
+      tree.below(child, kept) for kept in specs if kept.startswith(child)
+    )
+    children = {key: f'{path}/{key}' if path else str(key) for key in node}
+    return {
+      key: prune(node[key], child)
+      for key, child in children.items()
+      if inside(child)
+    }
+
+  pruned = prune(job.template.tree, '')
+  return jax.tree.map_with_path(
+    lambda keys, leaf: specs.get(
+      jax.tree_util.keystr(keys, simple=True, separator='/'), leaf
+    ),
+    pruned,
+  )
+
+
+def _recorded_sharding(tensor: plans.Tensor, mesh: Mesh) -> NamedSharding:
+  """The sharding that a restore without a target will use."""
+  spec = tensor.boxes[0].spec
+  counts = sharding.shards(spec, len(tensor.shape), mesh)
+  even = all(n % c == 0 for n, c in zip(tensor.shape, counts, strict=True))
+  return NamedSharding(mesh, spec if even else PartitionSpec())
+
+
+def _provenance(
+  job: Job, overrides: Mapping[str, Any] | None, seed: int
+) -> dict[str, Any]:
+  packages = ('jax', 'orbax-checkpoint', 'tensorstore')
+  return {
+    'method': repr(job.method),
+    'overrides': {key: repr(rule) for key, rule in (overrides or {}).items()},
+    'seed': seed,
+    'sources': {
+      model.name: {
+        'path': str(model.checkpoint.path),
+        'fingerprint': model.checkpoint.fingerprint(),
+      }
+      for model in job.models
+    },
+    'mesh': dict(job.plan.mesh.shape),
+    'versions': {
+      'mergekit_jax': __version__,
+      **{name: importlib.metadata.version(name) for name in packages},
+    },
+  }
+
+
+def _report(
+  job: Job,
+  output: epath.Path,
+  sums: Mapping[str, reports.Sums],
+  provenance: dict[str, Any],
+  seconds: float,
+) -> reports.MergeReport:
+  tensors = [reports.tensor_report(path, value) for path, value in sums.items()]
+  experts = job.models[job.has_base :]
+  dtypes = {
+    tensor.path: tensor.sources[job.has_base :]
+    for scope in job.plan.scopes
+    for tensor in scope.tensors
+  }
+  stored = [
+    ', '.join(sorted({str(dtypes[t.path][i]) for t in tensors}))
+    for i in range(len(experts))
+  ]
+  names = [f'{m.name} ({m.checkpoint.path})' for m in experts]
+  kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return reports.MergeReport(
+    output=str(output),
+    tensors=tensors,
+    copied=list(job.copied),
+    warnings=(
+      reports.rounding_warnings(tensors, names, stored) if job.has_base else []
+    ),
+    rounds=job.plan.rounds,
+    units=sum(1 for _ in job.plan.units()),
+    bytes_read=job.plan.bytes_read,
+    bytes_written=job.plan.bytes_written,
+    seconds=seconds,
+    peak_memory=kilobytes * 1024,
+    provenance=provenance,
+  )
+
+
+@contextlib.contextmanager
+def _progress(plan: plans.Plan) -> Iterator[Any]:
+  """A bar on a terminal, a line of log for every tenth elsewhere.
+
+  Yields:
+    A function to call with every unit that is done.
+  """
+  terminal = sys.stderr.isatty()
+  done = 0
+  with tqdm.tqdm(
+    total=plan.bytes_read,
+    unit='B',
+    unit_scale=True,
+    desc='merging',
+    disable=not terminal,
+  ) as bar:
+    start = time.perf_counter()
+
+    def advanced(unit: plans.Unit) -> None:
+      nonlocal done
+      before, done = done, done + unit.source_bytes
+      bar.update(unit.source_bytes)
+      total = max(plan.bytes_read, 1)
+      if not terminal and 10 * before // total < 10 * done // total:
+        rate = done / max(time.perf_counter() - start, 1e-9)
+        logging.info(
+          'merged %.0f %% (%.2f of %.2f GB, %.2f GB/s, %.0f s left)',
+          100 * done / total,
+          done / 1e9,
+          total / 1e9,
+          rate / 1e9,
+          (total - done) / rate,
+        )
+
+    yield advanced

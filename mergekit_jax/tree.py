@@ -1,0 +1,179 @@
+"""Paths of trees: roots, rules by regular expression, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+import re
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from mergekit_jax import checks
+
+_Value = TypeVar('_Value')
+
+_ROOTS = ('params/params', 'params', 'target', 'model', 'model_params')
+
+
+def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
+  """The leaves of a tree by path, keys joined by '/', and its structure.
+
+  Raises:
+    ValueError: if two leaves have the same path.
+  """
+  with_paths, structure = jax.tree.flatten_with_path(tree)
+  leaves = {}
+  for keys, leaf in with_paths:
+    path = jax.tree_util.keystr(keys, simple=True, separator='/')
+    if path in leaves:
+      raise ValueError(f'Two leaves of the tree have the path {path!r}.')
+    leaves[path] = leaf
+  return leaves, structure
+
+
+def parameter_root(paths: Iterable[str]) -> str:
+  """Where the parameters begin.
+
+  Args:
+    paths: the paths of all leaves.
+
+  Returns:
+    'params/params', 'params', 'target', 'model' or 'model_params', the first of
+    them that leads to a leaf; else '', the whole tree.
+  """
+  paths = list(paths)
+  for root in _ROOTS:
+    if any(path.startswith(root + '/') for path in paths):
+      return root
+  return ''
+
+
+def below(root: str, path: str) -> bool:
+  """Whether a path lies at or below a root; '' is above everything."""
+  return not root or path == root or path.startswith(root + '/')
+
+
+def mask_name(path: str, root: str) -> str:
+  """The name under which a leaf draws its random bits.
+
+  The path below the parameter root without a trailing `value`, so that the same
+  parameter has the same masks in a flax nnx State, in linen params and in a
+  checkpoint with an optimizer beside it.
+  """
+  name = path[len(root) + 1 :] if root else path
+  return name.removesuffix('/value')
+
+
+def is_merged(dtype: Any) -> bool:
+  """Whether leaves of this dtype are merged; others are copied."""
+  return jnp.issubdtype(dtype, jnp.floating)
+
+
+def first_match(
+  rules: Mapping[str, _Value] | None, paths: Iterable[str], name: str
+) -> dict[str, _Value]:
+  """The first rule whose regular expression matches each whole path.
+
+  Args:
+    rules: values by regular expression, in order.
+    paths: the paths to match.
+    name: what to call the rules in an error.
+
+  Returns:
+    The values of the paths that have one.
+
+  Raises:
+    ValueError: if an expression is malformed or matches no path.
+  """
+  paths = list(paths)
+  found: dict[str, _Value] = {}
+  for expression, value in (rules or {}).items():
+    try:
+      matches = [path for path in paths if re.fullmatch(expression, path)]
+    except re.error as error:
+      raise ValueError(
+        f'{name}: {expression!r} is not a regular expression: {error}.'
+      ) from error
+    if not matches:
+      example = paths[0] if paths else 'none'
+      raise ValueError(
+        f'{name}: {expression!r} matches no path. Expressions must match '
+        f'whole paths as `mergekit-jax inspect` prints them, such as '
+        f'{example!r}.{checks.nearest(expression, paths)}'
+      )
+    for path in matches:
+      found.setdefault(path, value)
+  return found
+
+
+def stacked_axes(
+  rules: Mapping[str, int | tuple[int, ...]] | None,
+  shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, tuple[int, ...]]:
+  """The axes over which layers are stacked in each leaf, ascending.
+
+  Raises:
+    ValueError: if a rule matches nothing or names an axis a leaf lacks.
+  """
+  matched = first_match(rules, shapes, 'stacked_axes')
+  result = {path: () for path in shapes}
+  for path, axes in matched.items():
+    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    rank = len(shapes[path])
+    if not all(-rank <= axis < rank for axis in axes):
+      raise ValueError(
+        f'stacked_axes: {path} has shape {shapes[path]} and no axis {axes}.'
+      )
+    result[path] = tuple(sorted({axis % rank for axis in axes}))
+  return result
+
+
+def differences(
+  name: str, reference: Mapping[str, Any], other: Mapping[str, Any]
+) -> list[str]:
+  """What keeps two sets of leaves from being merged, a line each.
+
+  Args:
+    name: what to call the other.
+    reference: leaves (anything with a shape and a dtype) by path.
+    other: likewise.
+
+  Returns:
+    A line for every path that is missing, extra, or of another shape, or is
+    floating point in only one of the two.
+  """
+  lines = []
+  for path in sorted(reference.keys() | other.keys()):
+    if path not in other:
+      lines.append(f'{path}: missing in {name}')
+    elif path not in reference:
+      lines.append(f'{path}: only in {name}, {_describe(other[path])}')
+    else:
+      a, b = reference[path], other[path]
+      kinds = is_merged(a.dtype), is_merged(b.dtype)
+      if a.shape != b.shape or kinds[0] != kinds[1]:
+        lines.append(
+          f'{path}: {_describe(b)} in {name}, {_describe(a)} expected'
+        )
+  return lines
+
+
+def _describe(leaf: Any) -> str:
+  return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
+
+
+def demand_same(
+  reference: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
+) -> None:
+  """Raises one ValueError that lists every difference, if there is any."""
+  lines = [
+    line
+    for name, other in others.items()
+    for line in differences(name, reference, other)
+  ]
+  if lines:
+    raise ValueError(
+      f'The models differ in {len(lines)} places and cannot be merged:\n  '
+      + '\n  '.join(lines)
+    )

@@ -1,0 +1,204 @@
+"""Safetensors files read back, whole and in parts, and damaged ones refused."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mergekit_jax.checkpoint import open_checkpoint
+
+QUERY = 'model.layers.0.self_attn.q_proj.weight'
+INDEX = 'model.safetensors.index.json'
+
+
+@pytest.fixture
+def tensors():
+  return {
+    QUERY: np.arange(48, dtype=np.float32).reshape(8, 6),
+    'model.norm.weight': np.arange(6).astype(jnp.bfloat16),
+    'half': np.arange(24, dtype=np.float16).reshape(2, 3, 4),
+    'count': np.asarray(2**40 + 1),
+    'mask': np.asarray([True, False, True]),
+    'nothing': np.zeros((0, 3), np.float32),
+  }
+
+
+@pytest.fixture(params=['file', 'directory', 'shards'])
+def saved(request, tmp_path, tensors):
+  """The path of `tensors`, saved in one of three ways."""
+  metadata = {'format': 'pt'}
+  if request.param == 'file':
+    save_file(tensors, tmp_path / 'weights.safetensors', metadata)
+    return tmp_path / 'weights.safetensors'
+  if request.param == 'directory':
+    save_file(tensors, tmp_path / 'model.safetensors', metadata)
+    return tmp_path
+  _save_shards(tmp_path, tensors, metadata)
+  return tmp_path
+
+
+def _save_shards(directory, tensors, metadata=None):
+  names = list(tensors)
+  places = {}
+  for number, part in enumerate((names[:2], names[2:]), 1):
+    file_name = f'model-{number:05}-of-00002.safetensors'
+    save_file({n: tensors[n] for n in part}, directory / file_name, metadata)
+    places |= dict.fromkeys(part, file_name)
+  index = {'metadata': {'total_size': 1}, 'weight_map': places}
+  (directory / INDEX).write_text(json.dumps(index))
+
+
+def _write_raw(path, header, data):
+  header = json.dumps(header).encode()
+  path.write_bytes(len(header).to_bytes(8, 'little') + header + data)
+
+
+def test_described_by_its_header(saved, tensors):
+  checkpoint = open_checkpoint(saved)
+  assert checkpoint.format == 'safetensors'
+  assert checkpoint.layout is None
+  assert os.fspath(checkpoint.path) == os.fspath(saved)
+  assert checkpoint.specs == {
+    name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
+    for name, tensor in tensors.items()
+  }
+  assert checkpoint.tree == {name: name for name in tensors}
+  assert checkpoint.metadata == {'format': 'pt'}
+  assert checkpoint.storage(QUERY).chunk == (8, 6)
+  assert not checkpoint.storage(QUERY).compressed
+
+
+def test_read_whole_in_boxes_and_sharded(saved, tensors, mesh):
+  checkpoint = open_checkpoint(saved)
+  for name, tensor in tensors.items():
+    read = checkpoint.read(name)
+    assert read.dtype == tensor.dtype
+    np.testing.assert_array_equal(np.asarray(read), tensor)
+
+  for spec in [('x', 'y'), ('y',), ()]:
+    sharding = jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec(*spec)
+    )
+    read = checkpoint.read(QUERY, sharding)
+    assert read.sharding == sharding
+    np.testing.assert_array_equal(np.asarray(read), tensors[QUERY])
+    box = slice(3, 7), slice(1, 5)
+    read = checkpoint.read(QUERY, sharding, box)
+    assert read.sharding == sharding
+    np.testing.assert_array_equal(np.asarray(read), tensors[QUERY][box])
+
+  box = slice(1, 2), slice(0, 2), slice(-3, None)
+  out = np.full((1, 2, 3), -1, np.float16)
+  future = checkpoint.read_into('half', box, out)
+  future.result()
+  np.testing.assert_array_equal(out, tensors['half'][box])
+
+
+@pytest.mark.parametrize(
+  'name, dtype',
+  [
+    ('F8_E4M3', jnp.float8_e4m3fn),
+    ('F8_E5M2', jnp.float8_e5m2),
+    ('F8_E8M0', jnp.float8_e8m0fnu),
+  ],
+)
+def test_float8(tmp_path, name, dtype):
+  tensor = np.asarray([[1, 2], [4, 8]]).astype(dtype)
+  header = {'w': {'dtype': name, 'shape': [2, 2], 'data_offsets': [0, 4]}}
+  _write_raw(tmp_path / 'w.safetensors', header, tensor.tobytes())
+  read = open_checkpoint(tmp_path).read('w', index=(slice(1, 2), slice(None)))
+  assert read.dtype == dtype
+  assert np.asarray(read).astype(int).tolist() == [[4, 8]]
+
+
+def test_unknown_path_names_the_nearest(saved):
+  with pytest.raises(ValueError, match=QUERY):
+    open_checkpoint(saved).read('model.layers.0.self_attn.q_proj')
+
+
+def test_buffer_that_does_not_fit_is_an_error(saved):
+  with pytest.raises(ValueError, match=r'float64\[8, 6\]'):
+    open_checkpoint(saved).read_into(QUERY, None, np.empty((8, 6)))
+
+
+def test_dtype_that_numpy_lacks(tmp_path):
+  header = {'w': {'dtype': 'F4', 'shape': [2], 'data_offsets': [0, 1]}}
+  _write_raw(tmp_path / 'w.safetensors', header, b'\0')
+  with pytest.raises(ValueError, match="'w' is stored as F4"):
+    open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize('keep', [0, 4, 8, 20, -1])
+def test_cut_off_file(tmp_path, tensors, keep):
+  file = tmp_path / 'model.safetensors'
+  save_file(tensors, file)
+  file.write_bytes(file.read_bytes()[:keep])
+  with pytest.raises(ValueError, match='model.safetensors is damaged'):
+    open_checkpoint(tmp_path)
+
+
+def test_cut_off_file_names_the_tensor(tmp_path):
+  save_file({'a': np.ones(4), 'b': np.ones(4)}, tmp_path / 'm.safetensors')
+  os.truncate(
+    tmp_path / 'm.safetensors', (tmp_path / 'm.safetensors').stat().st_size - 1
+  )
+  with pytest.raises(ValueError, match=r"m.safetensors .*'b'"):
+    open_checkpoint(tmp_path)
+
+
+def test_header_that_is_no_json(tmp_path):
+  (tmp_path / 'm.safetensors').write_bytes((4).to_bytes(8, 'little') + b'{"a}')
+  with pytest.raises(ValueError, match='m.safetensors is damaged'):
+    open_checkpoint(tmp_path)
+
+
+def test_missing_shard(tmp_path, tensors):
+  _save_shards(tmp_path, tensors)
+  (tmp_path / 'model-00002-of-00002.safetensors').unlink()
+  with pytest.raises(ValueError, match=r"00002-of-00002.* missing.*'count'"):
+    open_checkpoint(tmp_path)
+
+
+def test_tensor_that_its_shard_lacks(tmp_path, tensors):
+  _save_shards(tmp_path, tensors)
+  save_file(
+    {'half': tensors['half']}, tmp_path / 'model-00002-of-00002.safetensors'
+  )
+  with pytest.raises(ValueError, match=r"00002-of-00002.*lacks.*'count'"):
+    open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize('text', ['{', '{}'])
+def test_damaged_index(tmp_path, text):
+  (tmp_path / INDEX).write_text(text)
+  with pytest.raises(ValueError, match=f'{INDEX} is damaged'):
+    open_checkpoint(tmp_path)
+
+
+def test_several_files_without_an_index(tmp_path, tensors):
+  _save_shards(tmp_path, tensors)
+  (tmp_path / INDEX).unlink()
+  with pytest.raises(ValueError, match='no model.safetensors.index.json'):
+    open_checkpoint(tmp_path)
+
+
+def test_fingerprint_sees_changes_and_reads_no_weights(tmp_path):
+  file = tmp_path / 'm.safetensors'
+  save_file({'a': np.ones(4)}, file)
+  fingerprint = open_checkpoint(tmp_path).fingerprint()
+  assert open_checkpoint(file).fingerprint() == fingerprint
+
+  status = file.stat()
+  file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+  os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+  assert open_checkpoint(tmp_path).fingerprint() == fingerprint
+  os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+  assert open_checkpoint(tmp_path).fingerprint() != fingerprint
+
+  save_file({'b': np.ones(4)}, file)
+  os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+  assert open_checkpoint(tmp_path).fingerprint() != fingerprint

@@ -11,11 +11,12 @@ import math
 from typing import Any
 
 import jax
+from jax.core import Tracer
 import numpy as np
 
 
 def _is_traced(x: Any) -> bool:
-  return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
+  return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x))
 
 
 def number(name: str, value: Any) -> Any:

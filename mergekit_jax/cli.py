@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   )
   commands = parser.add_subparsers(dest='command', required=True)
 
-  merging = argparse.ArgumentParser(add_help=False)
+  merging: Any = argparse.ArgumentParser(add_help=False)
   add = merging.add_argument
   add('--method', required=True, help='a name that `methods` prints')
   add(

@@ -47,9 +47,9 @@ class Block:
     dtype: what the result is rounded to, once.
   """
 
-  base: jax.Array | None
-  experts: Sequence[jax.Array]
-  key: jax.Array | None
+  base: Any
+  experts: Sequence[Any]
+  key: Any
   origin: Sequence[Any]
   whole: tuple[int, ...]
   stacked: tuple[int, ...]
@@ -121,12 +121,11 @@ def advance(
   )
   if not of_tensor:
     partials = _sum_over_layers(partials, len(axes))
-  measured = measure and merged is not None
   return Advance(
     partials,
     merged,
     _sum_over_layers(reports, len(axes)),
-    _sums_of_squares(block, merged) if measured else {},
+    _sums_of_squares(block, merged) if measure and merged is not None else {},
   )
 
 
@@ -323,7 +322,9 @@ def _sums_of_squares(block: Block, merged: jax.Array) -> dict[str, jax.Array]:
     the task vectors, one an expert, and `rounding` of the expected rounding
     error of each. Without a base the models take the place of task vectors.
   """
-  base = 0 if block.base is None else block.base.astype(jnp.float32)
+  base = jnp.float32(0)
+  if block.base is not None:
+    base = block.base.astype(jnp.float32)
   deltas = [expert.astype(jnp.float32) - base for expert in block.experts]
   values = [merged.astype(jnp.float32) - base, *deltas]
   eps = [float(jnp.finfo(expert.dtype).eps) for expert in block.experts]

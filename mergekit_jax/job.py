@@ -153,6 +153,7 @@ def make_job(
     parse_bytes(memory_budget),
     base is not None,
     partition_rules,
+    sum(model.checkpoint.decoding_bytes for model in models),
   )
   return Job(method, tuple(models), base is not None, root, plan, tuple(copied))
 

@@ -177,6 +177,7 @@ def make_plan(
   memory_budget: int,
   has_base: bool,
   partition_rules: Mapping[str, PartitionSpec] | None = None,
+  decoding_bytes: int = 0,
 ) -> Plan:
   """Cuts every leaf into boxes that fit the memory budget.
 
@@ -186,6 +187,7 @@ def make_plan(
     memory_budget: bytes of host memory.
     has_base: whether the first source of each leaf is the base.
     partition_rules: partition specs by regular expression of a path.
+    decoding_bytes: host memory that the sources take beside the buffers.
 
   Returns:
     The plan.
@@ -196,7 +198,7 @@ def make_plan(
   """
   shapes = {leaf.path: leaf.shape for _, leaves in scopes for leaf in leaves}
   given = sharding.partitions(partition_rules, shapes, mesh)
-  costs = _Costs(mesh, memory_budget, has_base)
+  costs = _Costs(mesh, memory_budget, has_base, decoding_bytes)
   planned = []
   for rule, leaves in scopes:
     rounds = costs.rounds(rule, leaves[0])
@@ -216,10 +218,13 @@ def make_plan(
 class _Costs:
   """Host memory of a unit, and the largest seen so far."""
 
-  def __init__(self, mesh: Mesh, budget: int, has_base: bool):
+  def __init__(
+    self, mesh: Mesh, budget: int, has_base: bool, decoding_bytes: int
+  ):
     self.mesh = mesh
     self.budget = budget
     self.has_base = has_base
+    self.decoding_bytes = decoding_bytes
     self.most = 0
     self.hosts = len({device.process_index for device in mesh.devices.flat})
     self._partials: dict[Any, tuple[int, int]] = {}
@@ -258,8 +263,8 @@ class _Costs:
 
     The buffers of the reads under way and of the unit being merged, the outputs
     being written, what the kernels keep of each element (measured: a float32
-    for every model and one more), and the partial sums of each layer slice with
-    the copies that answering them takes.
+    for every model and one more), the partial sums of each layer slice with the
+    copies that answering them takes, and what decoding the sources takes.
     """
     elements = -(-math.prod(shape) // self.hosts)
     layers = math.prod(shape[axis] for axis in leaf.stacked)
@@ -269,9 +274,9 @@ class _Costs:
     per_element += leaf.dtype.itemsize * (1 + WRITE_BEHIND)
     if rule is not None:
       per_element += 4 * (len(leaf.sources) + 1)
-    # The chunk in use and the next, decoded once and kept by each source.
-    decoding = 2 * math.prod(leaf.chunk) * stored if leaf.chunk else 0
-    return elements * per_element + 4 * layers * partial_bytes + decoding
+    return (
+      elements * per_element + 4 * layers * partial_bytes + self.decoding_bytes
+    )
 
 
 def _cut(
@@ -319,7 +324,7 @@ def _cut(
     leaf.stacked,
     boxes,
     rounds == 0 or (whole and scope_of(rule) == 'tensor'),
-    _amplification(leaf, extents, shards),
+    _amplification(leaf, extents),
   )
 
 
@@ -387,19 +392,14 @@ def _segments(
   return segments
 
 
-def _amplification(
-  leaf: Leaf, extents: Sequence[int], shards: Sequence[int]
-) -> float:
+def _amplification(leaf: Leaf, extents: Sequence[int]) -> float:
   """Bytes decoded for each byte that is used; 1 where nothing is compressed."""
   if leaf.chunk is None:
     return 1.0
   ratio = 1.0
-  for size, extent, count, chunk in zip(
-    leaf.shape, extents, shards, leaf.chunk, strict=True
-  ):
-    part = max(1, extent // count)
-    starts = np.arange(0, size, part)
-    ends = np.minimum(starts + part, size)
+  for size, extent, chunk in zip(leaf.shape, extents, leaf.chunk, strict=True):
+    starts = np.arange(0, size, max(extent, 1))
+    ends = np.minimum(starts + extent, size)
     touched = (ends - 1) // chunk - starts // chunk + 1
     ratio *= float(np.sum(touched)) * chunk / max(size, 1)
   return ratio

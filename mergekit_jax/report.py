@@ -100,8 +100,9 @@ class MergeReport:
     lines = [
       f'{len(self.tensors)} tensors merged, {len(self.copied)} copied, '
       f'{self.units} units, {self.rounds + 1} reads',
-      f'read {readable(self.bytes_read)}, wrote {readable(self.bytes_written)} in '
-      f'{self.seconds:.1f} s; peak memory {readable(self.peak_memory)}',
+      f'read {readable(self.bytes_read)}, '
+      f'wrote {readable(self.bytes_written)} in {self.seconds:.1f} s; '
+      f'peak memory {readable(self.peak_memory)}',
     ]
     for name, value in self.overall().items():
       lines.append(f'{name}: {value}')

@@ -232,10 +232,10 @@ def step(generator: Any, answers: Sequence[PyTree]) -> Step:
     return Step(None, generator, [])
   remaining = iter(answers)
   reports = []
-  reply = None
+  reply: Any = None
   while True:
     try:
-      request = generator.send(reply)
+      request: Any = generator.send(reply)
     except StopIteration as stop:
       return Step(None, stop.value, reports)
     if isinstance(request, Report):

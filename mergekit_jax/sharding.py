@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -38,11 +39,12 @@ def with_auto_axes(
     What the function returned, sharded as `like`.
   """
   leaves = jax.tree.leaves(arguments)
-  if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+  if any(isinstance(leaf, Tracer) for leaf in leaves):
     if not any(map(_has_explicit_axes, leaves)):
       return function(*arguments)
     shardings = {path: jax.typeof(leaf).sharding for path, leaf in like.items()}
-    return jax.sharding.auto_axes(function, out_sharding=shardings)(*arguments)
+    on_auto_axes = jax.sharding.auto_axes(function, out_sharding=shardings)
+    return cast(dict[str, jax.Array], on_auto_axes(*arguments))
   results = function(*jax.tree.map(_on_auto_axes, arguments))
   return {
     path: jax.device_put(result, like[path].sharding)
@@ -56,10 +58,11 @@ def _has_explicit_axes(leaf: jax.Array) -> bool:
 
 
 def _on_auto_axes(leaf: jax.Array) -> jax.Array:
-  if not _has_explicit_axes(leaf):
+  sharding = leaf.sharding
+  if not isinstance(sharding, NamedSharding) or not _has_explicit_axes(leaf):
     return leaf
-  mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
-  return jax.device_put(leaf, NamedSharding(auto_mesh(mesh), spec))
+  mesh = auto_mesh(cast(Mesh, sharding.mesh))
+  return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
 
 
 def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:

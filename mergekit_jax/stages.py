@@ -10,6 +10,7 @@ scale). `chain` strings stages together:
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 import inspect
 from typing import Any
 
@@ -59,7 +60,7 @@ class Chain:
     return max(needs, key=order.index)
 
   def __call__(self, t: Place):
-    deltas = [expert - t.base for expert in t.experts]
+    deltas: Any = [expert - t.base for expert in t.experts]
     for stage in self.stages:
       deltas = stage(t, deltas)
       if inspect.isgenerator(deltas):
@@ -239,13 +240,13 @@ def weigh(values: Sequence[jax.Array], weights: Weights) -> list[jax.Array]:
       'one weight for each expert, in the same order.'
     )
   return [
-    value * jnp.asarray(weight, jnp.float32)
+    jnp.multiply(value, jnp.asarray(weight, jnp.float32))
     for value, weight in zip(values, weights, strict=True)
   ]
 
 
 def _sign_conflict(deltas: Deltas) -> tuple[jax.Array, jax.Array]:
   """Entries that experts move in both directions, of those that any moves."""
-  up = sum(delta > 0 for delta in deltas) > 0
-  down = sum(delta < 0 for delta in deltas) > 0
+  up = functools.reduce(jnp.logical_or, [delta > 0 for delta in deltas])
+  down = functools.reduce(jnp.logical_or, [delta < 0 for delta in deltas])
   return count(up & down)[0], count(up | down)[0]

@@ -77,7 +77,7 @@ class _Slot:
     self._buffers: dict[tuple[int, int], np.ndarray] = {}
 
   def buffer(
-    self, model: int, part: int, shape: tuple[int, ...], dtype: np.dtype
+    self, model: int, part: int, shape: tuple[int, ...], dtype: Any
   ) -> np.ndarray:
     size = int(np.prod(shape)) * dtype.itemsize
     raw = self._buffers.get((model, part))
@@ -225,7 +225,7 @@ def local_parts(box: plans.Box, mesh: Mesh) -> list[Part]:
   """The parts of a box on this process's devices, replicas together."""
   devices = collections.defaultdict(list)
   sharding = NamedSharding(mesh, box.spec)
-  local = sharding.addressable_devices_indices_map(box.shape)
+  local: Any = sharding.addressable_devices_indices_map(box.shape)
   for device, index in local.items():
     bounds = [s.indices(n)[:2] for s, n in zip(index, box.shape, strict=True)]
     devices[tuple(bounds)].append(device)
@@ -302,7 +302,7 @@ def _add(total: Any, partials: Any) -> Any:
   return jax.tree.map(np.add, total, partials)
 
 
-def _cast(buffer: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _cast(buffer: np.ndarray, dtype: Any) -> np.ndarray:
   return buffer.astype(dtype, copy=False)
 
 

@@ -5,6 +5,8 @@ way to read a part of an array.
 """
 
 from collections.abc import Iterator
+import functools
+import math
 import os
 from typing import Any
 
@@ -49,6 +51,7 @@ class OrbaxCheckpoint(source.Checkpoint):
     self._stores_zeros = header.get('store_array_data_equal_to_fill_value')
     self._context = _context(item)
     self._stores: dict[str, ts.TensorStore] = {}
+    self._readers: dict[str, ts.TensorStore] = {}
 
     try:
       tree = ocp.PyTreeCheckpointHandler().metadata(self._item).tree
@@ -95,10 +98,37 @@ class OrbaxCheckpoint(source.Checkpoint):
   def _start_read(
     self, path: str, box: source.Index, out: np.ndarray
   ) -> source.Future:
-    store = self._open(path)
+    store = self._reader(path)
     if box:
       store = store[box][ts.d[:].translate_to[(0,) * len(box)]]
     return ts.array(out, copy=False).write(store)
+
+  @functools.cached_property
+  def decoding_bytes(self) -> int:
+    # The chunk in use and the next one, so that boxes of a chunk that are read
+    # one after the other decode it once.
+    chunks = (
+      math.prod(stored.chunk) * spec.dtype.itemsize
+      for path, spec in self.specs.items()
+      if (stored := self.storage(path)).compressed
+    )
+    return 2 * max(chunks, default=0)
+
+  def _reader(self, path: str) -> ts.TensorStore:
+    """The array, with a cache of decoded chunks if it is compressed."""
+    if path not in self._readers:
+      store = self._open(path)
+      if self.storage(path).compressed:
+        spec = store.spec().to_json() | {'recheck_cached_data': 'open'}
+        store = ts.open(
+          spec, open=True, read=True, context=self._decoding_context
+        ).result()
+      self._readers[path] = store
+    return self._readers[path]
+
+  @functools.cached_property
+  def _decoding_context(self) -> ts.Context:
+    return _context(self._item, self.decoding_bytes)
 
   def _open(self, path: str) -> ts.TensorStore:
     self._spec(path)
@@ -130,10 +160,11 @@ class OrbaxCheckpoint(source.Checkpoint):
     return isinstance(handlers, dict) and self._item.name in handlers
 
 
-def _context(item: epath.Path) -> ts.Context:
+def _context(item: epath.Path, decoded_bytes: int = 0) -> ts.Context:
   """One context a checkpoint: a shared one could serve a replaced file."""
   options: dict[str, Any] = {
-    'cache_pool#ocdbt': {'total_bytes_limit': 100_000_000}
+    'cache_pool': {'total_bytes_limit': decoded_bytes},
+    'cache_pool#ocdbt': {'total_bytes_limit': 2**24},
   }
   if source.is_local(item):
     # A chunk is a device's shard at save time and may be as large as the

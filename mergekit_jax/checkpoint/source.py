@@ -174,6 +174,11 @@ class Checkpoint(abc.ABC):
   def storage(self, path: str) -> Storage:
     """How the array lies on disk. Raises ValueError if the path is unknown."""
 
+  @property
+  def decoding_bytes(self) -> int:
+    """Host memory that reading takes at most, beside the caller's buffers."""
+    return 0
+
   @abc.abstractmethod
   def fingerprint(self) -> str:
     """A hex digest that changes when the checkpoint does; reads no weights."""

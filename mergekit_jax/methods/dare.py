@@ -73,11 +73,9 @@ def dare_ties(
   Raises:
     ValueError: if an argument is out of its range.
   """
-  sparsifiers = [drop(drop_rate)]
-  if density is not None:
-    sparsifiers.append(trim(density))
   return chain(
-    *sparsifiers,
+    drop(drop_rate),
+    *([] if density is None else [trim(density)]),
     disjoint_mean(weights, election, zero_mass),
     scaled(scale),
     scope=scope,

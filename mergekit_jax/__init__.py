@@ -7,6 +7,7 @@ merged = mk.merge(mk.ties(density=0.2), [expert_1, expert_2], base)
 
 from mergekit_jax.checkpoint import open_checkpoint
 from mergekit_jax.kernels.gram import gram_matrix
+from mergekit_jax.kernels.product import product
 from mergekit_jax.kernels.select import kth_magnitude
 from mergekit_jax.merge import merge
 from mergekit_jax.methods import (
@@ -42,6 +43,7 @@ __all__ = [
   'merge_checkpoints',
   'open_checkpoint',
   'Place',
+  'product',
   'Report',
   'rule',
   'scale',

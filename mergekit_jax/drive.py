@@ -67,22 +67,20 @@ class Advance(NamedTuple):
     partials: the partials of the open totals; under `scope='tensor'` with the
       stacked axes in front. None when the rule has finished.
     merged: `[*shape]` in the block's dtype, or None.
-    reports: what the rule reported, added up over the block's layers.
-    norms: sums of squares that every method reports, see `_sums_of_squares`.
+    flags: what the rule reported, bool arrays `[*shape]`.
   """
 
   partials: list[PyTree] | None
   merged: jax.Array | None
-  reports: list[dict[str, PyTree]]
-  norms: dict[str, jax.Array]
+  flags: dict[str, PyTree]
 
 
-@functools.partial(jax.jit, static_argnames=('measure',))
+@functools.partial(jax.jit, static_argnames=('report',))
 def advance(
   method: Any,
   block: Block,
   answers: Sequence[PyTree],
-  measure: bool = False,
+  report: bool = False,
 ) -> Advance:
   """Drives a rule over one block as far as the answers reach.
 
@@ -90,7 +88,7 @@ def advance(
     method: a rule.
     block: the block.
     answers: all answers so far, from `answer`.
-    measure: whether to give the sums of squares for the report.
+    report: whether to give the flags for the report.
 
   Returns:
     The partials of the next round or, when the answers suffice, the merge.
@@ -104,16 +102,17 @@ def advance(
     reached = step(method(place), answers)
     if reached.request is None:
       merged = jnp.broadcast_to(reached.returned, place.experts[0].shape)
-      return None, merged.astype(block.dtype), reached.reports
-    return [total.partial for total in reached.totals], None, []
+      flags = reached.flags if report else {}
+      return None, merged.astype(block.dtype), flags
+    return [total.partial for total in reached.totals], None, {}
 
   # Outermost first: an axis shifts down by the stacked axes already taken off.
   axes = [axis - i for i, axis in enumerate(block.stacked)]
   for axis in reversed(axes):
     on_slice = jax.vmap(
-      on_slice, (axis, axis, 0, 0 if of_tensor else None), (0, axis, 0)
+      on_slice, (axis, axis, 0, 0 if of_tensor else None), (0, axis, axis)
     )
-  partials, merged, reports = on_slice(
+  partials, merged, flags = on_slice(
     block.base,
     list(block.experts),
     _layers(block),
@@ -121,12 +120,7 @@ def advance(
   )
   if not of_tensor:
     partials = _sum_over_layers(partials, len(axes))
-  return Advance(
-    partials,
-    merged,
-    _sum_over_layers(reports, len(axes)),
-    _sums_of_squares(block, merged) if measure and merged is not None else {},
-  )
+  return Advance(partials, merged, flags)
 
 
 @functools.partial(
@@ -310,34 +304,47 @@ def _place(block, base, experts, layer) -> Place:
   return Place(base, experts, layer, random_bits)
 
 
-def _sums_of_squares(block: Block, merged: jax.Array) -> dict[str, jax.Array]:
-  """What the report says of every tensor, whatever the method.
+@jax.jit
+def measure(block: Block, merged: jax.Array, flags: PyTree) -> dict[str, Any]:
+  """The sums that the report needs of a merged block.
+
+  This is a computation of its own: a sum over what the merge computes would
+  compute it again, and random bits are dear.
 
   Storing a value in a short dtype rounds it by an error that is spread evenly
   over one unit in the last place, so its mean square is a twelfth of that unit
   squared. An expert's units are all but the base's.
 
+  Args:
+    block: the block.
+    merged: its merge.
+    flags: what the rule reported.
+
   Returns:
-    Sums of squares as float64 scalars: `merged` of merged - base, `experts` of
+    Float64 scalars. Sums of squares: `merged` of merged - base, `experts` of
     the task vectors, one an expert, and `rounding` of the expected rounding
-    error of each. Without a base the models take the place of task vectors.
+    error of each; without a base the models take the place of task vectors.
+    And `flags`, how many of each are true.
   """
   base = jnp.float32(0)
   if block.base is not None:
     base = block.base.astype(jnp.float32)
   deltas = [expert.astype(jnp.float32) - base for expert in block.experts]
-  values = [merged.astype(jnp.float32) - base, *deltas]
   eps = [float(jnp.finfo(expert.dtype).eps) for expert in block.experts]
-  coarse = block.base is not None and max(eps) > jnp.finfo(jnp.float32).eps
-  if coarse:
-    values.append(_power_of_two(base))
-  merged_sum, *sums = sums_in_passing([value * value for value in values])
+  powers = jnp.zeros_like(deltas[0])
+  if block.base is not None and max(eps) > jnp.finfo(jnp.float32).eps:
+    powers = _power_of_two(base)
+  leaves, structure = jax.tree.flatten(flags)
+  squares = [
+    x * x for x in (merged.astype(jnp.float32) - base, powers, *deltas)
+  ]
+  merged_sum, powers_sum, *sums = sums_in_passing([*squares, *leaves])
   with jax.enable_x64(True):
-    powers = sums.pop() if coarse else jnp.float64(0)
     return {
       'merged': merged_sum,
-      'experts': jnp.stack(sums),
-      'rounding': jnp.asarray([e * e / 12 for e in eps]) * powers,
+      'experts': jnp.stack(sums[: len(deltas)]),
+      'rounding': jnp.asarray([e * e / 12 for e in eps]) * powers_sum,
+      'flags': jax.tree.unflatten(structure, sums[len(deltas) :]),
     }
 
 

@@ -11,7 +11,6 @@ from etils import epath
 import jax
 import numpy as np
 
-from mergekit_jax import drive
 from mergekit_jax import plan as plans
 
 
@@ -20,20 +19,15 @@ class Sums:
 
   def __init__(self):
     self.shape: tuple[int, ...] = ()
-    self.dtype: Any = None
-    self.reported: dict[str, Any] = {}
+    self.total: Any = None
 
-  def add(self, tensor: plans.Tensor, reached: drive.Advance) -> None:
-    """Adds what a merged unit reported."""
-    self.shape, self.dtype = tensor.shape, tensor.dtype
-    for name, value in [
-      *((n, v) for sums in reached.reports for n, v in sums.items()),
-      *reached.norms.items(),
-    ]:
-      value = jax.tree.map(np.asarray, value)
-      if name in self.reported:
-        value = jax.tree.map(np.add, self.reported[name], value)
-      self.reported[name] = value
+  def add(self, tensor: plans.Tensor, measured: dict[str, Any]) -> None:
+    """Adds what `drive.measure` gave for a merged unit."""
+    self.shape = tensor.shape
+    measured = jax.tree.map(np.asarray, measured)
+    if self.total is not None:
+      measured = jax.tree.map(np.add, self.total, measured)
+    self.total = measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,19 +122,16 @@ class MergeReport:
 
 def tensor_report(path: str, sums: Sums) -> TensorReport:
   """Turns sums into norms and ratios."""
-  reported = dict(sums.reported)
-  squares = np.atleast_1d(reported.pop('experts'))
-  rounding = np.atleast_1d(reported.pop('rounding'))
-  merged = reported.pop('merged')
+  squares, rounding = sums.total['experts'], sums.total['rounding']
   with np.errstate(all='ignore'):
     explained = np.where(squares > 0, np.sqrt(rounding / squares), 0.0)
   return TensorReport(
     path,
     sums.shape,
     np.sqrt(squares).tolist(),
-    float(np.sqrt(merged)),
+    float(np.sqrt(sums.total['merged'])),
     explained.tolist(),
-    {name: _ratios(value) for name, value in reported.items()},
+    _ratios(sums.total['flags'], math.prod(sums.shape)),
   )
 
 
@@ -172,14 +163,14 @@ def rounding_warnings(
   return warnings
 
 
-def _ratios(value: Any) -> Any:
-  """(part, whole) becomes part / whole, in lists too; a sum stays a number."""
-  if isinstance(value, list):
-    return [_ratios(item) for item in value]
-  if isinstance(value, tuple):
-    part, whole = value
-    return float(part) / float(whole) if whole else 0.0
-  return float(value)
+def _ratios(counts: Any, size: int) -> Any:
+  """Counts as shares of all elements, pairs as ratios, inside any container."""
+  if isinstance(counts, dict):
+    return {name: _ratios(item, size) for name, item in counts.items()}
+  if isinstance(counts, list):
+    return [_ratios(item, size) for item in counts]
+  part, whole = counts if isinstance(counts, tuple) else (counts, size)
+  return float(part) / float(whole) if whole else 0.0
 
 
 def _finite(value: Any) -> Any:

@@ -23,7 +23,7 @@ The protocol:
     added, `then` turns the sum into small values, and these come back. A round
     of totals is a full read of every model, so totals that do not depend on
     each other travel together: yield a list of them, or use `together`.
-  * `yield Report(name=...)`: numbers for the report. No answer comes back.
+  * `yield Report(name=...)`: fractions for the report. No answer comes back.
   * helpers are generators too: `threshold = yield from kth_magnitude(...)`.
 """
 
@@ -62,9 +62,30 @@ def rule(cls: _T) -> _T:
     The class, as a frozen dataclass registered with JAX.
   """
   cls = dataclasses.dataclass(frozen=True)(cls)
-  static = [f.name for f in dataclasses.fields(cls) if _is_static(f)]
-  numbers = [f.name for f in dataclasses.fields(cls) if not _is_static(f)]
-  return jax.tree_util.register_dataclass(cls, numbers, static)
+  fields = dataclasses.fields(cls)
+  static = [field.name for field in fields if _is_static(field)]
+  numbers = [field.name for field in fields if not _is_static(field)]
+
+  def flatten(method):
+    leaves = [
+      (jax.tree_util.GetAttrKey(name), getattr(method, name))
+      for name in numbers
+    ]
+    # With the class, since JAX tells dataclasses of like fields apart by their
+    # hashes only: TIES and DARE-TIES would be one function to its cache.
+    return leaves, (cls, *(getattr(method, name) for name in static))
+
+  def unflatten(structure, leaves):
+    method = object.__new__(cls)
+    values = dict(zip(static, structure[1:], strict=True))
+    for name, value in (
+      values | dict(zip(numbers, leaves, strict=True))
+    ).items():
+      object.__setattr__(method, name, value)
+    return method
+
+  jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+  return cls
 
 
 def _is_static(field: dataclasses.Field) -> bool:
@@ -101,14 +122,16 @@ class Total:
 
 
 class Report:
-  """Numbers for the report of a streamed merge, ignored in memory.
+  """Fractions for the report of a streamed merge; ignored in memory.
 
-  Each keyword is a sum, or a pair `(part, whole)` of sums reported as a ratio.
-  The sums are taken over all blocks of a tensor.
+  Each keyword is a bool array `[*shape]`, of which the report gives the share
+  that is true in each tensor, or a pair `(part, whole)` of them, of which it
+  gives the ratio; or a list of these, one an expert. Of two reports of one name
+  the later counts.
   """
 
-  def __init__(self, **sums: PyTree):
-    self.sums = sums
+  def __init__(self, **flags: PyTree):
+    self.flags = flags
 
 
 Request = Total | Report | Sequence['Request']
@@ -204,7 +227,7 @@ class Step(NamedTuple):
 
   request: Request | None
   returned: Any
-  reports: list[dict[str, PyTree]]
+  flags: dict[str, PyTree]
 
   @property
   def totals(self) -> list[Total]:
@@ -229,22 +252,22 @@ def step(generator: Any, answers: Sequence[PyTree]) -> Step:
     The open request, or what the rule returned and reported.
   """
   if not inspect.isgenerator(generator):
-    return Step(None, generator, [])
+    return Step(None, generator, {})
   remaining = iter(answers)
-  reports = []
+  flags = {}
   reply: Any = None
   while True:
     try:
       request: Any = generator.send(reply)
     except StopIteration as stop:
-      return Step(None, stop.value, reports)
+      return Step(None, stop.value, flags)
     if isinstance(request, Report):
-      reports.append(request.sums)
+      flags |= request.flags
       reply = None
       continue
     reply = next(remaining, _NOTHING)
     if reply is _NOTHING:
-      return Step(request, None, [])
+      return Step(request, None, {})
 
 
 _NOTHING = object()

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mergekit_jax import checks
+from mergekit_jax.kernels.product import product
 from mergekit_jax.kernels.select import kth_magnitude
 from mergekit_jax.kernels.sums import count
 from mergekit_jax.rule import Place, Report, rule, together, Total
@@ -90,10 +91,10 @@ class Trim:
       kth_magnitude(delta, self.density) for delta in deltas
     )
     trimmed = [
-      jnp.where(jnp.abs(delta) >= threshold, delta, 0)
+      jnp.where(jnp.abs(delta) < threshold, 0, delta)  # keeps NaN
       for delta, threshold in zip(deltas, thresholds, strict=True)
     ]
-    yield Report(density=[count(delta != 0) for delta in trimmed])
+    yield Report(density=[delta != 0 for delta in trimmed])
     return trimmed
 
 
@@ -121,9 +122,9 @@ class Drop:
     kept = [
       t.random_bits(i) >= dropped.astype(jnp.uint32) for i in range(len(deltas))
     ]
-    yield Report(density=[count(mask) for mask in kept])
+    yield Report(density=kept)
     return [
-      jnp.where(mask, delta * rescale, 0)
+      jnp.where(mask, product(delta, rescale), 0)
       for mask, delta in zip(kept, deltas, strict=True)
     ]
 
@@ -187,7 +188,7 @@ class DisjointMean:
     elected = jnp.sign(sum(votes))
     tie = jnp.float32(1)
     if self.zero_mass == 'majority':
-      positive, negative = count(elected > 0)[0], count(elected < 0)[0]
+      positive, negative = count(elected > 0), count(elected < 0)
       tie = yield Total((positive, negative), _majority)
     elected = jnp.where(elected == 0, tie, elected)
     yield Report(sign_conflict=_sign_conflict(deltas))
@@ -197,7 +198,8 @@ class DisjointMean:
       for agrees, delta in zip(agree, weighted, strict=True)
     )
     weight = sum(weigh(agree, self.weights))
-    return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
+    mean = jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
+    return jnp.where(jnp.isnan(elected), jnp.nan, mean)
 
 
 def _majority(total, answers):
@@ -219,7 +221,7 @@ class Scale:
 
   def __call__(self, t: Place, delta: jax.Array) -> jax.Array:
     del t
-    return self.factor * delta
+    return product(self.factor, delta)
 
 
 def weigh(values: Sequence[jax.Array], weights: Weights) -> list[jax.Array]:
@@ -240,7 +242,7 @@ def weigh(values: Sequence[jax.Array], weights: Weights) -> list[jax.Array]:
       'one weight for each expert, in the same order.'
     )
   return [
-    jnp.multiply(value, jnp.asarray(weight, jnp.float32))
+    product(value, jnp.asarray(weight, jnp.float32))
     for value, weight in zip(values, weights, strict=True)
   ]
 
@@ -249,4 +251,4 @@ def _sign_conflict(deltas: Deltas) -> tuple[jax.Array, jax.Array]:
   """Entries that experts move in both directions, of those that any moves."""
   up = functools.reduce(jnp.logical_or, [delta > 0 for delta in deltas])
   down = functools.reduce(jnp.logical_or, [delta < 0 for delta in deltas])
-  return count(up & down)[0], count(up | down)[0]
+  return up & down, up | down

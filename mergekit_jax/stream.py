@@ -63,7 +63,7 @@ class Part:
   """What one or more local devices hold of a box."""
 
   index: tuple[slice, ...]
-  devices: tuple[jax.Device, ...]
+  devices: tuple[Any, ...]
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -164,20 +164,21 @@ def run(
       continue
     block = _block(loading, plan.mesh, has_base, keys[tensor.path])
     known = [] if tensor.read_once else answers[unit.scope]
-    reached = drive.advance(rule, block, known, measure=True)
+    reached = drive.advance(rule, block, known, report=True)
     while tensor.read_once and reached.partials is not None:
       summed = drive.wide_add([reached.partials])
       known = [*known, drive.answer(rule, block, summed, known)]
-      reached = drive.advance(rule, block, known, measure=True)
+      reached = drive.advance(rule, block, known, report=True)
     if reached.merged is None:
       totals[unit.scope] = _add(totals[unit.scope], reached.partials)
       if unit.ends_round:
         known.append(drive.answer(rule, block, totals[unit.scope], known))
         totals[unit.scope] = None
     else:
-      sums[tensor.path].add(tensor, reached)
+      measured = drive.measure(block, reached.merged, reached.flags)
+      sums[tensor.path].add(tensor, measured)
       if not allow_nonfinite:
-        _demand_finite(loading, models, reached.norms['experts'])
+        _demand_finite(loading, models, measured['experts'])
       start_writes(tensor.path, _boxes(unit.box, reached.merged, loading.slot))
       finish_writes(plans.WRITE_BEHIND)
     advanced(unit)

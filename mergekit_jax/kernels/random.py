@@ -10,6 +10,7 @@ Threefry-2x32 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2,
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 import hashlib
 import math
 
@@ -35,6 +36,12 @@ def threefry(key: Words, high: jax.Array, low: jax.Array) -> Words:
   Returns:
     Two uint32 arrays `[*shape]`.
   """
+  return _threefry(key, high, low)
+
+
+# Compiled as a function of its own only to be traced once for each shape.
+@functools.partial(jax.jit, inline=True)
+def _threefry(key: Words, high: jax.Array, low: jax.Array) -> Words:
   schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
   x, y = high + schedule[0], low + schedule[1]
   for group in range(5):

@@ -6,22 +6,23 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _INT32_LIMIT = 2**31
+_LONG_ROW = 2**14
 
 
-def count(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """How many elements are true, and how many there are.
+def count(mask: jax.Array) -> jax.Array:
+  """How many elements are true.
 
   Args:
     mask: bool `[*shape]`.
 
   Returns:
-    Two integer scalars, int32 where that cannot overflow, else int64.
+    An integer scalar, int32 where that cannot overflow, else int64.
   """
   with jax.enable_x64(mask.size >= _INT32_LIMIT):
-    dtype = integer_for(mask.size)
-    return jnp.sum(mask, dtype=dtype), jnp.asarray(mask.size, dtype)
+    return jnp.sum(mask, dtype=integer_for(mask.size))
 
 
 def integer_for(size: int) -> jnp.dtype:
@@ -47,20 +48,23 @@ def sums_in_passing(values: Sequence[jax.Array]) -> list[jax.Array]:
 
   One reduction of all arrays together fuses with what computes them: nothing is
   stored, where a reduction for each would store every array. Rows are added in
-  float32 and the row sums in float64: relative errors are about 1e-6.
+  float32, long ones in float64, and the row sums in float64: relative errors
+  are about 1e-6, and counts of true elements are exact.
 
   Args:
-    values: float32 arrays `[*shape]` of one shape.
+    values: float32 or bool arrays `[*shape]` of one shape.
 
   Returns:
     A float64 scalar for each.
   """
   values = [jnp.atleast_1d(value) for value in values]
-  rows = jax.lax.reduce(
-    tuple(values),
-    tuple(jnp.float32(0) for _ in values),
-    lambda left, right: tuple(x + y for x, y in zip(left, right, strict=True)),
-    (values[0].ndim - 1,),
-  )
+  add = lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True))
   with jax.enable_x64(True):
-    return [jnp.sum(row.astype(jnp.float64)) for row in rows]
+    dtype = 'float32' if values[0].shape[-1] <= _LONG_ROW else 'float64'
+    rows = jax.lax.reduce(
+      tuple(value.astype(dtype) for value in values),
+      tuple(np.zeros((), dtype) for _ in values),
+      add,
+      (values[0].ndim - 1,),
+    )
+    return [jnp.sum(row.astype('float64')) for row in rows]

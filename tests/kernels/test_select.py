@@ -1,0 +1,178 @@
+"""The exact k-th magnitude: against numpy, at every edge."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax.drive import advance, answer, Block
+from mergekit_jax.kernels import select
+from mergekit_jax.rule import step
+
+SIZE = 997
+
+
+@mk.rule
+class Threshold:
+  """Shows the k-th magnitude of the only expert."""
+
+  density: float
+
+  def __call__(self, t):
+    threshold = yield from mk.kth_magnitude(t.experts[0], self.density)
+    return jnp.broadcast_to(threshold, t.experts[0].shape)
+
+
+def kth(values, density):
+  values = np.asarray(values, np.float32)
+  return np.asarray(mk.merge(Threshold(density), [values])).ravel()[0]
+
+
+def expected(values, density):
+  magnitudes = np.abs(np.asarray(values, np.float32)).ravel()
+  # NaN sorts last in numpy: the largest magnitude, as documented.
+  k = max(1, round(1e6 * density) * magnitudes.size // 10**6)
+  return np.partition(magnitudes, magnitudes.size - k)[magnitudes.size - k]
+
+
+def _values():
+  random = np.random.default_rng(0)
+  normal = random.normal(size=SIZE)
+  few = random.integers(-3, 4, SIZE) / 8
+  spread = normal * 10.0 ** random.integers(-30, 30, SIZE)
+  adjacent = np.float32(1) + np.arange(SIZE) * np.finfo(np.float32).eps
+  with_nan = np.where(np.arange(SIZE) % 100 == 7, np.nan, normal)
+  with_inf = np.where(np.arange(SIZE) % 100 == 7, -np.inf, normal)
+  smallest = np.finfo(np.float32).smallest_subnormal
+  return {
+    'normal': normal,
+    'ties': few,
+    'mostly zero': np.where(np.arange(SIZE) % 50, 0, normal),
+    'zero': np.zeros(SIZE),
+    'equal': np.full(SIZE, -0.3),
+    'signed zeros': np.where(few > 0, 0.0, -0.0),
+    'magnitudes': spread,
+    'one bin': adjacent,
+    'subnormal': random.integers(-(2**22), 2**22, SIZE) * float(smallest),
+    'nan': with_nan,
+    'inf': with_inf,
+  }
+
+
+VALUES = _values()
+DENSITIES = [1e-6, 0.001, 0.0105, 0.2, 0.5, 0.999, 1.0]
+
+
+@pytest.mark.parametrize('name', VALUES)
+def test_equals_partition(name):
+  for density in DENSITIES:
+    got, want = kth(VALUES[name], density), expected(VALUES[name], density)
+    assert got.dtype == np.float32
+    # Bit patterns: a NaN is a NaN, and a subnormal number is not zero.
+    assert got.view(np.uint32) == want.view(np.uint32), density
+
+
+@pytest.mark.parametrize('value', [0.0, -2.5, 1e-40])
+@pytest.mark.parametrize('density', [1e-6, 0.5, 1.0])
+def test_one_element(value, density):
+  assert kth([value], density) == np.abs(np.float32(value))
+
+
+def test_shape_and_sharding_do_not_matter():
+  values = VALUES['normal'][:960].astype(np.float32)
+  want = expected(values, 0.2)
+  assert kth(values.reshape(12, 80), 0.2) == want
+  assert kth(values.reshape(2, 6, 80), 0.2) == want
+
+
+def test_under_vmap_over_density():
+  values = VALUES['normal'].astype(np.float32)
+  densities = np.array([0.01, 0.3, 1.0], np.float32)
+  got = jax.vmap(lambda d: mk.merge(Threshold(d), [values])[0])(densities)
+  want = [expected(values, float(density)) for density in densities]
+  np.testing.assert_array_equal(got, want)
+
+
+HISTOGRAMS = {
+  'platform': select.histogram,
+  'scatter': select.histogram_by_scatter,
+  'matmul': select.histogram_by_matmul,
+}
+
+
+@pytest.mark.parametrize('size', [3, 256, 2**15 + 1, 2**16])
+@pytest.mark.parametrize('name', HISTOGRAMS)
+def test_histogram(name, size):
+  bins = np.random.default_rng(size).integers(0, size, (5, 61), np.int32)
+  bins[0, :3] = 0
+  bins[1, :3] = size - 1
+  got = jax.jit(HISTOGRAMS[name], static_argnums=1)(bins, size)
+  want = np.bincount(bins.ravel(), minlength=size)
+  np.testing.assert_array_equal(got, want)
+  assert got.dtype == np.int32
+
+
+@pytest.mark.parametrize('name', HISTOGRAMS)
+def test_histogram_under_vmap(name):
+  size = 300
+  bins = np.random.default_rng(1).integers(0, size, (2, 3, 7, 5), np.int32)
+  histogram = functools.partial(HISTOGRAMS[name], size=size)
+  want = np.stack(
+    [
+      [np.bincount(layer.ravel(), minlength=size) for layer in group]
+      for group in bins
+    ]
+  )
+  one = jax.jit(jax.vmap(histogram))(bins[0])
+  np.testing.assert_array_equal(one, want[0])
+  two = jax.jit(jax.vmap(jax.vmap(histogram)))(bins)
+  np.testing.assert_array_equal(two, want)
+  last = jax.jit(jax.vmap(histogram, in_axes=2))(np.moveaxis(bins[0], 0, 2))
+  np.testing.assert_array_equal(last, want[0])
+
+
+def find(counts, values, density):
+  """The threshold for given histograms of `counts` copies of `values`."""
+  rule = Threshold(density)
+  block = Block(
+    None, [jnp.zeros(2)], None, (0,), (2,), (), jnp.dtype('float32')
+  )
+  bits = np.float32(values).view(np.uint32)
+  high = np.zeros(2**16, np.int64)
+  np.add.at(high, bits >> 15, counts)
+  first = answer(rule, block, [high], [])
+  chosen = int(first[0])
+  low = np.zeros(2**15, np.int64)
+  inside = bits >> 15 == chosen
+  np.add.at(low, bits[inside] & 0x7FFF, np.asarray(counts)[inside])
+  return np.float32(answer(rule, block, [low], [first]))
+
+
+@pytest.mark.parametrize('density', [0.2, 0.3, 1e-6, 0.123457, 0.7, 1.0])
+@pytest.mark.parametrize('size', [80_000_000, 2**31 + 11, 64 * 10**9 + 1])
+def test_number_kept_of_many(size, density):
+  """k is exact where 10^6 · n overflows 32 bits, and float32 cannot count n."""
+  k = max(1, round(10**6 * density) * size // 10**6)
+  # The cut lies exactly between the two values, or one entry beside it.
+  assert find([k, size - k], [2.0, 1.0], density) == 2
+  if k > 1:
+    assert find([k - 1, size - k + 1], [2.0, 1.0], density) == 1
+    # Likewise for two values of one bin of the high bits.
+    close = np.float32([1.0000001, 1.0])
+    assert find([k, size - k], close, density) == close[0]
+    assert find([k - 1, size - k + 1], close, density) == close[1]
+
+
+def test_partials_are_exact_counts_of_every_expert():
+  """No round depends on the number of experts, and no count is a float."""
+  values = jnp.asarray(VALUES['ties'], jnp.float32)
+  block = Block(
+    None, [values], None, (0,), values.shape, (), jnp.dtype('float32')
+  )
+  (counts,) = advance(Threshold(0.5), block, []).partials
+  assert counts.dtype == jnp.int32 and counts.sum() == SIZE
+  generator = mk.kth_magnitude(values, 0.5)
+  assert step(generator, []).totals[0].partial.shape == (2**16,)

@@ -1,0 +1,502 @@
+"""What a streamed merge refuses: with a message that says what to do, and with
+nothing left at the output."""
+
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax import cli, sharding
+from tests import checkpoints, models
+
+# Leaves in ascending order of size as well as of name.
+SHAPES = {'a/kernel': (16, 24), 'b/kernel': (40, 50), 'odd': (7, 5)}
+BASE, EXPERTS = models.trees(SHAPES)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """(base, experts) as paths. No test may write there."""
+  directory = tmp_path_factory.mktemp('saved')
+  paths = checkpoints.save_set(directory, SHAPES)
+  before = checkpoints.digest(directory)
+  yield paths
+  assert checkpoints.digest(directory) == before
+
+
+@pytest.fixture
+def merge(saved, tmp_path):
+  """Merges the saved checkpoints into tmp_path / 'out', with other arguments."""
+
+  def run(method=None, **arguments):
+    base, experts = saved
+    arguments = {
+      'base': base,
+      'experts': experts,
+      'output': tmp_path / 'out',
+      **arguments,
+    }
+    return mk.merge_checkpoints(method or mk.average(), **arguments)
+
+  return run
+
+
+@pytest.fixture
+def refused(merge, tmp_path):
+  """Demands that a merge raises and leaves the directory as it was."""
+
+  def check(error, message, method=None, **arguments):
+    before = checkpoints.digest(tmp_path)
+    with pytest.raises(error) as caught:
+      merge(method, **arguments)
+    assert message in str(caught.value)
+    assert checkpoints.digest(tmp_path) == before
+    return str(caught.value)
+
+  return check
+
+
+def changed(tree, name, leaf):
+  """The same tree with another leaf; None takes it away."""
+  first, *rest = name.split('/')
+  if rest:
+    return tree | {first: changed(tree.get(first, {}), '/'.join(rest), leaf)}
+  others = {key: value for key, value in tree.items() if key != first}
+  return others if leaf is None else others | {first: leaf}
+
+
+class TestSources:
+  @pytest.mark.parametrize('name', ['base', 'experts'])
+  def test_missing(self, refused, tmp_path, name):
+    path = tmp_path / 'nowhere'
+    given = path if name == 'base' else [path]
+    message = f'There is no checkpoint at {path}'
+    refused(FileNotFoundError, message, **{name: given})
+
+  def test_not_a_checkpoint(self, refused, tmp_path):
+    path = tmp_path / 'notes'
+    path.mkdir()
+    (path / 'readme.txt').write_text('nothing to merge')
+    message = refused(ValueError, f'{path} is not a checkpoint', base=path)
+    assert '_METADATA' in message and 'found: readme.txt' in message
+
+  def test_pickled(self, refused, tmp_path):
+    path = tmp_path / 'torch'
+    path.mkdir()
+    (path / 'pytorch_model.bin').write_bytes(b'')
+    message = refused(ValueError, 'is a PyTorch checkpoint', experts=[path])
+    assert 'safetensors' in message
+
+  def test_unfinished(self, refused, tmp_path):
+    path = tmp_path / 'save.orbax-checkpoint-tmp'
+    path.mkdir()
+    refused(ValueError, 'was not finished', base=path)
+
+  def test_different_trees(self, saved, refused, tmp_path):
+    """One error that lists every path, before a byte of weights is read."""
+    other = changed(EXPERTS[0], 'params/a/kernel', jnp.zeros((16, 23)))
+    other = changed(other, 'params/b/kernel', None)
+    other = changed(other, 'params/b/added', jnp.zeros(3))
+    integers = changed(
+      EXPERTS[1], 'params/odd', jnp.zeros((7, 5), dtype=jnp.int32)
+    )
+    paths = [
+      checkpoints.save(tmp_path / 'other', other),
+      saved[1][1],
+      checkpoints.save(tmp_path / 'integers', integers),
+    ]
+    message = refused(ValueError, 'differ in 4 places', experts=paths)
+    assert message.splitlines()[1:] == [
+      '  params/a/kernel: float32[16,23] in experts[0], float32[16,24] '
+      'expected',
+      '  params/b/added: only in experts[0], float32[3]',
+      '  params/b/kernel: missing in experts[0]',
+      '  params/odd: int32[7,5] in experts[2], float32[7,5] expected',
+    ]
+
+  def test_none(self, refused):
+    refused(ValueError, 'give a list of at least one checkpoint', experts=[])
+
+  def test_one_path_for_a_list(self, saved, refused):
+    path = str(saved[1][0])
+    message = 'give a list of at least one checkpoint'
+    refused(ValueError, message, experts=path)
+
+  @pytest.mark.parametrize(
+    'method',
+    [mk.ties(), mk.dare(), mk.dare_ties(), mk.task_arithmetic()],
+    ids=['ties', 'dare', 'dare_ties', 'task_arithmetic'],
+  )
+  def test_no_base(self, refused, method):
+    refused(ValueError, 'but no base was given', method, base=None)
+
+
+class TestArguments:
+  @pytest.mark.parametrize('density', [0, -0.1, 1.01, np.nan, '0.2'])
+  @pytest.mark.parametrize('method', [mk.ties, mk.dare_ties])
+  def test_density(self, method, density):
+    with pytest.raises(ValueError, match=r'density=.* was given; .*'):
+      method(density=density)
+
+  @pytest.mark.parametrize('rate', [1, 1.5, -0.1, np.nan, None])
+  @pytest.mark.parametrize('method', [mk.dare, mk.dare_ties])
+  def test_drop_rate(self, method, rate):
+    with pytest.raises(ValueError, match=r'drop_rate=.* was given; .*'):
+      method(drop_rate=rate)
+
+  @pytest.mark.parametrize('scale', [np.inf, -np.inf, np.nan, '1', True])
+  @pytest.mark.parametrize(
+    'method', [mk.ties, mk.dare, mk.dare_ties, mk.task_arithmetic]
+  )
+  def test_scale(self, method, scale):
+    with pytest.raises(ValueError, match=r'scale=.* was given; give a'):
+      method(scale=scale)
+
+  @pytest.mark.parametrize(
+    'method',
+    [mk.average([1, 2]), mk.task_arithmetic(weights=[1, 2, 3, 4])],
+    ids=['too_few', 'too_many'],
+  )
+  def test_number_of_weights(self, refused, method):
+    message = refused(ValueError, 'weights were given for 3 experts', method)
+    assert 'one weight for each expert' in message
+
+  def test_not_a_rule(self, refused):
+    refused(ValueError, "method='ties' was given", 'ties')
+
+  @pytest.mark.parametrize(
+    'name', ['overrides', 'stacked_axes', 'partition_rules']
+  )
+  def test_regex(self, refused, name):
+    value = {
+      'overrides': 'base',
+      'stacked_axes': 0,
+      'partition_rules': jax.P(),
+    }[name]
+    message = refused(
+      ValueError,
+      f"{name}: 'params/od' matches no path",
+      **{name: {'params/.*': value, 'params/od': value}},
+    )
+    assert "Did you mean 'params/odd'" in message
+    message = f"{name}: 'params/(' is not a regular expression"
+    refused(ValueError, message, **{name: {'params/(': value}})
+
+  def test_override_that_is_no_rule(self, refused):
+    refused(ValueError, "An override is 'base' or", overrides={'.*': 0.5})
+
+  def test_stacked_axis(self, refused):
+    message = refused(
+      ValueError, 'params/odd has shape (7, 5)', stacked_axes={'.*/odd': 2}
+    )
+    assert 'no axis (2,)' in message
+
+  def test_partition_rule_that_does_not_fit(self, refused):
+    for spec in [jax.P('expert'), jax.P(None, None, None)]:
+      message = refused(
+        ValueError, 'does not fit params/odd', partition_rules={'.*/odd': spec}
+      )
+      assert '(7, 5)' in message
+
+  @pytest.mark.parametrize(
+    'budget', ['', '-1', 'four GiB', '4 gigs', '1.2.3GiB', '.', None, 'MiB']
+  )
+  def test_malformed_memory_budget(self, refused, budget):
+    message = f'memory_budget={budget!r} was given'
+    message = refused(ValueError, message, memory_budget=budget)
+    assert '512MiB' in message
+
+  def test_small_memory_budget(self, merge, refused, tmp_path):
+    """What the error says is needed is exactly enough."""
+    message = refused(ValueError, 'is too small', memory_budget=1000)
+    needed = int(re.search(r'takes ([\d,]+) bytes', message)[1].replace(',', ''))
+    refused(ValueError, 'is too small', memory_budget=needed - 1)
+    merge(memory_budget=needed)
+    assert (tmp_path / 'out').exists()
+
+  @pytest.mark.parametrize('dtype', ['float31', 'int8'])
+  def test_dtype(self, refused, dtype):
+    """Weights rounded to integers would be no model."""
+    refused(ValueError, dtype, dtype=dtype)
+
+  def test_format(self, refused):
+    refused(ValueError, "format='gguf' was given", format='gguf')
+
+  def test_mesh_larger_than_the_devices(self):
+    with pytest.raises(ValueError) as caught:
+      sharding.make_mesh({'fsdp': 8, 'tensor': 2})
+    assert 'needs 16 devices, but there are 8' in str(caught.value)
+
+
+class TestCommandLine:
+  """The same in the words of the command line."""
+
+  def check(self, message, *arguments):
+    parsed = cli.parse(['', 'plan', '--experts', 'x', *arguments])
+    with pytest.raises(ValueError) as caught:
+      cli._what_to_merge(parsed)
+    assert message in str(caught.value)
+
+  def test_method(self):
+    self.check("Did you mean 'ties'", '--method', 'tis')
+    self.check("Did you mean 'average'", '--method', 'avarage')
+
+  def test_option(self):
+    self.check(
+      "Did you mean 'density'", '--method', 'ties', '--set', 'densty=0.2'
+    )
+    self.check(
+      "option of average='density' was given",
+      *('--method', 'average', '--set', 'density=0.2'),
+    )
+
+  def test_value(self):
+    self.check('density=2.0 was given', '--method=ties', '--set=density=2')
+    self.check("scope='models' was given", '--method=ties', '--set=scope=models')
+    self.check(
+      'density=3.0 was given', '--method=ties', '--override=.*:density=3'
+    )
+
+  def test_malformed(self):
+    self.check("--set 'density' was", '--method=ties', '--set=density')
+    self.check("--override '.*' was", '--method=ties', '--override=.*')
+    self.check("--stacked_axes 'x' was", '--method=ties', '--stacked_axes=x')
+    self.check(
+      "--stacked_axes: 'one' was given",
+      *('--method=ties', '--stacked_axes=.*=one'),
+    )
+    self.check("--mesh 'fsdp' was", '--method=ties', '--mesh=fsdp')
+    self.check(
+      "--partition_rules 'x' was", '--method=ties', '--partition_rules=x'
+    )
+    self.check('Give weights with --weights', '--method=ties', '--set=weights=1')
+
+  def test_mesh(self):
+    self.check(
+      'needs 12 devices, but there are 8',
+      *('--method=ties', '--mesh=fsdp=6,tensor=2'),
+    )
+
+
+class TestOutput:
+  def test_exists(self, saved, refused, tmp_path):
+    output = checkpoints.save(tmp_path / 'out', EXPERTS[0])
+    message = refused(FileExistsError, f'{output} exists')
+    assert '--overwrite' in message
+
+  def test_overwrite(self, saved, merge, tmp_path):
+    output = checkpoints.save(tmp_path / 'out', {'params': {'old': np.ones(3)}})
+    merge(mk.average([1, 0, 0]), overwrite=True)
+    base, experts = models.flat(SHAPES)
+    merged = checkpoints.load(output)
+    assert merged.keys() == {
+      *(f'params/{name}' for name in SHAPES),
+      'params/steps',
+    }
+    np.testing.assert_array_equal(merged['params/odd'], experts[0]['odd'])
+    assert {path.name for path in tmp_path.iterdir()} == {
+      'out',
+      'out.report.json',
+    }
+
+  def test_overwrite_is_put_off_until_the_merge_is_complete(
+    self, saved, merge, tmp_path, monkeypatch
+  ):
+    """The old checkpoint lies untouched while the new one is written."""
+    output = checkpoints.save(tmp_path / 'out', EXPERTS[0])
+    before = checkpoints.digest(output)
+    seen = []
+    run = mk.streamed.stream.run
+
+    def spy(*arguments, **options):
+      result = run(*arguments, **options)
+      seen.append(checkpoints.digest(output))
+      return result
+
+    monkeypatch.setattr(mk.streamed.stream, 'run', spy)
+    merge(overwrite=True)
+    assert seen == [before]
+    assert checkpoints.digest(output) != before
+
+  def test_overwrite_that_fails_midway(self, refused, tmp_path, saved):
+    """The NaN is in the last tensor: the others were written before."""
+    bad = EXPERTS[0]['params']['odd'].at[6, 4].set(np.nan)
+    bad = changed(EXPERTS[0], 'params/odd', bad)
+    path = checkpoints.save(tmp_path / 'bad', bad)
+    checkpoints.save(tmp_path / 'out', EXPERTS[0])
+    refused(FloatingPointError, 'odd', experts=[path], overwrite=True)
+
+  def test_overwrite_of_something_else(self, refused, tmp_path):
+    """A mistyped path must not cost somebody a home directory."""
+    output = tmp_path / 'out'
+    output.mkdir()
+    (output / 'thesis.tex').write_text('years of work')
+    refused(FileExistsError, 'is not an Orbax checkpoint', overwrite=True)
+
+  def test_touches_an_input(self, saved, refused, tmp_path):
+    base, experts = saved
+    link = tmp_path / 'link'
+    link.symlink_to(base)
+    for output in [
+      base,
+      experts[2],
+      base / 'merged',
+      experts[0] / 'a' / 'b',
+      base.parent,
+      base.parent / 'x' / '..' / 'base',
+      link,
+      link / 'merged',
+    ]:
+      message = refused(
+        ValueError, 'lie in each other', output=output, overwrite=True
+      )
+      assert str(output) in message
+
+  def test_name_that_begins_like_an_input(self, saved, merge, tmp_path):
+    """`base-merged` does not lie in `base`."""
+    base = checkpoints.save(tmp_path / 'base', BASE)
+    merge(base=base, output=tmp_path / 'base-merged')
+    assert (tmp_path / 'base-merged').exists()
+
+
+@pytest.fixture(scope='module', params=[np.nan, np.inf, -np.inf])
+def bad(request, tmp_path_factory):
+  """A model with one bad value, and that value."""
+  leaf = BASE['params']['b']['kernel'].at[39, 49].set(request.param)
+  path = tmp_path_factory.mktemp('bad') / 'model'
+  tree = changed(BASE, 'params/b/kernel', leaf)
+  return checkpoints.save(path, tree), request.param
+
+
+class TestNonfinite:
+  def test_expert(self, saved, refused, merge, bad, tmp_path):
+    base, (first, _, third) = saved
+    path, value = bad
+    experts = [first, path, third]
+    message = refused(
+      FloatingPointError,
+      f'experts[1]: params/b/kernel in {path} holds 1 non-finite',
+      experts=experts,
+    )
+    assert 'allow_nonfinite=True' in message
+    merge(experts=experts, allow_nonfinite=True)
+    merged = checkpoints.load(tmp_path / 'out')
+    expected = np.zeros((40, 50), bool)
+    expected[39, 49] = True
+    found = merged['params/b/kernel']
+    np.testing.assert_array_equal(~np.isfinite(found), expected)
+    np.testing.assert_array_equal(found[39, 49], value)
+    assert np.isfinite(merged['params/a/kernel']).all()
+
+  def test_expert_without_a_base(self, saved, refused, bad):
+    message = f'experts[0]: params/b/kernel in {bad[0]} holds'
+    refused(
+      FloatingPointError, message, experts=[bad[0], saved[1][0]], base=None
+    )
+
+  def test_base(self, refused, bad):
+    message = f'base: params/b/kernel in {bad[0]} holds'
+    refused(FloatingPointError, message, base=bad[0])
+
+  def test_base_and_experts(self, refused, bad):
+    """Inf - Inf is caught too."""
+    path = bad[0]
+    message = f'base: params/b/kernel in {path} holds'
+    method = mk.task_arithmetic()
+    refused(FloatingPointError, message, method, base=path, experts=[path])
+
+  def test_method_with_rounds(self, refused, tmp_path):
+    base = {'params': {'kernel': np.ones((3, 5), np.float32)}}
+    expert = changed(base, 'params/kernel', np.full((3, 5), np.nan, np.float32))
+    path = checkpoints.save(tmp_path / 'base', base)
+    experts = [path, checkpoints.save(tmp_path / 'expert', expert)]
+    refused(
+      FloatingPointError,
+      f'experts[1]: params/kernel in {experts[1]} holds 15 non-finite',
+      mk.ties(),
+      base=path,
+      experts=experts,
+    )
+
+  def test_finite_but_large(self, merge, tmp_path):
+    """Squares that overflow in float32 are no fault of the checkpoint."""
+    large = jax.tree.map(
+      lambda x: x * 1e30 if jnp.issubdtype(x.dtype, jnp.floating) else x, BASE
+    )
+    path = checkpoints.save(tmp_path / 'large', large)
+    merge(experts=[path])
+    merged = checkpoints.load(tmp_path / 'out')['params/odd']
+    np.testing.assert_array_equal(merged, large['params']['odd'])
+
+
+class TestDamage:
+  @pytest.mark.parametrize('length', [4, 100, -30])
+  def test_truncated_safetensors(self, refused, tmp_path, length):
+    path = tmp_path / 'model.safetensors'
+    checkpoints.save_safetensors(path, EXPERTS[0])
+    path.write_bytes(path.read_bytes()[:length])
+    refused(ValueError, f'{path} is damaged or cut off', experts=[path])
+
+  @pytest.mark.parametrize('damage', ['flipped', 'truncated', 'gone'])
+  @pytest.mark.parametrize('name', ['base', 'experts'])
+  def test_orbax_data(self, saved, refused, tmp_path, damage, name):
+    """zstd tells flipped bytes by its header; plain chunks have no checksum."""
+    compress = damage == 'flipped'
+    path = checkpoints.save(tmp_path / 'model', EXPERTS[0], compress)
+    folder = path / 'ocdbt.process_0' / 'd'
+    data = max(folder.iterdir(), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    for frame in re.finditer(re.escape(b'\x28\xb5\x2f\xfd'), bytes(content)):
+      content[frame.start()] ^= 0xFF
+    if damage == 'flipped':
+      data.write_bytes(content)
+    elif damage == 'truncated':
+      data.write_bytes(content[:100])
+    else:
+      data.unlink()
+    given = path if name == 'base' else [*saved[1][:2], path]
+    message = refused(OSError, f' in {path} could not', **{name: given})
+    source = {'base': 'base', 'experts': 'experts[2]'}[name]
+    assert message.startswith(f'{source}: params/')
+    assert 'Restore the checkpoint from a copy' in message
+
+  def test_orbax_metadata(self, refused, tmp_path):
+    path = checkpoints.save(tmp_path / 'model', EXPERTS[0])
+    file = path / '_METADATA'
+    file.write_text(file.read_text()[:-20])
+    refused(ValueError, f'{file} is damaged', base=path)
+
+
+def test_full_disk(saved, tmp_path):
+  """No file may grow beyond a part of the output, as if the disk were full."""
+  base, experts = saved
+  output = tmp_path / 'out'
+  program = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+runpy.run_module('mergekit_jax', run_name='__main__', alter_sys=True)
+"""
+  finished = subprocess.run(
+    [
+      *(sys.executable, '-B', '-c', program, 'merge', '--method', 'average'),
+      *('--base', base, '--experts', *experts),
+      *('--output', output, '--devices', '2'),
+    ],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert finished.returncode == 1, finished.stderr
+  last = finished.stderr.splitlines()[-1]
+  assert last.startswith('mergekit-jax: ')
+  assert str(output) in last and 'File too large' in last
+  assert 'Traceback' not in finished.stderr
+  assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,459 @@
+"""The in-memory merge: trees, transformations, options, errors."""
+
+import dataclasses
+import functools
+
+from flax import linen, nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax.drive import advance
+from tests import compare, models, reference
+
+SHAPES = {'kernel': (6, 5), 'odd': (7, 5)}
+BASE, EXPERTS = models.flat(SHAPES)
+KEY = jax.random.key(3)
+AVERAGE = reference.average(EXPERTS)
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['kernel', 'odd'],
+  meta_fields=['name'],
+)
+@dataclasses.dataclass
+class Parameters:
+  kernel: jax.Array
+  odd: jax.Array
+  name: str = 'a model'
+
+
+TREES = {
+  'dict': lambda model: dict(model),
+  'list': lambda model: [model['kernel'], [model['odd']]],
+  'tuple': lambda model: (model['kernel'], (), {'b': model['odd']}, None),
+  'dataclass': lambda model: Parameters(**model),
+  'numpy': lambda model: {k: np.asarray(v) for k, v in model.items()},
+  'nnx': lambda model: nnx.State(
+    {name: nnx.Param(leaf) for name, leaf in model.items()}
+  ),
+}
+
+
+class TestTrees:
+  """Any pytree in, the same pytree out."""
+
+  @pytest.mark.parametrize('kind', TREES)
+  def test_kind(self, kind):
+    base, *experts = map(TREES[kind], (BASE, *EXPERTS))
+    merged = mk.merge(mk.average(), experts, base)
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
+    got = dict(zip(('kernel', 'odd'), jax.tree.leaves(merged), strict=True))
+    compare.like_reference(got, AVERAGE, EXPERTS)
+
+  def test_linen_and_nnx_draw_the_same_masks(self):
+    module = linen.Dense(5)
+    params = module.init(jax.random.key(0), jnp.ones((2, 6)))
+    moved = [
+      jax.tree.map(lambda x, i=i: x + 0.01 * (i + 1), params) for i in range(3)
+    ]
+    merged = mk.merge(mk.dare(0.5), moved, params, key=0)
+    assert module.apply(merged, jnp.ones((2, 6))).shape == (2, 5)
+    state = lambda tree: nnx.State(
+      {name: nnx.Param(leaf) for name, leaf in tree['params'].items()}
+    )
+    again = mk.merge(
+      mk.dare(0.5), list(map(state, moved)), state(params), key=0
+    )
+    for name, leaf in merged['params'].items():
+      np.testing.assert_array_equal(again[name].get_value(), leaf)
+    assert (merged['params']['kernel'] != moved[0]['params']['kernel']).any()
+
+  def test_other_leaves_are_those_of_the_base(self):
+    others = {
+      'steps': jnp.arange(3),
+      'flag': jnp.array([True, False]),
+      'key': jax.random.key(1),
+    }
+    changed = {**others, 'steps': jnp.arange(3) + 7, 'flag': ~others['flag']}
+    experts = [{**expert, **changed} for expert in EXPERTS]
+    merged = mk.merge(mk.average(), experts, {**BASE, **others})
+    assert merged.keys() == {*BASE, *others}
+    for name, leaf in others.items():
+      assert merged[name].dtype == leaf.dtype and (merged[name] == leaf).all()
+
+  def test_dtype_is_of_the_base(self):
+    base = {**BASE, 'kernel': BASE['kernel'].astype('bfloat16')}
+    merged = mk.merge(mk.task_arithmetic(0.4), EXPERTS, base)
+    assert merged['kernel'].dtype == jnp.bfloat16
+    assert merged['odd'].dtype == jnp.float32
+    # The experts were not rounded to the base's dtype first.
+    expected = reference.task_arithmetic(EXPERTS, base, scale=0.4)
+    compare.like_reference(merged, expected, EXPERTS)
+    merged = mk.merge(mk.average(), [base, *EXPERTS])
+    assert merged['kernel'].dtype == jnp.bfloat16
+
+  def test_inputs_are_left_alone(self):
+    before = jax.tree.map(np.array, (BASE, EXPERTS))
+    mk.merge(mk.ties(0.5), EXPERTS, BASE)
+    jax.tree.map(np.testing.assert_array_equal, before, (BASE, EXPERTS))
+
+
+class TestTransformations:
+  """An ordinary JAX function."""
+
+  def weighted(self, merged):
+    # A different cotangent for every entry.
+    return sum(
+      (leaf * jnp.cos(jnp.arange(leaf.size).reshape(leaf.shape))).sum()
+      for leaf in merged.values()
+    )
+
+  def slope(self, expected, point, direction, step=1e-4):
+    """Central difference of the float64 reference."""
+    value = lambda at: sum(
+      (leaf * np.cos(np.arange(leaf.size).reshape(leaf.shape))).sum()
+      for leaf in expected(at).values()
+    )
+    shifted = [point + sign * step * direction for sign in (1, -1)]
+    return (value(shifted[0]) - value(shifted[1])) / (2 * step)
+
+  @pytest.mark.parametrize(
+    'method,expected',
+    [
+      (
+        lambda s: mk.ties(0.4, s, election='count'),
+        lambda s: reference.ties(
+          EXPERTS, BASE, density=0.4, scale=s, election='count'
+        ),
+      ),
+      (
+        lambda s: mk.dare(0.5, s),
+        lambda s: reference.dare(EXPERTS, BASE, KEY, drop_rate=0.5, scale=s),
+      ),
+    ],
+    ids=['ties', 'dare'],
+  )
+  def test_gradient_of_scale(self, method, expected):
+    loss = lambda s: self.weighted(mk.merge(method(s), EXPERTS, BASE, key=KEY))
+    got = jax.grad(loss)(0.7)
+    want = self.slope(expected, 0.7, 1.0)
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+    assert abs(want) > 1e-3
+
+  @pytest.mark.parametrize(
+    'method,expected',
+    [
+      (
+        lambda w: mk.average(w),
+        lambda w: reference.average(EXPERTS, weights=list(w)),
+      ),
+      (
+        lambda w: mk.ties(0.4, weights=w, election='count'),
+        lambda w: reference.ties(
+          EXPERTS, BASE, density=0.4, weights=list(w), election='count'
+        ),
+      ),
+    ],
+    ids=['average', 'ties'],
+  )
+  def test_gradient_of_weights(self, method, expected):
+    loss = lambda w: self.weighted(mk.merge(method(w), EXPERTS, BASE))
+    point = np.array([1.0, 0.5, 2.0])
+    got = jax.grad(loss)(jnp.asarray(point, jnp.float32))
+    want = [self.slope(expected, point, axis) for axis in np.eye(3)]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert np.abs(want).max() > 1e-2
+
+  def test_gradient_of_experts(self):
+    """A merge inside a training loop: what survives the trim gets a slope."""
+    loss = lambda experts: mk.merge(mk.ties(0.4), experts, BASE)['odd'].sum()
+    gradient = jax.grad(loss)(EXPERTS)
+    moved = reference.ties(EXPERTS, BASE, density=0.4)['odd'] != BASE['odd']
+    total = sum(np.asarray(g['odd']) for g in gradient)
+    # The disjoint mean hands each entry's slope to those that agree.
+    np.testing.assert_allclose(total, moved, atol=1e-6)
+    assert all((np.asarray(g['kernel']) == 0).all() for g in gradient)
+
+  @pytest.mark.parametrize(
+    'method,values,expected',
+    [
+      (
+        lambda v: mk.ties(v, scope='tensor'),
+        [0.1, 0.5, 1.0],
+        lambda v: reference.ties(EXPERTS, BASE, density=v, scope='tensor'),
+      ),
+      (
+        lambda v: mk.task_arithmetic(v),
+        [0.0, 0.5, -1.0],
+        lambda v: reference.task_arithmetic(EXPERTS, BASE, scale=v),
+      ),
+      (
+        lambda v: mk.dare(v, 0.4),
+        [0.0, 0.5, 0.9],
+        lambda v: reference.dare(EXPERTS, BASE, KEY, drop_rate=v, scale=0.4),
+      ),
+    ],
+    ids=['density', 'scale', 'drop_rate'],
+  )
+  def test_vmap(self, method, values, expected):
+    run = lambda value: mk.merge(method(value), EXPERTS, BASE, key=KEY)
+    merged = jax.vmap(run)(jnp.array(values))
+    for i, value in enumerate(values):
+      got = {name: leaf[i] for name, leaf in merged.items()}
+      compare.like_reference(got, expected(value), [*EXPERTS, BASE])
+
+  def test_jit_on_explicit_axes(self):
+    mesh = models.mesh('2d', AxisType.Explicit)
+    base, *experts = (models.place(m, mesh) for m in (BASE, *EXPERTS))
+    run = jax.jit(lambda m, e, b: mk.merge(m, e, b))
+    merged = run(mk.ties(0.4), experts, base)
+    for name, leaf in merged.items():
+      assert leaf.sharding.spec == base[name].sharding.spec
+    compare.same_bits(merged, mk.merge(mk.ties(0.4), EXPERTS, BASE))
+
+  def test_numbers_of_any_type_compile_once(self):
+    run = lambda scale: mk.merge(mk.task_arithmetic(scale), EXPERTS, BASE)
+    run(0.3)
+    compiled = advance._cache_size()
+    compare.same_bits(run(2), run(2.0))
+    assert advance._cache_size() == compiled
+
+
+class TestKeys:
+  """Every kind of key gives the same bits for the same seed."""
+
+  def run(self, key):
+    return mk.merge(mk.dare(0.5), EXPERTS, BASE, key=key)
+
+  def test_kinds(self):
+    expected = self.run(3)
+    compare.same_bits(self.run(jax.random.key(3)), expected)
+    compare.same_bits(self.run(jax.random.PRNGKey(3)), expected)
+    other = self.run(4)
+    assert any((other[n] != expected[n]).any() for n in expected)
+
+  def test_other_implementations(self):
+    merged = self.run(jax.random.key(3, impl='rbg'))
+    compare.same_bits(self.run(jax.random.key(3, impl='rbg')), merged)
+    other = self.run(jax.random.key(4, impl='rbg'))
+    assert any((other[n] != merged[n]).any() for n in merged)
+
+  def test_leaves_and_experts_have_masks_of_their_own(self):
+    same = {'a': BASE['odd'], 'b': BASE['odd']}
+    moved = {name: leaf + 1 for name, leaf in same.items()}
+    of_first = mk.merge(
+      mk.dare(0.5, weights=[1, 0, 0]), [moved] * 3, same, key=0
+    )
+    of_second = mk.merge(
+      mk.dare(0.5, weights=[0, 1, 0]), [moved] * 3, same, key=0
+    )
+    assert (of_first['a'] != of_first['b']).any()
+    assert (of_first['a'] != of_second['a']).any()
+
+  def test_other_leaves_do_not_change_a_mask(self):
+    expected = self.run(3)
+    only = lambda model: {'odd': model['odd']}
+    alone = mk.merge(mk.dare(0.5), [*map(only, EXPERTS)], only(BASE), key=3)
+    compare.same_bits(alone, only(expected))
+
+
+class TestOverrides:
+  """{regex: 'base' or a rule}, a scope of its own."""
+
+  def run(self, overrides, method=None):
+    return mk.merge(
+      method or mk.task_arithmetic(0.4), EXPERTS, BASE, overrides=overrides
+    )
+
+  def test_base(self):
+    merged = self.run({'.*dd': 'base'})
+    np.testing.assert_array_equal(merged['odd'], BASE['odd'])
+    expected = reference.task_arithmetic(EXPERTS, BASE, scale=0.4)
+    compare.like_reference(
+      {'kernel': merged['kernel']}, {'kernel': expected['kernel']}, EXPERTS
+    )
+
+  def test_first_match_wins(self):
+    merged = self.run({'odd': mk.average(), 'odd|kernel': 'base'})
+    np.testing.assert_array_equal(merged['kernel'], BASE['kernel'])
+    compare.like_reference(
+      {'odd': merged['odd']}, {'odd': AVERAGE['odd']}, EXPERTS
+    )
+
+  def test_scope_of_its_own(self):
+    # Small task vectors: one threshold for both would drop all of `odd`.
+    experts = [
+      {**e, 'odd': BASE['odd'] + 0.01 * (e['odd'] - BASE['odd'])}
+      for e in EXPERTS
+    ]
+    rule = mk.ties(0.3)
+    together = mk.merge(rule, experts, BASE)
+    np.testing.assert_array_equal(together['odd'], BASE['odd'])
+    apart = mk.merge(rule, experts, BASE, overrides={'odd': mk.ties(0.5)})
+    for name, density in {'odd': 0.5, 'kernel': 0.3}.items():
+      only = lambda model, name=name: {name: model[name]}
+      expected = reference.ties(
+        [*map(only, experts)], only(BASE), density=density
+      )
+      compare.like_reference(only(apart), expected, EXPERTS)
+
+  def test_path_below_the_root(self):
+    nest = lambda model: {'params': dict(model)}
+    merged = mk.merge(
+      mk.average(),
+      [*map(nest, EXPERTS)],
+      nest(BASE),
+      overrides={'params/odd': 'base'},
+    )
+    np.testing.assert_array_equal(merged['params']['odd'], BASE['odd'])
+
+
+class TestStackedAxes:
+  """Every layer slice is a tensor of its own."""
+
+  @pytest.mark.parametrize(
+    'axes,order', [(1, (1, 0, 2)), (-1, (2, 0, 1)), ((2, 0), (0, 2, 1))]
+  )
+  def test_slices(self, axes, order):
+    base, experts = models.flat({'w': (2, 3, 5)})
+    rule = mk.ties(0.4, scope='tensor')
+    merged = mk.merge(rule, experts, base, stacked_axes={'w': axes})
+    slices = lambda model: {
+      str(i): leaf
+      for i, leaf in enumerate(
+        np.transpose(np.asarray(model['w']), order).reshape(
+          -1, *np.transpose(model['w'], order).shape[np.size(axes) :]
+        )
+      )
+    }
+    expected = reference.ties(
+      [*map(slices, experts)], slices(base), density=0.4, scope='tensor'
+    )
+    compare.like_reference(slices(merged), expected, experts_of(experts))
+
+  def test_model_scope_is_not_touched_by_stacking(self):
+    base, experts = models.flat({'w': (2, 3, 5)})
+    merged = mk.merge(mk.ties(0.4), experts, base, stacked_axes={'w': 0})
+    compare.same_bits(merged, mk.merge(mk.ties(0.4), experts, base))
+
+
+def experts_of(experts):
+  """The slices share the largest value of their leaf, for the bound."""
+  largest = max(np.abs(np.asarray(e['w'])).max() for e in experts)
+  return [{str(i): largest for i in range(10)}]
+
+
+class TestErrors:
+  """Each says what was given, what was expected and what to do."""
+
+  def fails(self, pattern, call, error=ValueError):
+    with pytest.raises(error, match=pattern):
+      call()
+
+  def test_no_experts(self):
+    self.fails('No experts', lambda: mk.merge(mk.average(), [], BASE))
+
+  def test_all_differences_are_listed(self):
+    first = {'kernel': BASE['kernel'].T, 'extra': jnp.ones(3)}
+    second = {**BASE, 'odd': jnp.ones((7, 5), jnp.int32)}
+    with pytest.raises(ValueError) as raised:
+      mk.merge(mk.average(), [first, second], BASE)
+    for line in (
+      'differ in 4 places',
+      'extra: only in experts[0], float32[3]',
+      'kernel: float32[5,6] in experts[0], float32[6,5] expected',
+      'odd: missing in experts[0]',
+      'odd: int32[7,5] in experts[1], float32[7,5] expected',
+    ):
+      assert line in str(raised.value)
+
+  def test_missing_base(self):
+    for rule in (mk.task_arithmetic(), mk.ties(), mk.dare()):
+      call = lambda rule=rule: mk.merge(rule, EXPERTS, key=0)
+      self.fails('no base was given', call)
+
+  def test_missing_key(self):
+    call = lambda: mk.merge(mk.dare(), EXPERTS, BASE)
+    self.fails(r'no key was given.*key=jax\.random\.key', call)
+
+  def test_override_matches_nothing(self):
+    call = lambda: mk.merge(
+      mk.average(), EXPERTS, BASE, overrides={'kernle': 'base'}
+    )
+    self.fails(r"overrides: 'kernle' matches no path.*'kernel'\?", call)
+
+  @pytest.mark.parametrize('value', ['bass', 0.5, None])
+  def test_override_of_a_wrong_type(self, value):
+    call = lambda: mk.merge(
+      mk.average(), EXPERTS, BASE, overrides={'odd': value}
+    )
+    self.fails(f"An override is 'base' or a rule .*{value!r}", call)
+
+  def test_override_is_no_regular_expression(self):
+    call = lambda: mk.merge(
+      mk.average(), EXPERTS, BASE, overrides={'(odd': 'base'}
+    )
+    self.fails('is not a regular expression', call)
+
+  @pytest.mark.parametrize('axes', [2, -3, (0, 5)])
+  def test_stacked_axis_out_of_range(self, axes):
+    call = lambda: mk.merge(
+      mk.average(), EXPERTS, BASE, stacked_axes={'odd': axes}
+    )
+    self.fails(r'odd has shape \(7, 5\) and no axis', call)
+
+  def test_stacked_axes_match_nothing(self):
+    call = lambda: mk.merge(mk.average(), EXPERTS, BASE, stacked_axes={'od': 0})
+    self.fails(r"stacked_axes: 'od' matches no path.*'odd'\?", call)
+
+  @pytest.mark.parametrize('make', [mk.average, mk.task_arithmetic, mk.ties])
+  def test_number_of_weights(self, make):
+    call = lambda: mk.merge(make(weights=[1, 2]), EXPERTS, BASE)
+    self.fails('2 weights were given for 3 experts', call)
+
+  @pytest.mark.parametrize('value', [0, -0.1, 1.01, float('nan'), float('inf')])
+  def test_density(self, value):
+    self.fails(r'density=.*fraction in \(0, 1\]', lambda: mk.ties(value))
+    call = lambda: mk.dare_ties(density=value)
+    self.fails(r'density=.*fraction in \(0, 1\]', call)
+
+  @pytest.mark.parametrize('value', [-0.1, 1, 1.5, float('nan')])
+  def test_drop_rate(self, value):
+    for make in (mk.dare, mk.dare_ties):
+      call = lambda make=make: make(value)
+      self.fails(r'drop_rate=.*fraction in \[0, 1\)', call)
+
+  @pytest.mark.parametrize('value', ['0.5', True, None, [0.5]])
+  def test_numbers(self, value):
+    self.fails('scale=.*give a number', lambda: mk.ties(scale=value))
+    self.fails('density=.*give a number', lambda: mk.ties(density=value))
+
+  @pytest.mark.parametrize('value', [float('nan'), float('inf')])
+  def test_finite(self, value):
+    self.fails('finite', lambda: mk.task_arithmetic(value))
+    self.fails('finite', lambda: mk.task_arithmetic(weights=[1, value]))
+    self.fails('finite', lambda: mk.average([1, value]))
+
+  def test_weights(self):
+    for make in (mk.average, lambda w: mk.ties(weights=w)):
+      self.fails('weights of 0 or more', lambda make=make: make([1, -1]))
+      self.fails('All weights are 0', lambda make=make: make([0, 0]))
+    assert mk.task_arithmetic(weights=[1, -1])  # takes a task away
+
+  def test_names(self):
+    self.fails(r"scope='tensr'.*'tensor'\?", lambda: mk.ties(scope='tensr'))
+    call = lambda: mk.ties(election='mas')
+    self.fails(r"election='mas'.*'mass'\?", call)
+    call = lambda: mk.dare_ties(zero_mass='majorty')
+    self.fails(r"zero_mass='majorty'.*'majority'\?", call)
+    self.fails("scope='all'", lambda: mk.chain(mk.scale(1), scope='all'))
+    self.fails('no stage', lambda: mk.chain())
+
+  def test_misspelt_option(self):
+    call = lambda: mk.ties(densty=0.2)
+    self.fails('densty', call, TypeError)

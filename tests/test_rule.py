@@ -1,0 +1,380 @@
+"""The protocol between a rule and whoever drives it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax.drive import advance, answer, Block, rounds, wide_add
+from mergekit_jax.rule import needs_of, scope_of, step
+
+VALUES = [jnp.array([1.0, 2, 3, 4]), jnp.array([5.0, 6, 7, 8])]
+
+
+def block_of(experts=VALUES, base=None):
+  shape = experts[0].shape
+  origin = (0,) * len(shape)
+  dtype = jnp.dtype('float32')
+  return Block(base, experts, None, origin, shape, (), dtype)
+
+
+def rule_from(function, **attributes):
+  """A rule without numbers, from a generator function of the place."""
+  call = lambda self, t: function(t)
+  return mk.rule(type('Rule', (), {'__call__': call, **attributes}))()
+
+
+def merge(rule, experts=VALUES, base=None):
+  return np.asarray(mk.merge(rule, experts, base))
+
+
+def total(partial):
+  return mk.Total(partial, lambda total, answers: total)
+
+
+class TestTogether:
+  """Several generators step as one."""
+
+  def chained(self, values, rounds):
+    """Asks `rounds` times; each answer goes into the next question."""
+    seen = 0.0
+    for _ in range(rounds):
+      seen = yield total(values.sum() + seen)
+    return seen
+
+  def test_different_lengths(self):
+    lengths = (0, 3, 1, 2)
+
+    def rule(t):
+      a = t.experts[0]
+      parts = [self.chained((i + 1) * a, n) for i, n in enumerate(lengths)]
+      results = yield from mk.together(parts)
+      return jnp.stack([jnp.asarray(r, jnp.float32) for r in results])
+
+    sums = 10 * np.arange(1, 5)
+    np.testing.assert_array_equal(merge(rule_from(rule)), sums * lengths)
+    assert rounds(rule_from(rule), block_of()) == 3
+
+  def test_nested(self):
+    def rule(t):
+      pairs = [
+        mk.together([self.chained(e, 2), self.chained(2 * e, 1)])
+        for e in t.experts
+      ]
+      (a, b), (c, d) = yield from mk.together(pairs)
+      return jnp.stack([a, b, c, d])
+
+    np.testing.assert_array_equal(merge(rule_from(rule)), [20, 20, 52, 52])
+    assert rounds(rule_from(rule), block_of()) == 2
+
+  def test_of_nothing(self):
+    def rule(t):
+      nothing = yield from mk.together([])
+      assert nothing == []
+      return t.experts[0]
+
+    np.testing.assert_array_equal(merge(rule_from(rule)), VALUES[0])
+
+  def test_reports_pass_through(self):
+    def reporting(values):
+      yield mk.Report(before=values.sum())
+      seen = yield total(values.sum())
+      reply = yield mk.Report(after=seen)
+      assert reply is None
+      return seen
+
+    def rule(t):
+      seen = yield from mk.together(map(reporting, t.experts))
+      yield mk.Report(last=seen[0])
+      return t.experts[0] + seen[1]
+
+    rule = rule_from(rule)
+    np.testing.assert_array_equal(merge(rule), VALUES[0] + 26)
+    first = advance(rule, block_of(), [])
+    assert first.reports == [] and first.merged is None
+    answers = [answer(rule, block_of(), wide_add([first.partials]), [])]
+    reports = advance(rule, block_of(), answers).reports
+    names = [name for sums in reports for name in sums]
+    assert names == ['before', 'before', 'after', 'after', 'last']
+    assert [float(v) for s in reports for v in s.values()] == [
+      10, 26, 10, 26, 10,
+    ]  # fmt: skip
+
+  def test_answers_are_its_own(self):
+    """A member that starts after other rounds sees none of their answers."""
+
+    def member(values, factor):
+      first = yield mk.Total(
+        values.sum(), lambda total, answers: total * factor + len(answers)
+      )
+
+      def then(total, answers):
+        (own,) = answers
+        return own + total
+
+      second = yield mk.Total(jnp.float32(0.5), then)
+      return first, second
+
+    def rule(t):
+      yield total(jnp.float32(1000))
+      pairs = yield from mk.together(
+        [member(t.experts[0], 1.0), member(t.experts[1], 2.0)]
+      )
+      return jnp.stack([x for pair in pairs for x in pair])
+
+    np.testing.assert_array_equal(merge(rule_from(rule)), [10, 10.5, 52, 52.5])
+
+
+class TestThen:
+  """`then` sees exact totals, and nothing of the models."""
+
+  def test_integers_above_32_bits(self):
+    def rule(t):
+      yield mk.Total(jnp.int32(3), lambda total, answers: total * 2**31 + 1)
+      low = yield mk.Total(
+        jnp.int32(0), lambda total, answers: (answers[0] - 1) % 1000
+      )
+      return jnp.zeros(4) + low
+
+    expected = 3 * 2**31 % 1000
+    np.testing.assert_array_equal(merge(rule_from(rule)), np.full(4, expected))
+
+  def test_floats_beyond_float32(self):
+    def rule(t):
+      # 3e38 twice is infinite in float32; 2**24 + 1 is 2**24.
+      yield mk.Total(
+        (jnp.float32(3e38), jnp.float32(2**24)),
+        lambda total, answers: (total[0] * 1e10, total[1] + 1),
+      )
+      seen = yield mk.Total(
+        jnp.int32(0),
+        lambda total, answers: (answers[0][0] / 1e48, answers[0][1] - 2**24),
+      )
+      return jnp.zeros(4) + jnp.stack([*seen, *seen])
+
+    seen = merge(rule_from(rule))
+    np.testing.assert_allclose(seen, [3, 1, 3, 1], rtol=1e-6)
+
+  def test_partials_are_added_in_64_bits(self):
+    largest = jnp.int32(2**31 - 1)
+    huge = jnp.float32(3e38)
+    count, mass = wide_add([[largest, huge]] * 3)
+    assert count.dtype == 'int64' and int(count) == 3 * (2**31 - 1)
+    assert mass.dtype == 'float64' and float(mass) > 8.9e38
+
+  def test_sees_the_numbers_of_the_rule(self):
+    rule = Shifted(2.0, 'sum')
+    np.testing.assert_array_equal(merge(rule), VALUES[0] + 12)
+
+    gradient = jax.grad(
+      lambda shift: mk.merge(Shifted(shift, 'sum'), VALUES).sum()
+    )
+    assert gradient(2.0) == 4
+
+  @pytest.mark.parametrize('place', ['base', 'experts'])
+  def test_must_not_use_data(self, place):
+    def rule(t):
+      data = t.base if place == 'base' else t.experts[1]
+      mean = yield mk.Total(
+        t.experts[0].sum(), lambda total, answers: total / data.max()
+      )
+      return t.experts[0] - mean
+
+    with pytest.raises(TypeError, match='a `then` uses a value computed from'):
+      merge(rule_from(rule), base=VALUES[0])
+
+  def test_must_not_use_an_earlier_answer_by_closure(self):
+    """The narrowed answer is data of the trace; `answers` has the exact one."""
+
+    def rule(t):
+      first = yield total(t.experts[0].sum())
+      second = yield mk.Total(
+        t.experts[1].sum(), lambda total, answers: total + first
+      )
+      return t.experts[0] + second
+
+    with pytest.raises(TypeError, match='its earlier answers'):
+      merge(rule_from(rule))
+
+  def test_must_not_use_the_size_of_a_block(self):
+    """A wrong mean is wrong in memory too, not only when streamed."""
+
+    def rule(t):
+      size = t.experts[0].size
+      mean = yield mk.Total(
+        t.experts[0].sum(), lambda total, answers: total / size
+      )
+      return t.experts[0] - mean
+
+    def right(t):
+      a = t.experts[0]
+      mean = yield mk.Total(
+        (a.sum(), jnp.int32(a.size)),
+        lambda total, answers: total[0] / total[1],
+      )
+      return a - mean
+
+    centred = VALUES[0] - VALUES[0].mean()
+    np.testing.assert_array_equal(merge(rule_from(right)), centred)
+    # A stand-in of two elements replaces the block: the sum over 2, not 4.
+    wrong = merge(rule_from(rule))
+    np.testing.assert_array_equal(wrong, VALUES[0] - VALUES[0].sum() / 2)
+
+  def test_is_part_of_the_program_in_memory(self):
+    """No host callback: a merge with totals compiles into one program."""
+    run = jax.jit(lambda experts: mk.merge(Shifted(2.0, 'sum'), experts))
+    text = run.lower(VALUES).as_text()
+    assert 'callback' not in text
+
+
+@mk.rule
+class Shifted:
+  shift: float
+  mode: str
+
+  def __call__(self, t):
+    shift = yield mk.Total(
+      t.experts[0].sum(), lambda total, answers: total + self.shift
+    )
+    return t.experts[0] + shift
+
+
+@mk.rule
+class Alike:
+  """Has the fields of `Shifted`, by other names."""
+
+  factor: float
+  kind: str
+
+  def __call__(self, t):
+    return self.factor * t.experts[0]
+
+
+@mk.rule
+class Fields:
+  number: float
+  numbers: tuple
+  nothing: tuple | None
+  name: str
+  flag: bool
+
+
+class TestRule:
+  """A frozen dataclass that is a pytree."""
+
+  def test_fields(self):
+    rule = Fields(1.5, (2.0, 3.0), None, 'mass', True)
+    assert jax.tree.leaves(rule) == [1.5, 2.0, 3.0]
+    doubled = jax.tree.map(lambda x: 2 * x, rule)
+    assert doubled == Fields(3.0, (4.0, 6.0), None, 'mass', True)
+    structure = lambda **change: jax.tree.structure(
+      Fields(**{**vars(rule), **change})
+    )
+    assert structure(number=7.0) == structure()
+    assert structure(name='count') != structure()
+    assert structure(flag=False) != structure()
+
+  def test_frozen(self):
+    rule = Shifted(1.0, 'sum')
+    with pytest.raises(AttributeError):
+      rule.shift = 2.0
+
+  def test_classes_are_told_apart(self):
+    """jax 0.10 takes registered dataclasses of like fields for equal trees.
+
+    A jit cache would then answer for one rule with the program of another, as
+    often as their hashes meet.
+    """
+    stages = [mk.trim(0.5), mk.drop(0.5), mk.scale(0.5), Shifted(0.5, 'a')]
+    rules = [*stages, mk.ties(), mk.dare_ties(), mk.average(), Alike(0.5, 'a')]
+    structures = [jax.tree.structure(rule) for rule in rules]
+    for i, one in enumerate(structures):
+      assert [one == other for other in structures].count(True) == 1, rules[i]
+
+  def test_defaults(self):
+    assert (scope_of(Shifted), needs_of(Shifted)) == ('tensor', 'element')
+    assert scope_of(mk.ties()) == 'model'
+    assert needs_of(mk.ties()) == 'element'
+    stage = rule_from(lambda t: t, needs='matrix')
+    assert needs_of(mk.chain(mk.trim(0.5), stage)) == 'matrix'
+
+  def test_plain_function(self):
+    """A rule without totals need not be a generator."""
+    rule = rule_from(lambda t: t.experts[1] - t.experts[0])
+    np.testing.assert_array_equal(merge(rule), np.full(4, 4))
+    assert rounds(rule, block_of()) == 0
+
+  def test_scalar_result_fills_the_tensor(self):
+    rule = rule_from(lambda t: jnp.float32(3))
+    np.testing.assert_array_equal(merge(rule), np.full(4, 3))
+
+  def test_sees_float32(self):
+    def rule(t):
+      assert all(e.dtype == jnp.float32 for e in t.experts)
+      assert t.base.dtype == jnp.float32
+      # 257 is no bfloat16: rounding between the two would lose the one.
+      return t.experts[0] + 257 - 256 - 1
+
+    experts = [jnp.array([0.5, 2.0], jnp.bfloat16)]
+    merged = merge(rule_from(rule), experts, experts[0])
+    assert merged.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(merged, experts[0])
+
+  def test_user_rule_of_model_scope(self):
+    def rule(t):
+      largest = yield total((jnp.abs(t.experts[0]) > 2).sum(dtype='int32'))
+      return t.experts[0] * largest
+
+    tree = {'a': VALUES[0], 'b': VALUES[1]}
+    by_tensor = mk.merge(rule_from(rule), [tree])
+    by_model = mk.merge(rule_from(rule, scope='model'), [tree])
+    np.testing.assert_array_equal(by_tensor['a'], 2 * VALUES[0])
+    np.testing.assert_array_equal(by_model['a'], 6 * VALUES[0])
+
+
+class TestStep:
+  """What the other drivers build on."""
+
+  def test_replays_to_the_first_open_question(self):
+    def rule():
+      first = yield total(1)
+      yield mk.Report(first=first)
+      pair = yield [total(2), {'x': total(3)}]
+      return first, pair
+
+    reached = step(rule(), [])
+    assert [t.partial for t in reached.totals] == [1]
+    reached = step(rule(), [10])
+    assert [t.partial for t in reached.totals] == [2, 3]
+    assert reached.answered(['a', 'b']) == ['a', {'x': 'b'}]
+    done = step(rule(), [10, ['a', {'x': 'b'}]])
+    assert done.request is None and done.returned == (10, ['a', {'x': 'b'}])
+    assert done.reports == [{'first': 10}]
+
+  def test_no_generator(self):
+    assert step(7, []) == (None, 7, [])
+
+  def test_chain_passes_totals_of_its_stages(self):
+    def centre(t, deltas):
+      means = yield from mk.together(map(self.mean, deltas))
+      return [d - m for d, m in zip(deltas, means, strict=True)]
+
+    stage = functools.partial(centre)
+    rule = mk.chain(
+      jax.tree_util.Partial(stage), mk.weighted_sum(), mk.scale(2.0)
+    )
+    base = jnp.ones(4)
+    merged = merge(rule, base=base)
+    expected = 1 + 2 * 2 * (VALUES[0] - VALUES[0].mean())
+    np.testing.assert_array_equal(merged, expected)
+
+  def mean(self, values):
+    return (
+      yield mk.Total(
+        (values.sum(), jnp.int32(values.size)),
+        lambda total, answers: total[0] / total[1],
+      )
+    )

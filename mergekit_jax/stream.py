@@ -163,12 +163,13 @@ def run(
       advanced(unit)
       continue
     block = _block(loading, plan.mesh, has_base, keys[tensor.path])
+    rounds = plan.scopes[unit.scope].rounds
     known = [] if tensor.read_once else answers[unit.scope]
-    reached = drive.advance(rule, block, known, report=True)
+    reached = drive.advance(rule, block, known, report=len(known) == rounds)
     while tensor.read_once and reached.partials is not None:
       summed = drive.wide_add([reached.partials])
       known = [*known, drive.answer(rule, block, summed, known)]
-      reached = drive.advance(rule, block, known, report=True)
+      reached = drive.advance(rule, block, known, report=len(known) == rounds)
     if reached.merged is None:
       totals[unit.scope] = _add(totals[unit.scope], reached.partials)
       if unit.ends_round:

@@ -30,15 +30,29 @@ def test_accurate_sum_beyond_float32():
 @pytest.mark.parametrize('shape', [(7, 9), (1,), (), (0, 3)], ids=str)
 def test_count(shape):
   mask = np.random.default_rng(0).random(shape) > 0.4
-  part, whole = sums.count(jnp.asarray(mask))
-  assert (part.dtype, whole.dtype) == (jnp.int32, jnp.int32)
-  assert (int(part), int(whole)) == (mask.sum(), mask.size)
+  got = sums.count(jnp.asarray(mask))
+  assert got.dtype == jnp.int32 and int(got) == mask.sum()
 
 
 @pytest.mark.parametrize('size,dtype', [(2**31 - 1, 'int32'), (2**31, 'int64')])
 def test_count_of_many(size, dtype):
   """Without allocating: the types that the counts of a huge tensor have."""
   mask = jax.ShapeDtypeStruct((size,), jnp.bool)
-  part, whole = jax.eval_shape(sums.count, mask)
-  assert part.dtype == whole.dtype == dtype
+  assert jax.eval_shape(sums.count, mask).dtype == dtype
   assert sums.integer_for(size) == dtype
+
+
+@pytest.mark.parametrize(
+  'shape', [(7, 9), (5,), (), (0, 3), (3, 2**14 + 1)], ids=str
+)
+def test_sums_in_passing(shape):
+  """Of floats and of flags, in one pass; the last shape has long rows."""
+  random = np.random.default_rng(0)
+  values = random.uniform(0, 1, shape).astype(np.float32)
+  flags = random.random(shape) > 0.4
+  total, true = jax.jit(sums.sums_in_passing)([values, flags])
+  assert total.dtype == true.dtype == jnp.float64
+  expected = values.astype(np.float64).sum()
+  # Rows of up to 2**14 elements are added in float32: about 2**-24 * 2**7.
+  assert abs(float(total) - expected) <= 1e-5 * expected
+  assert float(true) == flags.sum()

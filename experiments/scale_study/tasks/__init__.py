@@ -1,0 +1,1 @@
+"""A procedural micro-world: its plain-text corpus and text-to-text tasks."""

@@ -1,0 +1,83 @@
+"""The code of the documents runs."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def python_blocks(name):
+  text = (ROOT / name).read_text(encoding='utf-8')
+  return re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+
+
+@pytest.fixture
+def models():
+  random = np.random.default_rng(0)
+  base = {'w': jnp.asarray(random.standard_normal((4, 6)), jnp.float32)}
+  experts = [
+    {'w': base['w'] + 0.1 * random.standard_normal((4, 6)).astype('float32')}
+    for _ in range(2)
+  ]
+  return base, experts
+
+
+def test_adding_a_method(models):
+  """Every example but the first, which is the library's own code."""
+  base, experts = models
+  names = {'mk': mk, 'jnp': jnp, 'base': base, 'experts': experts}
+  _, clip, slerp, helper = python_blocks('docs/adding_a_method.md')
+  exec(clip, names)
+  w, (a, b) = np.asarray(base['w'], np.float64), [e['w'] for e in experts]
+  clipped = [np.clip(np.asarray(x - base['w']), -0.01, 0.01) for x in (a, b)]
+  np.testing.assert_allclose(
+    names['merged']['w'], w + 0.3 * sum(clipped), rtol=1e-6, atol=1e-7
+  )
+  exec(slerp, names)
+  middle = mk.merge(names['Slerp'](0.5), experts)['w']
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  angle = np.arccos(np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b))
+  expected = np.sin(angle / 2) / np.sin(angle) * (a + b)
+  np.testing.assert_allclose(middle, expected, rtol=1e-5, atol=1e-6)
+  exec(helper, names)
+
+  @mk.rule
+  class Mean:
+    def __call__(self, t):
+      return (yield from names['mean_magnitude'](t.experts[0]))
+
+  got = mk.merge(Mean(), experts[:1])['w']
+  np.testing.assert_allclose(got, np.abs(a).mean(), rtol=1e-6)
+
+
+def test_readme_example(models, tmp_path, monkeypatch):
+  import orbax.checkpoint as ocp
+
+  monkeypatch.chdir(tmp_path)
+  base, experts = models
+  stack = lambda tree: {'params': {'layers': jax.tree.map(lambda x: x, tree)}}
+  with ocp.StandardCheckpointer() as checkpointer:
+    for name, tree in zip(
+      ('base', 'math', 'code'), (base, *experts), strict=True
+    ):
+      checkpointer.save(tmp_path / 'ckpts' / name, stack(tree))
+  names = {'base': base, 'expert_1': experts[0], 'expert_2': experts[1]}
+  (example,) = python_blocks('README.md')
+  exec(example, names)
+  with ocp.StandardCheckpointer() as checkpointer:
+    streamed = checkpointer.restore(tmp_path / 'ckpts' / 'merged')
+  expected = mk.merge(
+    mk.ties(), [stack(e) for e in experts], stack(base),
+    stacked_axes={r'.*/layers/.*': 1},
+  )  # fmt: skip
+  np.testing.assert_array_equal(
+    streamed['params']['layers']['w'], expected['params']['layers']['w']
+  )
+  assert names['merged']['w'].shape == (4, 6)

@@ -9,7 +9,7 @@ plan` prints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import math
@@ -93,13 +93,25 @@ class Scope:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """One read of one box: round `round` of its scope, or the last read."""
+  """One read of one box.
 
+  Attributes:
+    number: its place in the whole plan.
+    scope: the number of its scope.
+    tensor: the tensor.
+    box: the box.
+    round: which round of its scope this is.
+    written: whether this is the last round, after which the box is written.
+    ends_round: whether the totals of the round are complete after it.
+  """
+
+  number: int
   scope: int
   tensor: Tensor
   box: Box
   round: int
-  ends_round: bool
+  written: bool
+  ends_round: bool = False
 
   @property
   def source_bytes(self) -> int:
@@ -124,18 +136,35 @@ class Plan:
   host_bytes: int
   memory_budget: int
 
-  def units(self) -> Iterator[Unit]:
-    """All reads in order. Every scope ends with the reads that are written."""
-    for number, scope in enumerate(self.scopes):
+  def units(self, done: Container[int] = ()) -> Iterator[Unit]:
+    """All reads in order. Every scope ends with the reads that are written.
+
+    Args:
+      done: numbers of units whose output is written already. They are left out,
+        and so are the rounds of scopes that have nothing else to write.
+    """
+    number = 0
+    for scope_number, scope in enumerate(self.scopes):
+      reads = []
       for round_ in range(scope.rounds + 1):
-        reads = [
-          (tensor, box)
-          for tensor in scope.tensors
-          if round_ == scope.rounds or not tensor.read_once
-          for box in tensor.boxes
+        last = round_ == scope.rounds
+        of_round = [
+          Unit(number + i, scope_number, tensor, box, round_, last)
+          for i, (tensor, box) in enumerate(
+            (tensor, box)
+            for tensor in scope.tensors
+            if last or not tensor.read_once
+            for box in tensor.boxes
+          )
         ]
-        for i, (tensor, box) in enumerate(reads):
-          yield Unit(number, tensor, box, round_, i == len(reads) - 1)
+        number += len(of_round)
+        if of_round and not last:
+          of_round[-1] = dataclasses.replace(of_round[-1], ends_round=True)
+        reads += of_round
+      writes = [u for u in reads if u.written and u.number not in done]
+      if writes:
+        yield from (u for u in reads if not u.written)
+        yield from writes
 
   @property
   def bytes_read(self) -> int:
@@ -368,27 +397,32 @@ def _extents(
 
 def _half(extent: int, shards: int, leaf: Leaf, axis: int) -> int:
   """About half an extent: even over the shards, on chunk borders if it can."""
-  rows = -(-extent // (2 * shards)) * shards
+  most = max(1, extent // (2 * shards))
+  step = 1
   if leaf.chunk is not None:
-    aligned = math.lcm(leaf.chunk[axis], shards)
-    rows = max(rows - rows % aligned, min(rows, aligned))
-  return min(rows, extent - 1)
+    aligned = math.lcm(leaf.chunk[axis], shards) // shards
+    step = aligned if aligned <= most else 1
+  rows = leaf.shape[axis] // shards
+  # Of the part sizes from here to half of it, one that leaves the least over.
+  candidates = range(most - most % step, most // 2, -step)
+  best = min(candidates, key=lambda part: rows % part)
+  return best * shards
 
 
 def _segments(
   size: int, extent: int, shards: int
 ) -> list[tuple[int, int, bool]]:
-  """Cuts one dimension: (start, size, whether it is spread over the shards)."""
+  """Cuts one dimension: (start, size, whether it is spread over the shards).
+
+  What is left over at the end is not spread: its parts would share a stored
+  chunk with each other, which two processes must never do.
+  """
   extent -= extent % shards
-  segments = []
-  start = 0
-  while extent and size - start >= shards:
-    length = min(extent, size - start)
-    length -= length % shards
-    segments.append((start, length, True))
-    start += length
-  if start < size or not segments:
-    segments.append((start, size - start, False))
+  starts = range(0, size - extent + 1, extent) if extent else ()
+  segments = [(start, extent, True) for start in starts]
+  covered = len(segments) * extent
+  if covered < size or not segments:
+    segments.append((covered, size - covered, False))
   return segments
 
 

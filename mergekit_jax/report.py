@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 import dataclasses
 import json
 import math
@@ -10,24 +11,6 @@ from typing import Any
 from etils import epath
 import jax
 import numpy as np
-
-from mergekit_jax import plan as plans
-
-
-class Sums:
-  """Running sums of one tensor, over its units."""
-
-  def __init__(self):
-    self.shape: tuple[int, ...] = ()
-    self.total: Any = None
-
-  def add(self, tensor: plans.Tensor, measured: dict[str, Any]) -> None:
-    """Adds what `drive.measure` gave for a merged unit."""
-    self.shape = tensor.shape
-    measured = jax.tree.map(np.asarray, measured)
-    if self.total is not None:
-      measured = jax.tree.map(np.add, self.total, measured)
-    self.total = measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +46,16 @@ class MergeReport:
     copied: paths that were copied from the base.
     warnings: what the user should know.
     rounds: full reads before the last one.
-    units: boxes merged or copied, over all rounds.
+    units_done: boxes that this run merged or copied.
+    units_resumed: boxes that an earlier, unfinished run had merged or copied.
     bytes_read: bytes taken from the sources.
     bytes_written: bytes of the output's arrays.
     seconds: wall time.
     peak_memory: the most memory that this process ever held, in bytes.
     provenance: method, hyperparameters, sources with fingerprints, seed,
       versions.
+    checksums: the parts of every leaf as they were written: origin, shape and
+      CRC-32 of each.
   """
 
   output: str
@@ -77,12 +63,14 @@ class MergeReport:
   copied: list[str]
   warnings: list[str]
   rounds: int
-  units: int
+  units_done: int
+  units_resumed: int
   bytes_read: int
   bytes_written: int
   seconds: float
   peak_memory: int
   provenance: dict[str, Any]
+  checksums: dict[str, list[Any]]
 
   def save(self, path: epath.Path) -> None:
     """Writes the report as JSON; what is not finite becomes null."""
@@ -93,7 +81,8 @@ class MergeReport:
     """A summary for people."""
     lines = [
       f'{len(self.tensors)} tensors merged, {len(self.copied)} copied, '
-      f'{self.units} units, {self.rounds + 1} reads',
+      f'{self.units_done} units'
+      + (f' and {self.units_resumed} resumed' if self.units_resumed else ''),
       f'read {readable(self.bytes_read)}, '
       f'wrote {readable(self.bytes_written)} in {self.seconds:.1f} s; '
       f'peak memory {readable(self.peak_memory)}',
@@ -120,18 +109,34 @@ class MergeReport:
     return result
 
 
-def tensor_report(path: str, sums: Sums) -> TensorReport:
+def add_sums(
+  records: Iterable[Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+  """Adds up what `stream.run` recorded of the units of each merged tensor."""
+  sums: dict[str, Any] = {}
+  for record in records:
+    if 'sums' in record:
+      path, new = record['path'], jax.tree.map(np.asarray, record['sums'])
+      old = sums.get(path)
+      sums[path] = new if old is None else jax.tree.map(np.add, old, new)
+  return sums
+
+
+def tensor_report(
+  path: str, shape: tuple[int, ...], sums: Mapping[str, Any]
+) -> TensorReport:
   """Turns sums into norms and ratios."""
-  squares, rounding = sums.total['experts'], sums.total['rounding']
+  squares = np.atleast_1d(np.asarray(sums['experts']))
+  rounding = np.atleast_1d(np.asarray(sums['rounding']))
   with np.errstate(all='ignore'):
     explained = np.where(squares > 0, np.sqrt(rounding / squares), 0.0)
   return TensorReport(
     path,
-    sums.shape,
+    shape,
     np.sqrt(squares).tolist(),
-    float(np.sqrt(sums.total['merged'])),
+    float(np.sqrt(sums['merged'])),
     explained.tolist(),
-    _ratios(sums.total['flags'], math.prod(sums.shape)),
+    _ratios(sums['flags'], math.prod(shape)),
   )
 
 
@@ -164,13 +169,14 @@ def rounding_warnings(
 
 
 def _ratios(counts: Any, size: int) -> Any:
-  """Counts as shares of all elements, pairs as ratios, inside any container."""
-  if isinstance(counts, dict):
-    return {name: _ratios(item, size) for name, item in counts.items()}
+  """Counts as shares of all elements, parts as ratios to their wholes."""
   if isinstance(counts, list):
     return [_ratios(item, size) for item in counts]
-  part, whole = counts if isinstance(counts, tuple) else (counts, size)
-  return float(part) / float(whole) if whole else 0.0
+  if isinstance(counts, dict) and counts.keys() != {'part', 'whole'}:
+    return {name: _ratios(item, size) for name, item in counts.items()}
+  if isinstance(counts, dict):
+    counts, size = counts['part'], counts['whole']
+  return float(counts) / float(size) if size else 0.0
 
 
 def _finite(value: Any) -> Any:

@@ -131,7 +131,16 @@ class Report:
   """
 
   def __init__(self, **flags: PyTree):
-    self.flags = flags
+    is_pair = lambda flag: isinstance(flag, tuple)
+    self.flags = jax.tree.map(
+      lambda flag: (
+        dict(zip(('part', 'whole'), flag, strict=True))
+        if is_pair(flag)
+        else flag
+      ),
+      flags,
+      is_leaf=is_pair,
+    )
 
 
 Request = Total | Report | Sequence['Request']

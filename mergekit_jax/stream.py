@@ -8,18 +8,19 @@ order of everything else, collectives included, is the plan's.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+import concurrent.futures
 import dataclasses
 from typing import Any
+import zlib
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from mergekit_jax import drive
 from mergekit_jax import plan as plans
 from mergekit_jax.checkpoint import Checkpoint
-from mergekit_jax.report import Sums
 
 _ALIGNMENT = 64  # bytes; what lets a CPU device use a numpy buffer in place
 
@@ -60,10 +61,18 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What one or more local devices hold of a box."""
+  """What one or more local devices hold of a box.
+
+  Attributes:
+    index: where it lies in the tensor.
+    devices: the local devices that hold it.
+    is_first: whether the first device of the mesh that holds it is local: the
+      process to which that device belongs writes it.
+  """
 
   index: tuple[slice, ...]
   devices: tuple[Any, ...]
+  is_first: bool
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -114,10 +123,12 @@ def run(
   *,
   has_base: bool,
   keys: Mapping[str, np.ndarray],
+  done: Container[int],
   write: Write,
+  record: Callable[[int, dict[str, Any]], None],
   allow_nonfinite: bool,
   advanced: Callable[[plans.Unit], None],
-) -> dict[str, Sums]:
+) -> None:
   """Merges every unit of a plan.
 
   Args:
@@ -125,13 +136,14 @@ def run(
     models: the sources, the base first if there is one.
     has_base: whether there is one.
     keys: the random key of every merged leaf, uint32 `[2]`.
+    done: numbers of units that are written already.
     write: `write(path, index, block)` starts to write a box of the output and
       returns a future.
+    record: called with the number of every unit once it is written, and with
+      what is to be known of it: its path, the sums of `drive.measure`, and the
+      checksums of the parts that this process wrote.
     allow_nonfinite: whether NaN and Inf may pass.
     advanced: called after every unit.
-
-  Returns:
-    What the report says of every merged tensor, summed over its units.
 
   Raises:
     FloatingPointError: if a model holds NaN or Inf and these are not allowed.
@@ -139,61 +151,111 @@ def run(
   """
   totals: list[Any] = [None] * len(plan.scopes)
   answers: list[list[Any]] = [[] for _ in plan.scopes]
-  sums: dict[str, Sums] = collections.defaultdict(Sums)
-  writing: collections.deque[list[Any]] = collections.deque()
-
-  def start_writes(path: str, boxes: Sequence[tuple[Any, np.ndarray]]) -> None:
-    writing.append([(write(path, *box), box) for box in boxes])
-
-  def finish_writes(behind: int) -> None:
-    while len(writing) > behind:
-      for future, _ in writing.popleft():
-        future.result()
-
-  for loading in _read_ahead(plan, models):
+  writing = _WriteBehind(write, record)
+  for loading in _read_ahead(plan, models, done):
     unit, tensor = loading.unit, loading.unit.tensor
-    rule = plan.scopes[unit.scope].rule
-    if rule is None:
-      boxes = zip(loading.parts, loading.buffers[0], strict=True)
-      start_writes(
-        tensor.path,
-        [(part.index, _cast(buffer, tensor.dtype)) for part, buffer in boxes],
+    scope = plan.scopes[unit.scope]
+    if scope.rule is None:
+      parts = zip(loading.parts, loading.buffers[0], strict=True)
+      writing.start(
+        unit,
+        [(p.index, _cast(b, tensor.dtype)) for p, b in parts if p.is_first],
       )
-      finish_writes(0)  # before the buffers are read into again
+      writing.finish(0)  # before the buffers are read into again
       advanced(unit)
       continue
     block = _block(loading, plan.mesh, has_base, keys[tensor.path])
-    rounds = plan.scopes[unit.scope].rounds
     known = [] if tensor.read_once else answers[unit.scope]
-    reached = drive.advance(rule, block, known, report=len(known) == rounds)
+    reached = drive.advance(
+      scope.rule, block, known, report=len(known) == scope.rounds
+    )
     while tensor.read_once and reached.partials is not None:
-      summed = drive.wide_add([reached.partials])
-      known = [*known, drive.answer(rule, block, summed, known)]
-      reached = drive.advance(rule, block, known, report=len(known) == rounds)
+      summed = drive.wide_add([_everywhere(reached.partials, plan.mesh)])
+      known = [*known, drive.answer(scope.rule, block, summed, known)]
+      reached = drive.advance(
+        scope.rule, block, known, report=len(known) == scope.rounds
+      )
     if reached.merged is None:
-      totals[unit.scope] = _add(totals[unit.scope], reached.partials)
+      partials = _everywhere(reached.partials, plan.mesh)
+      totals[unit.scope] = _add(totals[unit.scope], partials)
       if unit.ends_round:
-        known.append(drive.answer(rule, block, totals[unit.scope], known))
+        summed = totals[unit.scope]
+        known.append(drive.answer(scope.rule, block, summed, known))
         totals[unit.scope] = None
     else:
       measured = drive.measure(block, reached.merged, reached.flags)
-      sums[tensor.path].add(tensor, measured)
+      sums = jax.tree.map(
+        lambda x: np.asarray(x).tolist(), _everywhere(measured, plan.mesh)
+      )
       if not allow_nonfinite:
-        _demand_finite(loading, models, measured['experts'])
-      start_writes(tensor.path, _boxes(unit.box, reached.merged, loading.slot))
-      finish_writes(plans.WRITE_BEHIND)
+        _demand_finite(loading, models, sums['experts'])
+      writing.start(
+        unit, _boxes(unit.box, reached.merged, loading.slot), {'sums': sums}
+      )
+      writing.finish(plans.WRITE_BEHIND)
     advanced(unit)
-  finish_writes(0)
-  return dict(sums)
+  writing.finish(0)
+
+
+class _WriteBehind:
+  """Writes that are under way, and what is recorded when they are done."""
+
+  def __init__(
+    self, write: Write, record: Callable[[int, dict[str, Any]], None]
+  ):
+    self._write = write
+    self._record = record
+    self._units: collections.deque[Any] = collections.deque()
+    self._checksums = concurrent.futures.ThreadPoolExecutor(1)
+
+  def start(
+    self,
+    unit: plans.Unit,
+    boxes: Sequence[tuple[tuple[slice, ...], np.ndarray]],
+    facts: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Starts to write the parts of a unit."""
+    path = unit.tensor.path
+    parts = [
+      (
+        self._write(path, index, block),
+        self._checksums.submit(checksum, block),
+        [s.start for s in index],
+        block.shape,
+      )
+      for index, block in boxes
+    ]
+    self._units.append((unit.number, {'path': path, **(facts or {})}, parts))
+
+  def finish(self, behind: int) -> None:
+    """Waits until no more than `behind` units are being written."""
+    while len(self._units) > behind:
+      number, facts, parts = self._units.popleft()
+      written = []
+      for future, digest, origin, shape in parts:
+        try:
+          future.result()
+        except Exception as error:
+          raise OSError(
+            f'{facts["path"]} could not be written: {error}'
+          ) from error
+        written.append([origin, list(shape), digest.result()])
+      self._record(number, {**facts, 'parts': written})
+
+
+def checksum(block: np.ndarray) -> int:
+  """CRC-32 of the bytes of an array, in row-major order."""
+  flat: Any = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+  return zlib.crc32(flat)
 
 
 def _read_ahead(
-  plan: plans.Plan, models: Sequence[Model]
+  plan: plans.Plan, models: Sequence[Model], done: Container[int]
 ) -> Iterator[_Loading]:
   """The units in order, each read, the next ones being read meanwhile."""
   slots = [_Slot() for _ in range(1 + plans.READ_AHEAD)]
   ahead: collections.deque[_Loading] = collections.deque()
-  for number, unit in enumerate(plan.units()):
+  for number, unit in enumerate(plan.units(done)):
     ahead.append(_load(unit, slots[number % len(slots)], plan.mesh, models))
     if len(ahead) == len(slots):
       ahead[0].wait()
@@ -225,22 +287,24 @@ def part_shape(box: plans.Box, mesh: Mesh) -> tuple[int, ...]:
 
 def local_parts(box: plans.Box, mesh: Mesh) -> list[Part]:
   """The parts of a box on this process's devices, replicas together."""
-  devices = collections.defaultdict(list)
   sharding = NamedSharding(mesh, box.spec)
-  local: Any = sharding.addressable_devices_indices_map(box.shape)
-  for device, index in local.items():
+  holders = collections.defaultdict(list)
+  everywhere: Any = sharding.devices_indices_map(box.shape)
+  for device in mesh.devices.flat:
+    index = everywhere[device]
     bounds = [s.indices(n)[:2] for s, n in zip(index, box.shape, strict=True)]
-    devices[tuple(bounds)].append(device)
-  return [
-    Part(
-      tuple(
-        slice(origin + start, origin + stop)
-        for origin, (start, stop) in zip(box.origin, bounds, strict=True)
-      ),
-      tuple(group),
+    holders[tuple(bounds)].append(device)
+  here = jax.process_index()
+  parts = []
+  for bounds, devices in holders.items():
+    local = tuple(d for d in devices if d.process_index == here)
+    index = tuple(
+      slice(origin + start, origin + stop)
+      for origin, (start, stop) in zip(box.origin, bounds, strict=True)
     )
-    for bounds, group in devices.items()
-  ]
+    if local:
+      parts.append(Part(index, local, devices[0] in local))
+  return parts
 
 
 def _block(
@@ -293,6 +357,15 @@ def _boxes(
   return boxes
 
 
+def _everywhere(tree: Any, mesh: Mesh) -> Any:
+  """Small arrays of a mesh of several processes, made readable on each."""
+  if jax.process_count() == 1:
+    return tree
+  replicated = NamedSharding(mesh, PartitionSpec())
+  with jax.enable_x64(True):
+    return jax.jit(lambda tree: tree, out_shardings=replicated)(tree)
+
+
 def _add(total: Any, partials: Any) -> Any:
   """Adds partial sums on the host, in int64 and float64."""
   wide = {'i': np.int64, 'f': np.float64}
@@ -309,7 +382,7 @@ def _cast(buffer: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _demand_finite(
-  loading: _Loading, models: Sequence[Model], squares: jax.Array
+  loading: _Loading, models: Sequence[Model], squares: Sequence[float]
 ) -> None:
   """Names the model and tensor that hold NaN or Inf, if any does.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 import contextlib
+import hashlib
 import importlib.metadata
 import resource
 import sys
@@ -21,6 +22,7 @@ from mergekit_jax import plan as plans
 from mergekit_jax import report as reports
 from mergekit_jax import sharding, stream, tree
 from mergekit_jax.checkpoint.orbax_write import write_orbax
+from mergekit_jax.checkpoint.stage import staged
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.kernels.random import key_for
 from mergekit_jax.version import __version__
@@ -41,6 +43,7 @@ def merge_checkpoints(
   dtype: Any = None,
   partition_rules: Mapping[str, PartitionSpec] | None = None,
   allow_nonfinite: bool = False,
+  resume: bool = True,
   overwrite: bool = False,
 ) -> reports.MergeReport:
   """Merges checkpoints by streaming; no host ever holds a whole model.
@@ -68,6 +71,8 @@ def merge_checkpoints(
     partition_rules: {regex of a path: PartitionSpec}; other leaves are sharded
       by their largest dimensions.
     allow_nonfinite: let NaN and Inf in the sources through.
+    resume: go on with what a killed merge into this output left behind, if it
+      was the same merge; else throw it away.
     overwrite: replace an output that exists, once the new one is complete.
 
   Returns:
@@ -99,40 +104,52 @@ def merge_checkpoints(
     partition_rules=partition_rules,
   )
   provenance = _provenance(job, overrides, seed)
-  sums: dict[str, reports.Sums] = {}
+  begun_with = {**provenance, 'output': _described_output(job)}
+  with staged(output, begun_with, overwrite=overwrite, resume=resume) as stage:
 
-  def produce(write: Any) -> None:
-    with _progress(job.plan) as advanced:
-      sums.update(
+    def produce(write: Any) -> None:
+      with _progress(job.plan, stage.done) as advanced:
         stream.run(
           job.plan,
           job.models,
           has_base=job.has_base,
           keys=_keys(job, seed),
+          done=stage.done.keys(),
           write=write,
+          record=stage.record,
           allow_nonfinite=allow_nonfinite,
           advanced=advanced,
         )
-      )
 
-  write_orbax(
-    output,
-    _output_specs(job),
-    job.template.layout,
-    produce,
-    chunks={
-      tensor.path: stream.part_shape(tensor.boxes[0], job.plan.mesh)
-      for scope in job.plan.scopes
-      for tensor in scope.tensors
-    },
-    overwrite=overwrite,
-    metadata={'mergekit_jax': provenance},
+    if not stage.checkpoint.exists():
+      write_orbax(
+        stage.checkpoint,
+        _output_specs(job),
+        job.template.layout,
+        produce,
+        chunks={
+          tensor.path: stream.part_shape(tensor.boxes[0], job.plan.mesh)
+          for scope in job.plan.scopes
+          for tensor in scope.tensors
+        },
+        metadata={'mergekit_jax': provenance},
+      )
+    records = stage.records()
+    resumed = len(stage.done)
+  report = _report(
+    job, output, records, resumed, provenance, time.perf_counter() - start
   )
-  report = _report(job, output, sums, provenance, time.perf_counter() - start)
-  report.save(output.parent / f'{output.name}.report.json')
-  for warning in report.warnings:
-    logging.warning('%s', warning)
+  if jax.process_index() == 0:
+    report.save(report_path(output))
+    for warning in report.warnings:
+      logging.warning('%s', warning)
   return report
+
+
+def report_path(output: epath.PathLike) -> epath.Path:
+  """Where the report of a merge lies: beside its output."""
+  output = epath.Path(output)
+  return output.parent / f'{output.name}.report.json'
 
 
 def _demand_free(
@@ -232,54 +249,77 @@ def _provenance(
   }
 
 
+def _described_output(job: Job) -> dict[str, Any]:
+  """What else than the provenance decides the bits of the output."""
+  boxes = [
+    [tensor.path, str(tensor.dtype), box.origin, box.shape, str(box.spec)]
+    for scope in job.plan.scopes
+    for tensor in scope.tensors
+    for box in tensor.boxes
+  ]
+  return {
+    'units': hashlib.blake2b(repr(boxes).encode(), digest_size=16).hexdigest(),
+    'memory_budget': job.plan.memory_budget,
+    'processes': jax.process_count(),
+    'layout': str(job.template.layout),
+  }
+
+
 def _report(
   job: Job,
   output: epath.Path,
-  sums: Mapping[str, reports.Sums],
+  records: Sequence[Mapping[str, Any]],
+  resumed: int,
   provenance: dict[str, Any],
   seconds: float,
 ) -> reports.MergeReport:
-  tensors = [reports.tensor_report(path, value) for path, value in sums.items()]
+  planned = {t.path: t for scope in job.plan.scopes for t in scope.tensors}
+  tensors = [
+    reports.tensor_report(path, planned[path].shape, sums)
+    for path, sums in reports.add_sums(records).items()
+  ]
   experts = job.models[job.has_base :]
-  dtypes = {
-    tensor.path: tensor.sources[job.has_base :]
-    for scope in job.plan.scopes
-    for tensor in scope.tensors
-  }
   stored = [
-    ', '.join(sorted({str(dtypes[t.path][i]) for t in tensors}))
+    ', '.join(
+      sorted({str(planned[t.path].sources[job.has_base + i]) for t in tensors})
+    )
     for i in range(len(experts))
   ]
   names = [f'{m.name} ({m.checkpoint.path})' for m in experts]
+  warnings = reports.rounding_warnings(tensors, names, stored)
+  checksums: dict[str, list[Any]] = {}
+  for record in records:
+    checksums.setdefault(record['path'], []).extend(record['parts'])
   kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return reports.MergeReport(
     output=str(output),
     tensors=tensors,
     copied=list(job.copied),
-    warnings=(
-      reports.rounding_warnings(tensors, names, stored) if job.has_base else []
-    ),
+    warnings=warnings if job.has_base else [],
     rounds=job.plan.rounds,
-    units=sum(1 for _ in job.plan.units()),
+    units_done=len(records) - resumed,
+    units_resumed=resumed,
     bytes_read=job.plan.bytes_read,
     bytes_written=job.plan.bytes_written,
     seconds=seconds,
     peak_memory=kilobytes * 1024,
     provenance=provenance,
+    checksums=checksums,
   )
 
 
 @contextlib.contextmanager
-def _progress(plan: plans.Plan) -> Iterator[Any]:
+def _progress(plan: plans.Plan, done: Container[int]) -> Iterator[Any]:
   """A bar on a terminal, a line of log for every tenth elsewhere.
 
   Yields:
     A function to call with every unit that is done.
   """
-  terminal = sys.stderr.isatty()
-  done = 0
+  terminal = sys.stderr.isatty() and jax.process_index() == 0
+  total = sum(unit.source_bytes for unit in plan.units(done)) or 1
+  read = 0
   with tqdm.tqdm(
-    total=plan.bytes_read,
+    total=total,
     unit='B',
     unit_scale=True,
     desc='merging',
@@ -288,19 +328,18 @@ def _progress(plan: plans.Plan) -> Iterator[Any]:
     start = time.perf_counter()
 
     def advanced(unit: plans.Unit) -> None:
-      nonlocal done
-      before, done = done, done + unit.source_bytes
+      nonlocal read
+      before, read = read, read + unit.source_bytes
       bar.update(unit.source_bytes)
-      total = max(plan.bytes_read, 1)
-      if not terminal and 10 * before // total < 10 * done // total:
-        rate = done / max(time.perf_counter() - start, 1e-9)
+      if not terminal and 10 * before // total < 10 * read // total:
+        rate = read / max(time.perf_counter() - start, 1e-9)
         logging.info(
           'merged %.0f %% (%.2f of %.2f GB, %.2f GB/s, %.0f s left)',
-          100 * done / total,
-          done / 1e9,
+          100 * read / total,
+          read / 1e9,
           total / 1e9,
           rate / 1e9,
-          (total - done) / rate,
+          (total - read) / rate,
         )
 
     yield advanced

@@ -42,7 +42,9 @@ def save_set(directory, shapes, dtype='float32', experts=3, compress=False):
 
 def save_safetensors(path, tree):
   """One file whose tensors are called by their paths."""
-  save_file({name: np.asarray(leaf) for name, leaf in leaves(tree).items()}, path)
+  save_file(
+    {name: np.asarray(leaf) for name, leaf in leaves(tree).items()}, path
+  )
   return path
 
 
@@ -83,6 +85,4 @@ def digest(path):
 
 
 def report_of(output):
-  return json.loads(
-    (output.parent / f'{output.name}.report.json').read_text()
-  )
+  return json.loads((output.parent / f'{output.name}.report.json').read_text())

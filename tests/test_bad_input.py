@@ -3,7 +3,6 @@ nothing left at the output."""
 
 import pathlib
 import re
-import resource
 import subprocess
 import sys
 
@@ -216,7 +215,9 @@ class TestArguments:
   def test_small_memory_budget(self, merge, refused, tmp_path):
     """What the error says is needed is exactly enough."""
     message = refused(ValueError, 'is too small', memory_budget=1000)
-    needed = int(re.search(r'takes ([\d,]+) bytes', message)[1].replace(',', ''))
+    needed = int(
+      re.search(r'takes ([\d,]+) bytes', message)[1].replace(',', '')
+    )
     refused(ValueError, 'is too small', memory_budget=needed - 1)
     merge(memory_budget=needed)
     assert (tmp_path / 'out').exists()
@@ -259,7 +260,9 @@ class TestCommandLine:
 
   def test_value(self):
     self.check('density=2.0 was given', '--method=ties', '--set=density=2')
-    self.check("scope='models' was given", '--method=ties', '--set=scope=models')
+    self.check(
+      "scope='models' was given", '--method=ties', '--set=scope=models'
+    )
     self.check(
       'density=3.0 was given', '--method=ties', '--override=.*:density=3'
     )
@@ -276,7 +279,9 @@ class TestCommandLine:
     self.check(
       "--partition_rules 'x' was", '--method=ties', '--partition_rules=x'
     )
-    self.check('Give weights with --weights', '--method=ties', '--set=weights=1')
+    self.check(
+      'Give weights with --weights', '--method=ties', '--set=weights=1'
+    )
 
   def test_mesh(self):
     self.check(

@@ -2,7 +2,12 @@
 
 from etils import epath
 
-from mergekit_jax.checkpoint import orbax, orbax_layout, safetensors
+from mergekit_jax.checkpoint import (
+  orbax,
+  orbax_layout,
+  safetensors,
+  safetensors_layout,
+)
 from mergekit_jax.checkpoint.source import Checkpoint
 
 __all__ = ['Checkpoint', 'open_checkpoint']
@@ -28,7 +33,7 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
     raise FileNotFoundError(f'There is no checkpoint at {path}.')
   if found := orbax_layout.find_item(path):
     return orbax.OrbaxCheckpoint(path, *found)
-  if shards := safetensors.find_shards(path):
+  if shards := safetensors_layout.find_shards(path):
     return safetensors.SafetensorsCheckpoint(path, shards)
   raise ValueError(_not_a_checkpoint(path))
 

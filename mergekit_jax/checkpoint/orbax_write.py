@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata_store
+from orbax.checkpoint._src.path import atomicity
 from orbax.checkpoint._src.serialization import (
   jax_array_handlers,
   ocdbt_utils,
@@ -27,7 +28,7 @@ from orbax.checkpoint._src.serialization import (
 )
 import tensorstore as ts
 
-from mergekit_jax.checkpoint import replace, source
+from mergekit_jax.checkpoint import source
 
 Write = Callable[
   [str, Sequence[slice] | None, np.ndarray | jax.Array], source.Future
@@ -41,15 +42,16 @@ def write_orbax(
   produce: Callable[[Write], None],
   *,
   chunks: Mapping[str, Sequence[int]] | None = None,
-  overwrite: bool = False,
   metadata: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a checkpoint whose arrays are handed over box by box.
 
   Every process calls this with the same arguments and writes its own boxes.
+  What a killed attempt has left in Orbax's temporary directory is kept, so that
+  `produce` need only write what is missing.
 
   Args:
-    path: top directory of the new checkpoint.
+    path: top directory of the new checkpoint; it must not exist.
     specs: the tree to write, `Checkpoint.tree` or a part of it, with a
       `jax.ShapeDtypeStruct` for every array; its sharding, if any, is recorded
       as the one to restore with.
@@ -63,20 +65,16 @@ def write_orbax(
       with writes under way.
     chunks: shape of the stored chunks by path; one shard if not given. No two
       processes may write to the same chunk. Arrays are not compressed.
-    overwrite: replace the directory `path`, whole, if it is an Orbax
-      checkpoint. The old one stays where it is until the new one is complete.
     metadata: custom metadata of the checkpoint, as JSON can hold it.
 
   Raises:
-    FileExistsError: `path` exists and may not be replaced.
     ValueError: there are no arrays, two have the same path, one is empty, or
       `write` is given a box that does not fit.
-    BaseException: whatever `produce` raises; then nothing is left behind.
+    BaseException: whatever `produce` raises.
   """
   path = epath.Path(path)
   if source.is_local(path):
     path = path.absolute()
-  replace.check_destination(path, overwrite)
   if not _arrays(specs):
     raise ValueError('The tree to write has no jax.ShapeDtypeStruct leaf.')
   like = like or source.OrbaxLayout()
@@ -98,29 +96,21 @@ def write_orbax(
     )
     save_args = ocp.args.Composite(**{item: save_args})
 
-  # Orbax commits a flat save at `path` itself. But it would commit a step
-  # inside a `path` that is there from the start, and it deletes what it
-  # overwrites before it writes; in both cases the new checkpoint is written
-  # beside `path` and moved there when it is complete.
-  staged = bool(step) or path.exists()
-  stage = replace.beside(path, 'new')
-  directory = (stage / 'checkpoint' if staged else path) / step
-  checkpointer = ocp.Checkpointer(handler)
-  try:
-    if staged:
-      replace.on_primary(lambda: replace.make_empty(directory.parent))
-    checkpointer.save(
-      directory, args=save_args, custom_metadata=dict(metadata or {})
-    )
-    if staged:
-      replace.on_primary(lambda: replace.move(stage / 'checkpoint', path))
-  except BaseException:
-    if ocp.multihost.is_primary_host(0):
-      replace.remove(checkpointer.get_temporary_path(directory).get())
-    raise
-  finally:
-    if ocp.multihost.is_primary_host(0):
-      replace.remove(stage)
+  checkpointer = ocp.Checkpointer(
+    handler, temporary_path_class=_KeptTemporaryPath
+  )
+  checkpointer.save(
+    path / step, args=save_args, custom_metadata=dict(metadata or {})
+  )
+
+
+class _KeptTemporaryPath(atomicity.AtomicRenameTemporaryPath):
+  """Orbax's temporary directory, but one that is there is gone on with."""
+
+  async def create(self) -> epath.Path:
+    if self.get().exists():
+      return self.get()
+    return await super().create()
 
 
 def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,6 +16,7 @@ import pytest
 from mergekit_jax.checkpoint import open_checkpoint, orbax_write
 from mergekit_jax.checkpoint.orbax_write import write_orbax
 from mergekit_jax.checkpoint.source import OrbaxLayout
+from mergekit_jax.checkpoint.stage import staged
 
 TABLE = 'params/embed/table'
 
@@ -121,6 +122,12 @@ def written(base, tmp_path, specs, produce):
     metadata={'method': 'ties'},
   )
   return tmp_path / 'out'
+
+
+def save(path, specs, layout, produce, *, overwrite=False):
+  """Writes in a stage, as a merge does."""
+  with staged(path, {}, overwrite=overwrite, resume=False) as stage:
+    write_orbax(stage.checkpoint, specs, layout, produce)
 
 
 def test_every_api_restores_every_layout(base, written, arrays, specs, mesh):
@@ -247,17 +254,17 @@ def test_an_error_passes_through_and_leaves_nothing(
     raise raised
 
   with pytest.raises(error) as caught:
-    write_orbax(tmp_path / 'out', specs, OrbaxLayout(item), produce)
+    save(tmp_path / 'out', specs, OrbaxLayout(item), produce)
   assert caught.value is raised
   assert os.listdir(tmp_path) == []
 
 
 def test_a_failed_attempt_can_be_repeated(tmp_path):
   specs, produce = _tiny()
-  leftover = tmp_path / 'out.orbax-checkpoint-tmp'
+  leftover = tmp_path / 'out.mergekit-tmp'
   leftover.mkdir()
   (leftover / 'junk').write_text('')
-  write_orbax(tmp_path / 'out', specs, None, produce)
+  save(tmp_path / 'out', specs, None, produce)
   assert os.listdir(tmp_path) == ['out']
   assert not (tmp_path / 'out/junk').exists()
 
@@ -266,7 +273,7 @@ def test_existing_output_is_not_touched(tmp_path, flat):
   flat(tmp_path / 'out', {'params': jnp.zeros(4)})
   specs, produce = _tiny()
   with pytest.raises(FileExistsError, match='overwrite=True'):
-    write_orbax(tmp_path / 'out', specs, None, produce)
+    save(tmp_path / 'out', specs, None, produce)
   assert open_checkpoint(tmp_path / 'out').read('params').tolist() == [0] * 4
 
 
@@ -288,9 +295,7 @@ def test_overwriting_replaces_only_at_the_end(tmp_path, flat, item):
     old = open_checkpoint(tmp_path / 'out').read('params')
     assert old.tolist() == [0] * 4
     try:
-      write_orbax(
-        tmp_path / 'out', specs, OrbaxLayout(item), attempt, overwrite=True
-      )
+      save(tmp_path / 'out', specs, OrbaxLayout(item), attempt, overwrite=True)
     except RuntimeError:
       assert attempt is stop
     assert os.listdir(tmp_path) == ['out']
@@ -304,7 +309,7 @@ def test_only_a_checkpoint_is_overwritten(tmp_path):
   (tmp_path / 'out/thesis.tex').write_text('')
   specs, produce = _tiny()
   with pytest.raises(FileExistsError, match='not an Orbax checkpoint'):
-    write_orbax(tmp_path / 'out', specs, None, produce, overwrite=True)
+    save(tmp_path / 'out', specs, None, produce, overwrite=True)
   assert (tmp_path / 'out/thesis.tex').exists()
 
 
@@ -337,9 +342,7 @@ def test_a_block_that_does_not_fit_is_an_error(
 ):
   specs, _ = _tiny()
   with pytest.raises(ValueError, match=message):
-    write_orbax(
-      tmp_path / 'out', specs, None, lambda write: write(path, index, block)
-    )
+    save(tmp_path / 'out', specs, None, lambda write: write(path, index, block))
   assert os.listdir(tmp_path) == []
 
 

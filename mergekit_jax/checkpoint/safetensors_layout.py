@@ -1,0 +1,277 @@
+"""What lies where in safetensors files: their headers and the index of shards.
+
+A file is the length of its header, a JSON header that says where each tensor
+lies, then the tensors in row-major order. Files come from strangers, so nothing
+a header or an index says is believed before it is checked.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+import os
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mergekit_jax.checkpoint import source
+
+SUFFIX = '.safetensors'
+INDEX = 'model.safetensors.index.json'
+DTYPES = {
+  'BOOL': np.bool_,
+  'U8': np.uint8,
+  'I8': np.int8,
+  'U16': np.uint16,
+  'I16': np.int16,
+  'U32': np.uint32,
+  'I32': np.int32,
+  'U64': np.uint64,
+  'I64': np.int64,
+  'F16': np.float16,
+  'BF16': jnp.bfloat16,
+  'F32': np.float32,
+  'F64': np.float64,
+  'C64': np.complex64,
+  'F8_E4M3': jnp.float8_e4m3fn,
+  'F8_E5M2': jnp.float8_e5m2,
+  'F8_E8M0': jnp.float8_e8m0fnu,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+_METADATA = '__metadata__'
+# The header's length in bytes, a little-endian uint64, comes first.
+_LENGTH_BYTES = 8
+# The format's own library reads none that is longer.
+_LONGEST_HEADER = 100_000_000
+# Data that begins here can be used in place.
+_ALIGNMENT = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+  """What a file says of itself.
+
+  Attributes:
+    raw: its bytes, with the length before it.
+    specs: shape and dtype of every tensor.
+    starts: the byte of the file at which each tensor begins.
+    metadata: the text saved with the tensors.
+    size: the size of the file in bytes.
+  """
+
+  raw: bytes
+  specs: Mapping[str, jax.ShapeDtypeStruct]
+  starts: Mapping[str, int]
+  metadata: Mapping[str, str]
+  size: int
+
+
+def find_shards(path: epath.Path) -> dict[epath.Path, set[str] | None] | None:
+  """Finds the files of a safetensors checkpoint.
+
+  Args:
+    path: a safetensors file, or a directory that holds one or several.
+
+  Returns:
+    Each file with the names of the tensors that the index places in it (None if
+    there is no index), or None if there are no safetensors files.
+
+  Raises:
+    ValueError: the index is damaged or names a file that is not there, or there
+      are several files and no index.
+  """
+  if not path.is_dir():
+    return {path: None} if path.name.endswith(SUFFIX) else None
+  if (path / INDEX).exists():
+    return _shards_of_index(path)
+  files = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIX))
+  if len(files) > 1:
+    raise ValueError(
+      f'{path} holds {[file.name for file in files]} but no {INDEX} that'
+      ' joins them. Give the path of one file, or add the index.'
+    )
+  return {files[0]: None} if files else None
+
+
+def _shards_of_index(path: epath.Path) -> dict[epath.Path, set[str] | None]:
+  try:
+    places = _parse((path / INDEX).read_bytes())['weight_map']
+    names_files = dict(places).items()
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f'{path / INDEX} is damaged ({error!r}). Restore it from a copy.'
+    ) from error
+  shards = {}
+  for name, file_name in names_files:
+    if not _is_plain_name(file_name):
+      raise ValueError(
+        f'{path / INDEX} places {name!r} in {file_name!r}, but a shard is a'
+        f' *{SUFFIX} file beside the index. Correct the index.'
+      )
+    shards.setdefault(path / file_name, set()).add(name)
+  for file, names in shards.items():
+    if not file.exists():
+      raise ValueError(
+        f'{file} is missing. {INDEX} says it holds {min(names)!r}'
+        f' ({len(names)} tensors in all). Restore the file from a copy.'
+      )
+  return shards
+
+
+def _is_plain_name(name: Any) -> bool:
+  """Whether it names a file in the directory itself, on any system."""
+  return (
+    isinstance(name, str)
+    and name.endswith(SUFFIX)
+    and not set(name) & {'/', '\\', '\0'}
+  )
+
+
+def read_header(file: epath.Path) -> Header:
+  """Reads and checks the header of a file; reads none of its tensors.
+
+  Raises:
+    ValueError: the file is damaged, cut off or not on a local disk, or holds a
+      dtype that numpy lacks.
+  """
+  if not source.is_local(file):
+    raise ValueError(
+      f'{file} is not on a local file system, and safetensors files are read'
+      ' by mapping them. Copy them to a disk, or convert them to Orbax.'
+    )
+  with open(file, 'rb') as opened:
+    size = os.fstat(opened.fileno()).st_size
+    if size <= _LENGTH_BYTES:
+      raise _damaged(file, 'it is too short to have a header')
+    length = opened.read(_LENGTH_BYTES)
+    longest = min(size - _LENGTH_BYTES, _LONGEST_HEADER)
+    if (said := int.from_bytes(length, 'little')) > longest:
+      raise _damaged(
+        file,
+        f'its header should be {said} bytes long, but the file has room for'
+        f' {size - _LENGTH_BYTES} and a header is {_LONGEST_HEADER} at most',
+      )
+    raw = length + opened.read(said)
+  try:
+    entries = _parse(raw[_LENGTH_BYTES:])
+    metadata = entries.pop(_METADATA, {})
+    if not all(isinstance(v, str) for v in dict(metadata).values()):
+      raise ValueError(f'{_METADATA} is not text by name')
+    parsed = {name: _parse_entry(entry) for name, entry in entries.items()}
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise _damaged(file, f'its header is malformed ({error!r})') from error
+  for name, (dtype, _, _) in parsed.items():
+    if dtype not in DTYPES:
+      raise ValueError(
+        f'{file}: the tensor {name!r} is stored as {dtype}, which numpy cannot'
+        f' hold. Supported: {", ".join(DTYPES)}.'
+      )
+  specs = {
+    name: jax.ShapeDtypeStruct(shape, DTYPES[dtype])
+    for name, (dtype, shape, _) in parsed.items()
+  }
+  offsets = {name: offsets for name, (_, _, offsets) in parsed.items()}
+  _demand_tiled(file, specs, offsets, size - len(raw))
+  starts = {name: len(raw) + start for name, (start, _) in offsets.items()}
+  return Header(raw, specs, starts, metadata, size)
+
+
+def make_header(
+  specs: Mapping[str, jax.ShapeDtypeStruct], metadata: Mapping[str, str]
+) -> Header:
+  """Lays tensors out in a file that does not exist yet.
+
+  Raises:
+    ValueError: the format has no name for a dtype.
+  """
+  for name, spec in specs.items():
+    if np.dtype(spec.dtype) not in _NAMES:
+      raise ValueError(
+        f'{name} is {spec.dtype}, which safetensors files cannot hold. Give'
+        f" dtype= one of {', '.join(map(str, _NAMES))}, or format='orbax'."
+      )
+  # The largest elements first, so that all of them are aligned.
+  offsets, end = {}, 0
+  for name in sorted(specs, key=lambda name: -specs[name].dtype.itemsize):
+    offsets[name] = end, end + nbytes(specs[name])
+    end += nbytes(specs[name])
+  entries: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+  for name, spec in specs.items():
+    if name == _METADATA:
+      raise ValueError(f'{name!r} is no name for a tensor; rename it.')
+    entries[name] = {
+      'dtype': _NAMES[np.dtype(spec.dtype)],
+      'shape': spec.shape,
+      'data_offsets': offsets[name],
+    }
+  text = json.dumps(entries, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % _ALIGNMENT)
+  raw = len(text).to_bytes(_LENGTH_BYTES, 'little') + text
+  starts = {name: len(raw) + offsets[name][0] for name in specs}
+  return Header(raw, dict(specs), starts, dict(metadata), len(raw) + end)
+
+
+def nbytes(spec: jax.ShapeDtypeStruct) -> int:
+  return math.prod(spec.shape) * spec.dtype.itemsize
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+  """JSON in which no name is given twice: readers would disagree on it."""
+
+  def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+      twice = next(name for name in names if names.count(name) > 1)
+      raise ValueError(f'the name {twice!r} is there twice')
+    return dict(pairs)
+
+  parsed = json.loads(text, object_pairs_hook=unique)
+  if not isinstance(parsed, dict):
+    raise ValueError('not an object')
+  return parsed
+
+
+def _parse_entry(
+  entry: Mapping[str, Any],
+) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+  """The dtype's name, the shape, and the first byte and the one past the end.
+
+  Raises:
+    ValueError, KeyError, TypeError: the entry is malformed.
+  """
+  start, stop = entry['data_offsets']
+  numbers = [*entry['shape'], start, stop]
+  if any(type(number) is not int or number < 0 for number in numbers):
+    raise ValueError(f'{numbers} should be whole numbers of 0 or more')
+  return str(entry['dtype']), tuple(entry['shape']), (start, stop)
+
+
+def _demand_tiled(
+  file: epath.Path,
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  offsets: Mapping[str, tuple[int, int]],
+  size: int,
+) -> None:
+  """Raises ValueError unless the tensors fill the data, each byte once."""
+  end = 0
+  for name in sorted(offsets, key=offsets.__getitem__):
+    (start, stop), spec = offsets[name], specs[name]
+    if start != end or stop - start != nbytes(spec) or stop > size:
+      raise _damaged(
+        file,
+        f'the tensor {name!r} ({spec.dtype}{list(spec.shape)}, {nbytes(spec)}'
+        f' bytes) lies in bytes {start} to {stop} of {size}, and the ones'
+        f' before it end at {end}',
+      )
+    end = stop
+  if end != size:
+    raise _damaged(file, f'{size - end} bytes follow the last tensor')
+
+
+def _damaged(file: epath.Path, why: str) -> ValueError:
+  return ValueError(
+    f'{file} is damaged or cut off: {why}. Restore it from a copy.'
+  )

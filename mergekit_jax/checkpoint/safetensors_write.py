@@ -1,0 +1,321 @@
+"""Writing a safetensors checkpoint box by box.
+
+All sizes are known beforehand, so every file is made in full first, header and
+room for the tensors, and boxes are then written into their places in any order.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+import contextlib
+import errno
+import fnmatch
+import itertools
+import json
+import math
+import os
+import shutil
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mergekit_jax import checks
+from mergekit_jax.checkpoint import replace, safetensors_layout, source
+from mergekit_jax.checkpoint.safetensors import SafetensorsCheckpoint
+from mergekit_jax.checkpoint.writer import BoxWriter, Write
+
+_ONE_FILE = 'model.safetensors'
+# What makes a directory of weights a model that others can load.
+_BESIDE_WEIGHTS = (
+  'config.json',
+  'generation_config.json',
+  'tokenizer*',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template.*',
+  'vocab.*',
+  'merges.txt',
+)
+# Enough writes in flight to keep a disk busy.
+_THREADS = 4
+
+
+def write_safetensors(
+  path: epath.PathLike,
+  specs: Any,
+  like: source.Checkpoint | None,
+  produce: Callable[[Write], None],
+  *,
+  shard_size: int | str | None = None,
+  metadata: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes a checkpoint whose arrays are handed over box by box.
+
+  Every process calls this with the same arguments and writes its own boxes.
+  What a killed attempt has left in `<path>.mergekit-tmp` is kept, so that
+  `produce` need only write what is missing.
+
+  Args:
+    path: directory of the new checkpoint; it must not exist.
+    specs: the tree to write, with a `jax.ShapeDtypeStruct` for every array. A
+      tensor is called by the keys of its array joined by '/'; other leaves,
+      for which the format has no place, are left out.
+    like: the checkpoint to be like. If it is a safetensors checkpoint of
+      several shards, each tensor lies in the shard of the same name as there,
+      and its configuration and tokenizer are copied. Its metadata is kept.
+    produce: called once with `write(path, index, block) -> future`, where
+      `path` is the name of a tensor, `index` has one slice per dimension and
+      `block` is that box of the tensor, on the host or a CPU device. The block
+      is not copied where that can be avoided: leave it alone until the
+      future's `result()` has returned. `produce` may return with writes under
+      way.
+    shard_size: most bytes of tensors in a file, as a number or as text such as
+      '5GB'; a larger tensor has a file of its own. None means the shards of
+      `like`, else one file.
+    metadata: metadata of the checkpoint; what is not text is written as JSON.
+
+  Raises:
+    ValueError: `path` is remote, there are no arrays, two have the same name,
+      the format lacks a dtype, or `write` is given a box that does not fit.
+    OSError: there is no room for the checkpoint on the disk.
+    BaseException: whatever `produce` raises.
+  """
+  path = epath.Path(path)
+  if not source.is_local(path):
+    raise ValueError(
+      f'{path} is not on a local file system, and safetensors files are'
+      " written in place. Give a local path, or format='orbax'."
+    )
+  path = path.absolute()
+  arrays = _arrays(specs)
+  shards = _shards(arrays, like, shard_size)
+  kept = like.metadata if like else {}
+  text = {
+    key: value if isinstance(value, str) else json.dumps(value)
+    for key, value in {**kept, **(metadata or {})}.items()
+  }
+  headers = {
+    file: safetensors_layout.make_header({n: arrays[n] for n in names}, text)
+    for file, names in shards.items()
+  }
+  stage = replace.beside(path, 'tmp')
+  replace.on_primary(lambda: _make_files(stage, headers))
+  with _opened(stage, headers) as files:
+    _fill(files, headers, arrays, produce)
+    for file in files.values():
+      os.fsync(file)
+  ocp.multihost.sync_global_processes('mergekit_jax:safetensors_written')
+  replace.on_primary(lambda: _commit(stage, path, headers, like))
+
+
+def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  arrays = source.collect_specs(
+    (jax.tree_util.keystr(keys, simple=True, separator='/'), leaf)
+    for keys, leaf in jax.tree.leaves_with_path(specs)
+    if isinstance(leaf, jax.ShapeDtypeStruct)
+  )
+  if not arrays:
+    raise ValueError('The tree to write has no jax.ShapeDtypeStruct leaf.')
+  return arrays
+
+
+def _shards(
+  arrays: Mapping[str, jax.ShapeDtypeStruct],
+  like: source.Checkpoint | None,
+  shard_size: int | str | None,
+) -> dict[str, list[str]]:
+  """The tensors of every file."""
+  if shard_size is not None:
+    limit = checks.size('shard_size', shard_size)
+    groups, room = [], 0
+    for name, spec in arrays.items():
+      nbytes = safetensors_layout.nbytes(spec)
+      if not groups or nbytes > room:
+        groups.append([])
+        room = limit
+      groups[-1].append(name)
+      room -= nbytes
+    if len(groups) > 1:
+      return {
+        f'model-{number:05}-of-{len(groups):05}.safetensors': names
+        for number, names in enumerate(groups, 1)
+      }
+  elif isinstance(like, SafetensorsCheckpoint):
+    if len(set(like.places.values())) > 1:
+      shards: dict[str, list[str]] = {}
+      for name in arrays:
+        shards.setdefault(like.places[name], []).append(name)
+      return shards
+  return {_ONE_FILE: list(arrays)}
+
+
+def _make_files(
+  stage: epath.Path, headers: Mapping[str, safetensors_layout.Header]
+) -> None:
+  """Makes the files that an earlier attempt has not made."""
+  stage.mkdir(parents=True, exist_ok=True)
+  for name, header in headers.items():
+    file = os.open(stage / name, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+      found = os.pread(file, len(header.raw), 0)
+      if found == header.raw and os.fstat(file).st_size == header.size:
+        continue
+      if any(found):
+        raise ValueError(
+          f'{stage} holds the beginnings of another checkpoint. Delete it.'
+        )
+      _allocate(file, header.size, stage / name)
+      # Last, since a file with a header is taken for one that has its size.
+      _write_all(file, memoryview(header.raw), 0)
+    finally:
+      os.close(file)
+
+
+def _allocate(file: int, size: int, path: epath.Path) -> None:
+  """Gives a file its size, on a full disk now and not after hours."""
+  try:
+    if hasattr(os, 'posix_fallocate'):
+      os.posix_fallocate(file, 0, size)
+      return
+  except OSError as error:
+    if error.errno == errno.ENOSPC:
+      raise OSError(
+        error.errno, f'no room on the disk for {size:,} bytes', str(path)
+      ) from error
+    # Not every file system can.
+    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+      raise
+  os.ftruncate(file, size)
+
+
+@contextlib.contextmanager
+def _opened(
+  stage: epath.Path, names: Mapping[str, Any]
+) -> Iterator[dict[str, int]]:
+  with contextlib.ExitStack() as stack:
+    files = {}
+    for name in names:
+      files[name] = os.open(stage / name, os.O_WRONLY)
+      stack.callback(os.close, files[name])
+    yield files
+
+
+def _fill(
+  files: Mapping[str, int],
+  headers: Mapping[str, safetensors_layout.Header],
+  arrays: Mapping[str, jax.ShapeDtypeStruct],
+  produce: Callable[[Write], None],
+) -> None:
+  places = {
+    tensor: (files[name], start)
+    for name, header in headers.items()
+    for tensor, start in header.starts.items()
+  }
+  with futures.ThreadPoolExecutor(_THREADS, 'write_safetensors') as pool:
+    writer = _Writer(arrays, places, pool)
+    try:
+      produce(writer)
+      writer.finish()
+    except BaseException:
+      writer.abandon()
+      raise
+
+
+class _Writer(BoxWriter):
+  """Writes boxes into the files, in threads."""
+
+  def __init__(
+    self,
+    specs: Mapping[str, jax.ShapeDtypeStruct],
+    places: Mapping[str, tuple[int, int]],
+    pool: futures.Executor,
+  ):
+    super().__init__(specs)
+    self._places = places
+    self._pool = pool
+
+  def _start(
+    self, path: str, box: source.Index, block: np.ndarray
+  ) -> futures.Future:
+    file, start = self._places[path]
+    shape = self._specs[path].shape
+    return self._pool.submit(_write_box, file, start, shape, box, block)
+
+
+def _write_box(
+  file: int,
+  start: int,
+  shape: tuple[int, ...],
+  box: source.Index,
+  block: np.ndarray,
+) -> None:
+  """Writes a box of a row-major tensor that begins at byte `start`."""
+  if not block.size:
+    return
+  data = memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+  # Elements follow each other in the file along the last axis that the box does
+  # not span, and all axes after it.
+  axis = len(shape)
+  while axis and block.shape[axis - 1] == shape[axis - 1]:
+    axis -= 1
+  outer = max(axis - 1, 0)
+  run = math.prod(block.shape[outer:]) * block.itemsize
+  strides = [
+    math.prod(shape[i + 1 :]) * block.itemsize for i in range(len(shape))
+  ]
+  begin = start + sum(
+    s.start * stride for s, stride in zip(box, strides, strict=True)
+  )
+  indices = itertools.product(*map(range, block.shape[:outer]))
+  for number, index in enumerate(indices):
+    offset = sum(i * stride for i, stride in zip(index, strides, strict=False))
+    part = data[number * run : (number + 1) * run]
+    _write_all(file, part, begin + offset)
+
+
+def _write_all(file: int, data: memoryview, offset: int) -> None:
+  # One call writes 2 GiB at most.
+  while data:
+    written = os.pwrite(file, data, offset)
+    data, offset = data[written:], offset + written
+
+
+def _commit(
+  stage: epath.Path,
+  path: epath.Path,
+  headers: Mapping[str, safetensors_layout.Header],
+  like: source.Checkpoint | None,
+) -> None:
+  """Adds what lies beside the weights, and moves the stage to its place."""
+  if isinstance(like, SafetensorsCheckpoint):
+    directory = like.path if like.path.is_dir() else like.path.parent
+    for file in directory.iterdir():
+      matches = (fnmatch.fnmatch(file.name, p) for p in _BESIDE_WEIGHTS)
+      if any(matches) and file.is_file():
+        shutil.copyfile(file, stage / file.name)
+        _sync(stage / file.name)
+  if list(headers) != [_ONE_FILE]:
+    specs = [spec for h in headers.values() for spec in h.specs.values()]
+    index = {
+      'metadata': {'total_size': sum(map(safetensors_layout.nbytes, specs))},
+      'weight_map': {
+        name: file for file, h in headers.items() for name in h.specs
+      },
+    }
+    file = stage / safetensors_layout.INDEX
+    file.write_text(json.dumps(index, indent=2) + '\n')
+    _sync(file)
+  _sync(stage)
+  stage.rename(path)
+  _sync(path.parent)
+
+
+def _sync(path: epath.Path) -> None:
+  """Waits until a file, or the names in a directory, are on the disk."""
+  opened = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(opened)
+  finally:
+    os.close(opened)

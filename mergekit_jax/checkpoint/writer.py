@@ -1,0 +1,62 @@
+"""What writing boxes of arrays has in common in every format."""
+
+import abc
+import collections
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mergekit_jax.checkpoint import source
+
+Write = Callable[
+  [str, Sequence[slice] | None, np.ndarray | jax.Array], source.Future
+]
+
+
+class BoxWriter(abc.ABC):
+  """Checks and starts writes; knows which of them are under way."""
+
+  def __init__(self, specs: Mapping[str, jax.ShapeDtypeStruct]):
+    self._specs = specs
+    self._pending: collections.deque[Any] = collections.deque()
+
+  def __call__(
+    self,
+    path: str,
+    index: Sequence[slice] | None,
+    block: np.ndarray | jax.Array,
+  ) -> source.Future:
+    if path not in self._specs:
+      raise ValueError(
+        f'{path!r} is not among the {len(self._specs)} arrays to write.'
+      )
+    spec = self._specs[path]
+    box = source.resolve_index(index, spec.shape, path)
+    block = np.asarray(block)
+    if (block.dtype, block.shape) != (spec.dtype, source.box_shape(box)):
+      raise ValueError(
+        f'{path}: the block is {block.dtype}{list(block.shape)}, but box'
+        f' {index} needs {spec.dtype}{list(source.box_shape(box))}.'
+      )
+    # A write that failed is raised by the next one, not at the very end.
+    while self._pending and self._pending[0].done():
+      self._pending.popleft().result()
+    future = self._start(path, box, block)
+    self._pending.append(future)
+    return future
+
+  @abc.abstractmethod
+  def _start(self, path: str, box: source.Index, block: np.ndarray) -> Any:
+    """Starts to write a block that fits; gives the future."""
+
+  def finish(self) -> None:
+    """Waits for all writes; raises if one failed."""
+    while self._pending:
+      self._pending.popleft().result()
+
+  def abandon(self) -> None:
+    """Waits until nothing is written any more, whatever came of it."""
+    while self._pending:
+      self._pending.popleft().exception()

@@ -1,0 +1,301 @@
+"""The command line: what it reads, prints and returns."""
+
+import logging as standard_logging
+import pathlib
+import re
+import subprocess
+import sys
+
+from absl import logging
+import jax
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax import cli
+from tests import checkpoints, models
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """(base, experts) as paths."""
+  directory = tmp_path_factory.mktemp('saved')
+  return checkpoints.save_set(directory, models.SMALL, experts=2)
+
+
+def read(*arguments):
+  """The arguments of `merge_checkpoints` that a command line stands for."""
+  return cli._what_to_merge(
+    cli.parse(['mergekit-jax', 'plan', '--experts', 'e', *arguments])
+  )
+
+
+class TestParse:
+  def test_defaults(self):
+    arguments = cli.parse(
+      ['', 'merge', '--method=ties', '--experts', 'a', 'b', '--output', 'out']
+    )
+    what = cli._what_to_merge(arguments)
+    assert what.pop('method') == mk.ties()
+    assert dict(what.pop('mesh').shape) == {'fsdp': 8}
+    assert what == {
+      'experts': ['a', 'b'],
+      'base': None,
+      'memory_budget': '4GiB',
+      'stacked_axes': None,
+      'overrides': None,
+      'dtype': None,
+      'partition_rules': None,
+    }
+    assert (arguments.output, arguments.seed) == ('out', 0)
+    assert arguments.format is None
+    assert not arguments.overwrite and not arguments.allow_nonfinite
+
+  @pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+      (['average'], mk.average()),
+      (['average', '--weights', '0.5', '2'], mk.average([0.5, 2])),
+      (
+        ['task_arithmetic', '--set', 'scale=0.4', '--weights', '1', '-0.5'],
+        mk.task_arithmetic(0.4, [1, -0.5]),
+      ),
+      (
+        ['ties', '--set', 'density=0.3', '--set', 'scope=tensor,scale=2'],
+        mk.ties(0.3, 2.0, scope='tensor'),
+      ),
+      (
+        ['ties', '--set=election=count', '--set=zero_mass=majority'],
+        mk.ties(election='count', zero_mass='majority'),
+      ),
+      (['dare', '--set', 'drop_rate=0.75'], mk.dare(0.75)),
+      (['dare_ties', '--set', 'density=none'], mk.dare_ties()),
+      (['dare_ties', '--set', 'density=1e-1'], mk.dare_ties(density=0.1)),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+  )
+  def test_method(self, arguments, expected):
+    """Equal in structure and numbers: they compile to one program."""
+    assert read('--method', *arguments)['method'] == expected
+
+  @pytest.mark.parametrize(
+    ('text', 'regex', 'expected'),
+    [
+      ('.*/embedding:base', '.*/embedding', 'base'),
+      ('.*/mlp/.*:density=0.5', '.*/mlp/.*', mk.ties(0.5, 3.0)),
+      ('a.*:density=0.5,scale=1', 'a.*', mk.ties(0.5, 1.0)),
+      ('(?:a|b)/.*:base', '(?:a|b)/.*', 'base'),
+      ('(?:a|b)/.*:density=0.5', '(?:a|b)/.*', mk.ties(0.5, 3.0)),
+      ('x=1/(?!b):base', 'x=1/(?!b)', 'base'),
+      ('a:base/b:base', 'a:base/b', 'base'),
+      ('a:b=1/.*:base', 'a:b=1/.*', 'base'),
+      ('(?:x=1|y):density=0.5', '(?:x=1|y)', mk.ties(0.5, 3.0)),
+    ],
+  )
+  def test_override(self, text, regex, expected):
+    """An expression may hold ':' and '='; other options stay as `--set`."""
+    what = read('--method=ties', '--set=scale=3', '--override', text)
+    assert what['overrides'] == {regex: expected}
+
+  def test_overrides_keep_their_order(self):
+    what = read(
+      *('--method', 'ties', '--override', 'b:base', '--override', 'a:base')
+    )
+    assert list(what['overrides']) == ['b', 'a']
+
+  def test_stacked_axes(self):
+    what = read(
+      *('--method', 'average', '--stacked_axes', '.*/layers/.*=1'),
+      *('--stacked_axes', 'a=b:.*=0,2', '--stacked_axes', 'c=-1'),
+    )
+    expected = {'.*/layers/.*': (1,), 'a=b:.*': (0, 2), 'c': (-1,)}
+    assert what['stacked_axes'] == expected
+
+  def test_partition_rules(self):
+    what = read(
+      *('--method', 'average', '--mesh', 'fsdp=4,tensor=2'),
+      *('--partition_rules', '.*/kernel=fsdp,-,tensor'),
+      *('--partition_rules', 'a=.*=fsdp+tensor'),
+    )
+    assert dict(what['mesh'].shape) == {'fsdp': 4, 'tensor': 2}
+    assert what['partition_rules'] == {
+      '.*/kernel': jax.P(('fsdp',), None, ('tensor',)),
+      'a=.*': jax.P(('fsdp', 'tensor')),
+    }
+
+  @pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+      ([], 'required: command'),
+      (['mrge'], "invalid choice: 'mrge'"),
+      (['merge', '--experts', 'a', '--output', 'b'], 'required: --method'),
+      (['merge', '--method', 'ties', '--output', 'b'], 'required: --experts'),
+      (['merge', '--method', 'ties', '--experts', 'a'], 'required: --output'),
+      (['merge', '--weights', 'one'], "invalid float value: 'one'"),
+      (['inspect'], 'required: checkpoint'),
+    ],
+  )
+  def test_usage(self, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+      cli.parse(['mergekit-jax', *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+class TestMain:
+  @pytest.fixture(autouse=True)
+  def _verbosity(self):
+    """`main` sets the verbosity and a filter of the log; both are undone."""
+    verbosity = logging.get_verbosity()
+    handler = logging.get_absl_handler()
+    filters = list(handler.filters)
+    yield
+    logging.set_verbosity(verbosity)
+    handler.filters[:] = filters
+
+  def run(self, *arguments):
+    return cli.main(cli.parse(['mergekit-jax', *map(str, arguments)]))
+
+  def plan_arguments(self, saved):
+    base, experts = saved
+    return ['--method=ties', '--base', base, '--experts', *experts]
+
+  def test_plan(self, saved, tmp_path, capsys, monkeypatch):
+    """Prints reads, bytes and memory; writes nothing."""
+    monkeypatch.chdir(tmp_path)
+    directory = saved[0].parent
+    before = checkpoints.digest(directory)
+    assert self.run('plan', *self.plan_arguments(saved)) == 0
+    assert checkpoints.digest(directory) == before
+    assert list(tmp_path.iterdir()) == []
+    printed = capsys.readouterr().out
+    rows = {
+      line.split()[0]: line
+      for line in printed.splitlines()
+      if 'params/' in line
+    }
+    assert rows.keys() == {
+      'params/dense/kernel',
+      'params/odd',
+      'params/steps',
+    }
+    kernel = rows['params/dense/kernel']
+    assert re.search(r'\[16, 24\] +1 +3 ', kernel)
+    assert '2 tensors merged, 1 copied, 7 units' in printed
+    assert 'rounds: 2\n' in printed
+    # Two leaves of three models three times, and the copied one once.
+    bytes_read = 3 * 3 * 4 * (16 * 24 + 7 * 5) + 12
+    assert f'bytes read: {bytes_read / 1024:.1f} KiB' in printed
+    bytes_written = 4 * (16 * 24 + 7 * 5) + 12
+    assert f'bytes written: {bytes_written / 1024:.1f} KiB' in printed
+    assert 'of a budget of 4.0 GiB' in printed
+
+  def test_inspect(self, saved, capsys):
+    assert self.run('inspect', saved[0]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'params/dense/kernel  float32[16, 24]  chunks [16, 24]'
+    assert lines[2] == 'params/steps  int32[3]  chunks [3]'
+    assert lines[3] == (
+      "orbax: 3 leaves, 1.6 KiB; parameter root 'params' with 422 parameters"
+    )
+
+  def test_inspect_compressed(self, tmp_path, capsys):
+    path = checkpoints.save(tmp_path / 'a', {'w': np.ones(3)}, compress=True)
+    assert self.run('inspect', path) == 0
+    printed = capsys.readouterr().out
+    assert 'chunks [3], compressed' in printed
+    assert '(the whole tree)' in printed
+
+  def test_methods(self, capsys):
+    assert self.run('methods') == 0
+    printed = capsys.readouterr().out
+    for name in ('average', 'task_arithmetic', 'ties', 'dare', 'dare_ties'):
+      assert re.search(rf'^{name}\(', printed, re.MULTILINE)
+      summary = getattr(mk, name).__doc__.splitlines()[0]
+      assert f'    {summary}\n' in printed
+    assert "ties(density=0.2, scale=1.0, weights=None, scope='model'" in printed
+
+  @pytest.mark.parametrize(
+    'change',
+    [
+      ['--method=tise'],
+      ['--set=density=2'],
+      ['--base=/nowhere'],
+      ['--memory_budget=little'],
+      ['--memory_budget=10'],
+      ['--dtype=float31'],
+      ['--override=x:base'],
+      ['--stacked_axes=(=1'],
+      ['--weights', '1'],
+      ['--mesh=fsdp=99'],
+      ['--partition_rules=.*=tensor'],
+    ],
+    ids=str,
+  )
+  def test_mistakes(self, saved, capsys, change):
+    """Exit code 1, one line on stderr, nothing on stdout, no traceback."""
+    assert self.run('plan', *self.plan_arguments(saved), *change) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    (line,) = captured.err.splitlines()
+    assert line.startswith('mergekit-jax: ')
+
+
+def run_program(*arguments):
+  return subprocess.run(
+    [sys.executable, '-B', '-m', 'mergekit_jax', *map(str, arguments)],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+
+
+class TestProgram:
+  """`python -m mergekit_jax` in a process of its own."""
+
+  def test_merge(self, saved, tmp_path):
+    base, experts = saved
+    output = tmp_path / 'out'
+    finished = run_program(
+      *('merge', '--method', 'task_arithmetic', '--set', 'scale=0.5'),
+      *('--base', base, '--experts', *experts, '--output', output),
+      *('--override', '.*/odd:base', '--memory_budget', '1GiB'),
+    )
+    assert finished.returncode == 0, finished.stderr
+    # Only our own lines of progress, nothing of Orbax and JAX.
+    for line in finished.stderr.splitlines():
+      assert re.match(r'I\d{4} .* streamed\.py:\d+\] merged \d+ %', line), line
+    assert '1 tensors merged, 2 copied' in finished.stdout
+    assert f'merged checkpoint: {output}\n' in finished.stdout
+    base, experts = models.trees(models.SMALL, experts=2)
+    merged = checkpoints.load(output)
+    expected = mk.merge(mk.task_arithmetic(0.5), experts, base)['params']
+    np.testing.assert_array_equal(
+      merged['params/dense/kernel'], expected['dense']['kernel']
+    )
+    np.testing.assert_array_equal(merged['params/odd'], base['params']['odd'])
+    assert checkpoints.report_of(output)['rounds'] == 0
+
+  def test_mistake(self, saved, tmp_path):
+    base, experts = saved
+    finished = run_program(
+      *('merge', '--method', 'ties', '--base', base, '--experts', *experts),
+      *('--output', base / 'inside'),
+    )
+    assert finished.returncode == 1
+    assert finished.stdout == ''
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith('mergekit-jax: ') and 'lie in each other' in line
+
+
+def test_other_logging_is_kept_off():
+  """Warnings of others pass, their information does not; ours does."""
+  record = lambda level, path: standard_logging.LogRecord(
+    'absl', level, path, 1, '', (), None
+  )
+  info, warning = standard_logging.INFO, standard_logging.WARNING
+  ours = pathlib.Path(mk.__file__).parent / 'streamed.py'
+  assert cli._is_ours_or_a_warning(record(info, str(ours)))
+  assert cli._is_ours_or_a_warning(record(warning, '/orbax/checkpointer.py'))
+  assert not cli._is_ours_or_a_warning(record(info, '/orbax/checkpointer.py'))

@@ -1,0 +1,313 @@
+"""The plan: boxes that tile every tensor, what is read when, and memory."""
+
+import collections
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax import drive, job, plan, sharding
+from tests import checkpoints
+
+FLOAT32 = jnp.dtype('float32')
+BFLOAT16 = jnp.dtype('bfloat16')
+MESHES = {
+  'one': {'fsdp': 1},
+  'three': {'fsdp': 3},
+  'eight': {'fsdp': 8},
+  'two axes': {'fsdp': 4, 'tensor': 2},
+}
+# Scalars, fewer rows than devices, primes, vectors, empty axes.
+SHAPES = [
+  (),
+  (1,),
+  (5,),
+  (1_000_003,),
+  (3, 5),
+  (2, 200_003),
+  (509, 1021),
+  (1024, 512),
+  (7, 11, 13, 17),
+  (61, 3, 1009),
+  (0, 4),
+]
+BUDGETS = [2**23, 2**25, 2**32]
+
+
+def mesh_of(name):
+  return sharding.make_mesh(MESHES[name])
+
+
+def leaf(path, shape, models=3, dtype=FLOAT32, **options):
+  return plan.Leaf(path, shape, (dtype,) * models, dtype, **options)
+
+
+def plan_of(rule, leaves, mesh='eight', budget=2**32, **options):
+  return plan.make_plan(
+    [(rule, leaves)], mesh_of(mesh), budget, True, **options
+  )
+
+
+def demand_tiling(tensor, mesh):
+  """Boxes and the parts of their devices hold each element exactly once."""
+  seen = np.zeros(tensor.shape, np.int8)
+  for box in tensor.boxes:
+    assert seen[box.index].shape == box.shape  # nothing beyond the tensor
+    counts = sharding.shards(box.spec, len(box.shape), mesh)
+    assert all(n % c == 0 for n, c in zip(box.shape, counts, strict=True))
+    seen[box.index] += 1
+  assert (seen == 1).all()
+
+
+class TestBoxes:
+  @pytest.mark.parametrize('budget', BUDGETS)
+  @pytest.mark.parametrize('mesh', MESHES)
+  def test_tile(self, mesh, budget):
+    leaves = [leaf(str(i), shape) for i, shape in enumerate(SHAPES)]
+    planned = plan_of(mk.average(), leaves, mesh, budget)
+    (scope,) = planned.scopes
+    for tensor, shape in zip(scope.tensors, SHAPES, strict=True):
+      assert tensor.shape == shape
+      demand_tiling(tensor, planned.mesh)
+    assert planned.host_bytes <= budget
+    if budget == BUDGETS[0]:
+      cut = {t.shape for t in scope.tensors if len(t.boxes) > 2}
+      assert cut >= {(1_000_003,), (509, 1021)}
+
+  @pytest.mark.parametrize('mesh', ['three', 'eight', 'two axes'])
+  @pytest.mark.parametrize('axes', [(0,), (1,), (0, 1), (2,)])
+  def test_stacked(self, mesh, axes):
+    """Stacked axes are cut first and never sharded."""
+    shape = (7, 6, 509, 67)
+    stacked = leaf('layers', shape, stacked=axes)
+    for budget in (2**23, 2**25):
+      planned = plan_of(mk.task_arithmetic(), [stacked], mesh, budget)
+      (tensor,) = planned.scopes[0].tensors
+      demand_tiling(tensor, planned.mesh)
+      for box in tensor.boxes:
+        assert all(box.spec[axis] is None for axis in axes)
+
+  def test_layers_are_cut_first(self):
+    """Two layers fit: each box holds whole layers, though rows would do."""
+    stacked = leaf('layers', (300, 9, 400), stacked=(1,))
+    budget = 3 * 44 * 300 * 400 - 1
+    planned = plan_of(mk.average(), [stacked], 'one', budget)
+    (tensor,) = planned.scopes[0].tensors
+    assert {(box.shape[0], box.shape[2]) for box in tensor.boxes} == {
+      (300, 400)
+    }
+    assert {box.shape[1] for box in tensor.boxes} <= {1, 2}
+
+  def test_large_parts_are_sharded_and_small_ones_are_not(self):
+    leaves = [leaf('large', (4096, 1024)), leaf('small', (64, 64))]
+    large, small = plan_of(mk.average(), leaves).scopes[0].tensors
+    assert [box.spec for box in large.boxes] == [jax.P('fsdp', None)]
+    assert [box.spec for box in small.boxes] == [jax.P(None, None)]
+
+  def test_partition_rules(self):
+    planned = plan_of(
+      mk.average(),
+      [leaf('a/kernel', (18, 9)), leaf('b/kernel', (18, 9))],
+      'two axes',
+      partition_rules={'a/.*': jax.P(None, ('tensor', 'fsdp'))},
+    )
+    first, second = planned.scopes[0].tensors
+    assert [(box.shape, box.spec) for box in first.boxes] == [
+      ((18, 8), jax.P(None, ('tensor', 'fsdp'))),
+      ((18, 1), jax.P(None, None)),
+    ]
+    assert [box.spec for box in second.boxes] == [jax.P(None, None)]
+
+  @pytest.mark.parametrize('needs', ['row', 'matrix'])
+  def test_of_rules_that_need_more_than_elements(self, needs):
+    needs_ = needs
+
+    @mk.rule
+    class Rule:
+      needs: ClassVar[str] = needs_
+
+      def __call__(self, t):
+        return t.experts[0]
+
+    shape = (4, 600, 500)
+    weights = leaf('kernel', shape)
+    stacked = leaf('kernel', shape, stacked=(0,))
+    # The whole leaf takes 58 MB, a layer 14 MB.
+    (tensor,) = plan_of(Rule(), [stacked], 'one', 20 * 10**6).scopes[0].tensors
+    assert {box.shape[1:] for box in tensor.boxes} == {shape[1:]}
+    assert len(tensor.boxes) > 1
+    if needs == 'matrix':
+      with pytest.raises(ValueError, match='is too small'):
+        plan_of(Rule(), [weights], 'one', 20 * 10**6)
+      return
+    (tensor,) = plan_of(Rule(), [weights], 'one', 20 * 10**6).scopes[0].tensors
+    assert {box.shape[2] for box in tensor.boxes} == {shape[2]}
+    assert len(tensor.boxes) > 1
+
+
+class TestReads:
+  def test_order(self):
+    """All reads of a round come before the next; the last ones are written."""
+    leaves = [leaf(name, (300, 400)) for name in 'ab']
+    rules = [(mk.ties(), leaves), (mk.average(), [leaf('c', (600, 400))])]
+    rules.append((None, [leaf('count', (4,), 1)]))
+    planned = plan.make_plan(rules, mesh_of('one'), 7 * 10**6, True)
+    units = list(planned.units())
+    assert [scope.rounds for scope in planned.scopes] == [2, 0, 0]
+    assert planned.rounds == 2
+    order = [(unit.scope, unit.round) for unit in units]
+    assert order == sorted(order)
+    assert {*order} == {(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)}
+    boxes = {
+      tensor.path: len(tensor.boxes)
+      for scope in planned.scopes
+      for tensor in scope.tensors
+    }
+    assert min(boxes['a'], boxes['c']) > 1
+    counted = collections.Counter((u.tensor.path, u.round) for u in units)
+    assert counted == {
+      **{(path, round_): boxes[path] for path in 'ab' for round_ in range(3)},
+      ('c', 0): boxes['c'],
+      ('count', 0): 1,
+    }
+    ends = [unit.ends_round for unit in units]
+    assert ends == [
+      i + 1 == len(order) or order[i] != order[i + 1] for i in range(len(order))
+    ]
+
+  def test_once(self):
+    """A tensor that is a scope of its own and fits is read once."""
+    rule = mk.ties(scope='tensor')
+    small = leaf('small', (30, 40))
+    large = leaf('large', (1000, 700))
+    layers = leaf('layers', (50, 100, 700), stacked=(0,))
+    tensors = [
+      plan_of(rule, [each], 'one', 12 * 10**6).scopes[0].tensors[0]
+      for each in (small, large, layers)
+    ]
+    assert [tensor.read_once for tensor in tensors] == [True, False, True]
+    assert [len(tensor.boxes) > 1 for tensor in tensors] == [False, True, True]
+    # Over the whole model nothing is; without rounds everything is.
+    (tensor,) = plan_of(mk.ties(), [small]).scopes[0].tensors
+    assert not tensor.read_once
+    (tensor,) = plan_of(mk.dare(), [large], 'one', 2**22).scopes[0].tensors
+    assert tensor.read_once and len(tensor.boxes) > 1
+
+  def test_bytes(self):
+    mixed = plan.Leaf('a', (10, 7), (FLOAT32, BFLOAT16, FLOAT32), BFLOAT16)
+    copied = plan.Leaf('n', (3,), (jnp.dtype('int64'),), jnp.dtype('int64'))
+    rules = [(mk.ties(), [mixed]), (None, [copied])]
+    planned = plan.make_plan(rules, mesh_of('one'), 2**30, True)
+    assert planned.bytes_read == 3 * 70 * 10 + 24
+    assert planned.bytes_written == 70 * 2 + 24
+    assert planned.bytes_read == sum(u.source_bytes for u in planned.units())
+
+  @pytest.mark.parametrize(
+    'rule',
+    [mk.average(), mk.ties(), mk.ties(scope='tensor')],
+    ids=['average', 'ties', 'ties_tensor'],
+  )
+  def test_budget(self, rule):
+    """A smaller budget is kept as well, and only the boxes change."""
+    leaves = [leaf(str(i), shape) for i, shape in enumerate(SHAPES)]
+    counts = []
+    for budget in (12 * 10**6, 2**24, 2**26, 2**30):
+      planned = plan_of(rule, leaves, 'eight', budget)
+      assert planned.host_bytes <= budget == planned.memory_budget
+      counts.append(sum(len(t.boxes) for t in planned.scopes[0].tensors))
+      assert planned.bytes_written == 4 * sum(map(math.prod, SHAPES))
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+
+  def test_decoding_counts(self):
+    large = leaf('a', (1000, 700))
+    plain = plan_of(mk.average(), [large], 'one', 2**23)
+    decoded = plan_of(mk.average(), [large], 'one', 2**23, decoding_bytes=2**22)
+    boxes = [p.scopes[0].tensors[0].boxes for p in (plain, decoded)]
+    assert len(boxes[0]) < len(boxes[1])
+    with pytest.raises(ValueError, match='is too small'):
+      plan_of(mk.average(), [large], 'one', 2**23, decoding_bytes=2**23)
+
+
+class TestCompressedChunks:
+  def test_boxes_end_on_chunk_borders(self):
+    chunked = leaf('a', (1024, 512), chunk=(96, 512))
+    # Half of the leaf fits, a third of a chunk need not be decoded twice.
+    (tensor,) = plan_of(mk.average(), [chunked], 'one', 2**24).scopes[0].tensors
+    starts = [box.origin[0] for box in tensor.boxes]
+    assert len(starts) > 1
+    assert all(start % 96 == 0 for start in starts)
+    # What is decoded in vain is the padding of the last chunk.
+    assert tensor.amplification == pytest.approx(11 * 96 / 1024)
+
+  def test_amplification(self):
+    """Boxes smaller than a chunk decode it again: once for each of them."""
+    chunked = leaf('a', (1024, 512), chunk=(1024, 512))
+    (tensor,) = plan_of(mk.average(), [chunked], 'one', 2**22).scopes[0].tensors
+    assert len(tensor.boxes) > 1
+    assert tensor.amplification == len(tensor.boxes)
+    plain = leaf('a', (1024, 512))
+    (tensor,) = plan_of(mk.average(), [plain], 'one', 2**22).scopes[0].tensors
+    assert tensor.amplification == 1
+
+  def test_is_printed(self, tmp_path):
+    paths = {}
+    for compress in (False, True):
+      directory = tmp_path / str(compress)
+      base, (expert,) = checkpoints.save_set(
+        directory, {'kernel': (400, 300)}, experts=1, compress=compress
+      )
+      # 28 bytes an element whole; compressed, two chunks a model besides.
+      budget = 2_200_000 + compress * 4 * 4 * 400 * 300
+      planned = job.make_job(mk.average(), [expert], base, memory_budget=budget)
+      (tensor,) = planned.plan.scopes[0].tensors
+      assert len(tensor.boxes) == 2
+      paths[compress] = planned.describe()
+    assert 'compressed chunks' not in paths[False]
+    assert 'up to 2.00 bytes decoded' in paths[True]
+    assert 'params/kernel' in paths[True]
+
+
+class TestLinear:
+  def test_rules_are_traced_once(self, monkeypatch):
+    """20,000 tensors, and a rule is traced no more often than for two."""
+    calls = collections.Counter()
+    questions = drive.questions
+
+    def spy(*arguments):
+      calls['questions'] += 1
+      return questions(*arguments)
+
+    monkeypatch.setattr(drive, 'questions', spy)
+    rule = mk.ties(scope='tensor')
+    for size in (2, 20_000):
+      calls.clear()
+      scopes = [(rule, [leaf(str(i), (64, 64))]) for i in range(size)]
+      planned = plan.make_plan(scopes, mesh_of('eight'), 2**30, True)
+      assert calls['questions'] == 1
+      assert sum(1 for _ in planned.units()) == size
+      assert planned.bytes_read == size * 3 * 4 * 64 * 64
+
+  @pytest.mark.parametrize(
+    'rule', [mk.average(), mk.ties()], ids=['average', 'ties']
+  )
+  def test_work(self, rule, monkeypatch):
+    """Twice the tensors, twice the costs asked for."""
+    calls = collections.Counter()
+    of = plan._Costs.of
+
+    def spy(*arguments):
+      calls['of'] += 1
+      return of(*arguments)
+
+    monkeypatch.setattr(plan._Costs, 'of', spy)
+    counts = []
+    for size in (500, 1000):
+      calls.clear()
+      leaves = [leaf(str(i), (4096, 512)) for i in range(size)]
+      plan_of(rule, leaves, 'eight', 2**24)
+      counts.append(calls['of'])
+    assert counts[1] == 2 * counts[0]

@@ -1,0 +1,663 @@
+"""The streamed merge: the same model as in memory, and what it writes."""
+
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax import job
+from mergekit_jax.rule import scope_of
+from tests import cases, checkpoints, compare, models
+
+SEED = 5
+# Large enough to be cut, between its layers along axis 1 and within them: no
+# box is made smaller than 64 KiB of one model. The halves are of one shape, as
+# each one costs the random methods seconds of compilation.
+LARGE = {'layers/kernel': (300, 3, 97), 'odd': (7, 5)}
+STACKED = {r'.*/layers/.*': 1}
+# Sharded by rule: by default no part is made smaller than 64 KiB.
+UNEVEN = {'dense/kernel': (17, 11), 'odd': (7, 5)}
+PARTITIONS = {
+  'fsdp': {r'.*/dense/kernel': jax.P('fsdp')},
+  '2d': {r'.*/dense/kernel': jax.P('fsdp', 'tensor')},
+}
+SHAPES = {'large': LARGE, 'uneven': UNEVEN, 'small': models.SMALL}
+
+TIES_OF_TENSORS = next(
+  case for case in cases.VARIANTS if case.name == 'ties_tensor_weighted'
+)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """`saved(shapes, dtype, compress)` gives (base, experts) as paths."""
+
+  @functools.cache
+  def get(name, dtype='float32', compress=False):
+    directory = tmp_path_factory.mktemp(name)
+    shapes = SHAPES[name]
+    return checkpoints.save_set(directory, shapes, dtype, compress=compress)
+
+  return get
+
+
+@functools.cache
+def in_memory(case, name, dtype='float32'):
+  base, experts = models.trees(SHAPES[name], dtype)
+  stacked = STACKED if name == 'large' else None
+  rule, experts = case.rule, experts[: case.experts]
+  merged = mk.merge(rule, experts, base, key=SEED, stacked_axes=stacked)
+  return models.unnest(merged)
+
+
+def check(case, output, name, dtype='float32'):
+  """Bitwise, or for Gram methods within 2 float32 ulp."""
+  got, expected = checkpoints.load_floats(output), in_memory(case, name, dtype)
+  if case.family == 'gram' and dtype == 'float32':
+    _, experts = models.flat(SHAPES[name], dtype)
+    compare.within_ulps(got, expected, 2, *experts)
+    assert got.keys() == expected.keys()
+  else:
+    compare.same_bits(got, expected)
+
+
+def merge(paths, output, case, **options):
+  base, experts = paths
+  return mk.merge_checkpoints(
+    case.rule,
+    base=base,
+    experts=experts[: case.experts],
+    output=output,
+    seed=SEED,
+    **options,
+  )
+
+
+def budget_to_cut(case):
+  """Bytes that hold half a layer of LARGE, but no whole one.
+
+  The partial sums of a threshold, 2^16 counts an expert, come on top: 4 copies
+  in 32 bits, or in 64 bits once they are added over layers.
+  """
+  if case.family != 'threshold':
+    return 900_000
+  return 7_500_000 if scope_of(case.rule) == 'model' else 4_500_000
+
+
+class TestSameAsInMemory:
+  @pytest.mark.parametrize('case', [*cases.METHODS, TIES_OF_TENSORS], ids=repr)
+  def test_in_blocks(self, saved, tmp_path, case):
+    base, experts = saved('large')
+    options = {
+      'memory_budget': budget_to_cut(case),
+      'stacked_axes': STACKED,
+    }
+    plan = job.make_job(
+      case.rule, experts[: case.experts], base, **options
+    ).plan
+    boxes = {
+      tensor.path: [box.shape for box in tensor.boxes]
+      for scope in plan.scopes
+      for tensor in scope.tensors
+    }
+    assert boxes['params/layers/kernel'] == 6 * [(150, 1, 97)]
+    report = merge(saved('large'), tmp_path / 'out', case, **options)
+    assert report.rounds == case.rounds
+    reads = dict.fromkeys(boxes, case.rounds + 1) | {'params/steps': 1}
+    if scope_of(case.rule) == 'tensor':
+      reads['params/odd'] = 1  # whole in its box
+    assert report.units == sum(reads[p] * len(boxes[p]) for p in boxes)
+    bytes_of = lambda path, size: (
+      4 * size * (1 if path == 'steps' else 1 + case.experts)
+    )
+    sizes = {name: math.prod(shape) for name, shape in LARGE.items()}
+    assert report.bytes_read == sum(
+      reads[f'params/{name}'] * bytes_of(name, size)
+      for name, size in (sizes | {'steps': 3}).items()
+    )
+    assert report.bytes_read == plan.bytes_read
+    assert report.bytes_written == 4 * (sum(sizes.values()) + 3)
+    check(case, tmp_path / 'out', 'large')
+
+  @pytest.mark.parametrize('mesh', ['fsdp', '2d'])
+  @pytest.mark.parametrize('case', cases.FAMILIES, ids=repr)
+  def test_on_a_mesh(self, saved, tmp_path, case, mesh):
+    """Eight devices on one axis or two; no dimension divides."""
+    options = {
+      'mesh': models.mesh(mesh),
+      'partition_rules': PARTITIONS[mesh],
+    }
+    report = merge(saved('uneven'), tmp_path / 'out', case, **options)
+    # The even part and what is left over, at each end that is sharded.
+    boxes = {'fsdp': 2, '2d': 4}[mesh]
+    reads = 1 + case.rounds
+    once = scope_of(case.rule) == 'tensor'
+    odd = 1 if once else reads
+    assert report.units == boxes * reads + odd + 1
+    check(case, tmp_path / 'out', 'uneven')
+
+  def test_on_the_default_mesh(self, tmp_path):
+    """A leaf of 64 KiB a device is spread over all devices unasked."""
+    shapes = {'kernel': (1003, 136)}
+    base, experts = checkpoints.save_set(tmp_path, shapes, experts=1)
+    rule = mk.average()
+    plan = job.make_job(rule, experts, base).plan
+    (first, *_) = plan.scopes[0].tensors[0].boxes
+    assert first.spec == jax.P(None, 'fsdp')
+    report = mk.merge_checkpoints(
+      rule, base=base, experts=experts, output=tmp_path / 'out'
+    )
+    assert report.provenance['mesh'] == {'fsdp': 8}
+    merged = checkpoints.load_floats(tmp_path / 'out')
+    _, (expert,) = models.flat(shapes, experts=1)
+    compare.same_bits(merged, expert)
+
+  @pytest.mark.parametrize('case', cases.FAMILIES, ids=repr)
+  def test_bfloat16(self, saved, tmp_path, case):
+    merge(saved('small', 'bfloat16'), tmp_path / 'out', case)
+    check(case, tmp_path / 'out', 'small', 'bfloat16')
+
+  @pytest.mark.parametrize('sources', ['all', 'experts'])
+  @pytest.mark.parametrize('case', cases.FAMILIES, ids=repr)
+  def test_from_safetensors(self, saved, tmp_path, case, sources):
+    base, _ = saved('small')
+    tree, trees = models.trees(models.SMALL)
+    if sources == 'all':
+      path = tmp_path / 'base.safetensors'
+      base = checkpoints.save_safetensors(path, tree)
+    experts = [
+      checkpoints.save_safetensors(tmp_path / f'{i}.safetensors', expert)
+      for i, expert in enumerate(trees)
+    ]
+    merge((base, experts), tmp_path / 'out', case)
+    check(case, tmp_path / 'out', 'small')
+    np.testing.assert_array_equal(
+      checkpoints.load(tmp_path / 'out')['params/steps'], np.arange(3)
+    )
+
+  @pytest.mark.parametrize('name', ['average', 'ties'])
+  def test_from_compressed_chunks(self, saved, tmp_path, name):
+    (case,) = [case for case in cases.METHODS if case.name == name]
+    merge(
+      saved('large', compress=True),
+      tmp_path / 'out',
+      case,
+      # What decoding takes comes on top.
+      memory_budget=budget_to_cut(case) + 8 * 4 * 300 * 3 * 97,
+      stacked_axes=STACKED,
+    )
+    check(case, tmp_path / 'out', 'large')
+
+  def test_seed(self, saved, tmp_path):
+    base, experts = saved('small')
+    rule = mk.dare(0.5)
+    merged = {}
+    for name, seed in {'a': 1, 'b': 1, 'c': 2}.items():
+      mk.merge_checkpoints(
+        rule, base=base, experts=experts, output=tmp_path / name, seed=seed
+      )
+      merged[name] = checkpoints.load_floats(tmp_path / name)
+    compare.same_bits(merged['a'], merged['b'])
+    kernels = [merged[name]['dense/kernel'] for name in 'ac']
+    assert (kernels[0] != kernels[1]).any()
+
+
+# Small trees of one leaf each that the tests of the layout share.
+KERNEL = np.arange(12, dtype=np.float32).reshape(3, 4)
+BIAS = np.ones(4, np.float32)
+COUNT = np.int32(9)
+
+
+def params(shift=0.0):
+  return {
+    'dense': {'kernel': KERNEL + np.float32(shift), 'bias': BIAS},
+    'count': COUNT,
+  }
+
+
+def state(shift=0.0):
+  """What a training loop saves."""
+  return {
+    'params': params(shift),
+    'opt_state': {'mu': {'dense': {'kernel': KERNEL}}, 'count': COUNT},
+    'step': np.int32(1000),
+    'rng': np.asarray([1, 2], np.uint32),
+    'nnx_aux': {'rngs': {'key': np.asarray([3, 4], np.uint32)}, 'half': BIAS},
+  }
+
+
+class TestOutput:
+  """The base's tree from its root down, at the same path."""
+
+  @pytest.fixture(autouse=True)
+  def _directory(self, tmp_path):
+    self.directory = tmp_path
+    self.output = tmp_path / 'out'
+
+  def save(self, name, tree, **options):
+    return checkpoints.save(self.directory / name, tree, **options)
+
+  def average(self, base, *experts, **options):
+    return mk.merge_checkpoints(
+      mk.average(), base=base, experts=experts, output=self.output, **options
+    )
+
+  def test_training_state(self):
+    base = self.save('base', state())
+    report = self.average(
+      base, self.save('one', state(1)), self.save('two', state(2))
+    )
+    merged = checkpoints.load(self.output)
+    expected = {
+      'params/dense/kernel': KERNEL + np.float32(1.5),
+      'params/dense/bias': BIAS,
+      'params/count': COUNT,
+      'nnx_aux/rngs/key': np.asarray([3, 4], np.uint32),
+      'nnx_aux/half': BIAS,
+    }
+    compare.same_bits(merged, expected)
+    assert sorted(report.copied) == [
+      'nnx_aux/half',
+      'nnx_aux/rngs/key',
+      'params/count',
+    ]
+    assert [tensor.path for tensor in report.tensors] == [
+      'params/dense/bias',
+      'params/dense/kernel',
+    ]
+
+  @pytest.mark.parametrize(
+    'wrap',
+    [
+      lambda tree: tree,
+      lambda tree: {'params': {'params': tree}},
+      lambda tree: {'model': tree, 'step': np.int32(1)},
+      lambda tree: {'target': tree},
+    ],
+    ids=['bare', 'params/params', 'model', 'target'],
+  )
+  def test_experts_with_another_root(self, wrap):
+    """The output has the base's root, whatever the experts have."""
+    base = self.save('base', state())
+    self.average(base, self.save('one', wrap(params(1))))
+    merged = checkpoints.load(self.output)
+    np.testing.assert_array_equal(merged['params/dense/kernel'], KERNEL + 1)
+    assert {path for path in merged if not path.startswith('nnx_aux')} == {
+      'params/dense/kernel',
+      'params/dense/bias',
+      'params/count',
+    }
+
+  def test_bare_base(self):
+    """Without a root the whole tree is one of parameters."""
+    base = self.save('base', {'a': KERNEL, 'step': COUNT})
+    expert = self.save('one', state() | {'params': {'a': BIAS, 'step': COUNT}})
+    with pytest.raises(ValueError, match='differ in 1 places'):
+      self.average(base, expert)
+    expert = self.save('two', {'params': {'a': KERNEL + 2, 'step': COUNT}})
+    self.average(base, expert)
+    compare.same_bits(
+      checkpoints.load(self.output), {'a': KERNEL + 2, 'step': COUNT}
+    )
+
+  def maxtext(self, name, shift):
+    """<name>/0/items with params/params and the optimizer beside it."""
+    tree = {
+      'params': {'params': params(shift)},
+      'opt_state': {'mu': KERNEL},
+      'step': np.int32(4),
+    }
+    with ocp.CheckpointManager(
+      self.directory / name, item_names=('items',)
+    ) as manager:
+      manager.save(0, args=ocp.args.Composite(items=ocp.args.PyTreeSave(tree)))
+    return self.directory / name
+
+  @pytest.mark.parametrize('given', ['.', '0', '0/items'])
+  def test_item_of_a_manager(self, given):
+    """A base X/0/items gives OUT/0/items, whichever of its paths is given."""
+    base, expert = self.maxtext('base', 0), self.maxtext('one', 1)
+    self.average(base / given, expert)
+    merged = checkpoints.load(self.output / '0' / 'items')
+    expected = {
+      'params/params/dense/kernel': KERNEL + 1,
+      'params/params/dense/bias': BIAS,
+      'params/params/count': COUNT,
+    }
+    compare.same_bits(merged, expected)
+    with ocp.CheckpointManager(self.output, item_names=('items',)) as manager:
+      assert manager.latest_step() == 0
+      target = {'params': {'params': params()}}
+      restored = manager.restore(
+        0, args=ocp.args.Composite(items=ocp.args.PyTreeRestore(target))
+      )
+    compare.same_bits(checkpoints.leaves(restored['items']), expected)
+
+  def test_manager(self):
+    """The newest step, under the item name that StandardSave gives."""
+    with ocp.CheckpointManager(self.directory / 'base') as manager:
+      for step in (3, 12):
+        tree = {'params': params(step)}
+        manager.save(step, args=ocp.args.StandardSave(tree))
+    expert = self.save('one', params(1))
+    mk.merge_checkpoints(
+      mk.task_arithmetic(0.0),
+      base=self.directory / 'base',
+      experts=[expert],
+      output=self.output,
+    )
+    with ocp.CheckpointManager(self.output) as manager:
+      assert manager.all_steps() == [12]
+      restored = manager.restore(12, args=ocp.args.StandardRestore())
+    np.testing.assert_array_equal(
+      restored['params']['dense']['kernel'], KERNEL + 12
+    )
+
+  def test_restores_with_ordinary_orbax(self):
+    base = self.save('base', {'params': params()})
+    self.average(base, self.save('one', params(1)))
+    mesh = jax.make_mesh((2, 4), ('a', 'b'))
+    sharding = jax.NamedSharding(mesh, jax.P(None, 'b'))
+    spec = jax.ShapeDtypeStruct((3, 4), np.float32, sharding=sharding)
+    target = {
+      'params': {
+        'dense': {
+          'kernel': spec,
+          'bias': jax.ShapeDtypeStruct((4,), 'float32'),
+        },
+        'count': jax.ShapeDtypeStruct((), 'int32'),
+      }
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+      standard = checkpointer.restore(self.output, target)
+    plain = ocp.PyTreeCheckpointer().restore(self.output)
+    kernel = standard['params']['dense']['kernel']
+    assert kernel.sharding.spec == jax.P(None, 'b')
+    for restored in (standard, plain):
+      compare.same_bits(
+        checkpoints.leaves(restored),
+        checkpoints.leaves({'params': params(1)}),
+      )
+
+  def test_dtype(self):
+    base, experts = models.trees(models.SMALL, 'bfloat16', 2)
+    paths = [self.save('base', base)]
+    paths += [self.save(f'e{i}', tree) for i, tree in enumerate(experts)]
+    self.average(*paths, dtype='float32')
+    merged = checkpoints.load_floats(self.output)
+    single = lambda leaf: np.asarray(leaf).astype(np.float32)
+    # bfloat16 has 8 bits: the mean of two is exact in float32.
+    one, two = models.flat(models.SMALL, 'bfloat16', 2)[1]
+    expected = {n: (single(one[n]) + single(two[n])) / 2 for n in one}
+    compare.same_bits(merged, expected)
+    assert checkpoints.load(self.output)['params/steps'].dtype == np.int32
+
+  def test_experts_of_other_dtypes(self):
+    """Read as stored, rounded once to the base's."""
+    base = self.save('base', {'params': params()})
+    half = jax.tree.map(
+      lambda x: x.astype(jnp.bfloat16) if x.dtype == np.float32 else x,
+      params(2),
+    )
+    self.average(base, self.save('one', half), self.save('two', params(1)))
+    merged = checkpoints.load(self.output)['params/dense/kernel']
+    assert merged.dtype == np.float32
+    np.testing.assert_array_equal(merged, KERNEL + np.float32(1.5))
+
+  def test_float64(self):
+    """The base's dtype, whatever jax is configured to."""
+    wide = lambda shift: {
+      'params': {'kernel': KERNEL.astype('float64') + shift}
+    }
+    base = self.save('base', wide(0))
+    self.average(base, self.save('one', wide(1)), self.save('two', wide(2)))
+    merged = checkpoints.load(self.output)['params/kernel']
+    np.testing.assert_array_equal(merged, KERNEL + 1.5)
+
+  def test_no_base(self):
+    experts = [self.save(f'e{i}', state(i)) for i in (1, 4)]
+    report = self.average(None, *experts)
+    merged = checkpoints.load(self.output)
+    np.testing.assert_array_equal(
+      merged['params/dense/kernel'], KERNEL + np.float32(2.5)
+    )
+    assert merged['params/count'] == COUNT
+    assert report.warnings == []
+    assert set(report.provenance['sources']) == {'experts[0]', 'experts[1]'}
+
+  def test_overrides(self):
+    """The first match wins; each rule is a scope of its own."""
+    base, experts = models.trees(models.STACKED, experts=2)
+    paths = [self.save('base', base)]
+    paths += [self.save(f'e{i}', tree) for i, tree in enumerate(experts)]
+    report = mk.merge_checkpoints(
+      mk.task_arithmetic(0.5),
+      base=paths[0],
+      experts=paths[1:],
+      output=self.output,
+      overrides={
+        r'.*/layers/.*': 'base',
+        r'params/(layers|odd).*': mk.average([1, 0]),
+      },
+    )
+    merged = checkpoints.load_floats(self.output)
+    base, experts = models.flat(models.STACKED, experts=2)
+    compare.same_bits(
+      merged,
+      {'layers/kernel': base['layers/kernel'], 'odd': experts[0]['odd']},
+    )
+    assert report.copied == ['params/layers/kernel', 'params/steps']
+    assert report.provenance['overrides'][r'.*/layers/.*'] == "'base'"
+
+  @pytest.mark.parametrize('place', ['item', 'manager'])
+  def test_scanned_layers_are_recognised(self, place):
+    """MaxText says in its metadata that layers lie along axis 1."""
+    random = np.random.default_rng(0)
+    # Layers of very different sizes: one threshold for all is another model.
+    sizes = np.asarray([1, 100], np.float32)[:, None]
+    values = lambda: random.normal(size=(5, 2, 6)).astype(np.float32) * sizes
+    trees = [
+      {
+        'params': {
+          'params': {'decoder': {'layers': {'mlp': {'kernel': values()}}}}
+        }
+      }
+      for _ in range(3)
+    ]
+    metadata = {'scan_layers': True}
+    paths = []
+    for i, tree in enumerate(trees):
+      path = self.directory / f'model{i}'
+      if place == 'item':
+        path = path / '0' / 'items'
+        checkpoints.save(path, tree, metadata=metadata)
+      else:
+        with ocp.CheckpointManager(path, item_names=('items',)) as manager:
+          manager.save(
+            0,
+            args=ocp.args.Composite(items=ocp.args.PyTreeSave(tree)),
+            custom_metadata=metadata,
+          )
+      paths.append(path)
+    rule = mk.ties(density=0.5, scope='tensor')
+    mk.merge_checkpoints(
+      rule, base=paths[0], experts=paths[1:], output=self.output
+    )
+    item = self.output if place == 'item' else self.output / '0' / 'items'
+    (merged,) = checkpoints.load(item).values()
+    whole = mk.merge(rule, trees[1:], trees[0])
+    by_layer = mk.merge(
+      rule, trees[1:], trees[0], stacked_axes={r'.*/layers/.*': 1}
+    )
+    (whole,), (by_layer,) = jax.tree.leaves(whole), jax.tree.leaves(by_layer)
+    np.testing.assert_array_equal(merged, by_layer)
+    assert (merged != np.asarray(whole)).any()
+
+
+class TestReport:
+  def test_numbers(self, saved, tmp_path):
+    """Norms, densities and sign conflicts, recomputed in numpy."""
+    base, experts = saved('large')
+    density = 0.3
+    # In blocks, so that they add up over units.
+    report = mk.merge_checkpoints(
+      mk.ties(density, scope='tensor'),
+      base=base,
+      experts=experts,
+      output=tmp_path / 'out',
+      memory_budget=4_500_000,
+      stacked_axes=STACKED,
+    )
+    values, others = models.flat(LARGE)
+    merged = checkpoints.load_floats(tmp_path / 'out')
+    assert [t.path for t in report.tensors] == [f'params/{n}' for n in LARGE]
+    for tensor in report.tensors:
+      name = tensor.path.removeprefix('params/')
+      base_leaf = np.asarray(values[name])
+      deltas = np.stack([np.asarray(o[name]) - base_leaf for o in others])
+      assert tensor.shape == base_leaf.shape
+      norm = lambda x: np.sqrt(np.sum(np.square(x, dtype=np.float64)))
+      np.testing.assert_allclose(
+        tensor.task_vector_norms, [norm(d) for d in deltas], rtol=1e-6
+      )
+      np.testing.assert_allclose(
+        tensor.merge_norm, norm(merged[name] - base_leaf), rtol=1e-6
+      )
+      # [experts, layers, elements]
+      slices = deltas.reshape(3, 1, -1)
+      if name == 'layers/kernel':
+        slices = np.moveaxis(deltas, 2, 1).reshape(3, 3, -1)
+      size = slices.shape[-1]
+      ranks = size - round(1e6 * density) * size // 10**6
+      cuts = np.partition(np.abs(slices), ranks, axis=-1)[..., ranks]
+      kept = np.abs(slices) >= cuts[..., None]
+      np.testing.assert_allclose(
+        tensor.ratios['density'], kept.mean((1, 2)), rtol=1e-12
+      )
+      up, down = (kept & (slices > 0)).any(0), (kept & (slices < 0)).any(0)
+      np.testing.assert_allclose(
+        tensor.ratios['sign_conflict'],
+        (up & down).sum() / (up | down).sum(),
+        rtol=1e-12,
+      )
+      assert tensor.rounding == [0, 0, 0]
+    table = report.table()
+    assert '2 tensors merged, 1 copied' in table and 'density: 0.30' in table
+
+  def test_without_a_base(self, saved, tmp_path):
+    """Norms are those of the models."""
+    _, experts = saved('small')
+    report = mk.merge_checkpoints(
+      mk.average(), experts=experts, output=tmp_path / 'out'
+    )
+    _, others = models.flat(models.SMALL)
+    for tensor in report.tensors:
+      name = tensor.path.removeprefix('params/')
+      norms = [np.linalg.norm(np.ravel(other[name])) for other in others]
+      np.testing.assert_allclose(tensor.task_vector_norms, norms, rtol=1e-6)
+
+  def test_rounding(self, tmp_path):
+    """A short fine-tune, stored in bfloat16, is mostly rounding."""
+    random = np.random.default_rng(0)
+    base = random.normal(size=(40, 50)).astype(np.float32)
+    tuned = base + 1e-5 * random.normal(size=base.shape).astype(np.float32)
+    far = base + random.normal(size=base.shape).astype(np.float32)
+    models_by_name = {
+      'base': base,
+      'single': tuned,
+      'short': tuned.astype(jnp.bfloat16),
+      'long': far.astype(jnp.bfloat16),
+    }
+    paths = [
+      checkpoints.save(tmp_path / name, {'params': {'kernel': leaf}})
+      for name, leaf in models_by_name.items()
+    ]
+    report = mk.merge_checkpoints(
+      mk.average(), base=paths[0], experts=paths[1:], output=tmp_path / 'out'
+    )
+    (warning,) = report.warnings
+    assert warning.startswith(f'experts[1] ({paths[2]})')
+    assert 'rounding of bfloat16' in warning and 'params/kernel' in warning
+    assert warning in report.table()
+    (tensor,) = report.tensors
+    # The rounding that is all of it, measured.
+    rounded = np.linalg.norm(
+      tuned.astype(jnp.bfloat16).astype(np.float32) - tuned
+    )
+    share = rounded / np.linalg.norm(
+      tuned.astype(jnp.bfloat16).astype(np.float32) - base
+    )
+    assert tensor.rounding[0] < 0.01
+    np.testing.assert_allclose(tensor.rounding[1], share, rtol=0.05)
+    assert tensor.rounding[2] < 0.01
+
+  def test_file(self, saved, tmp_path):
+    base, experts = saved('small')
+    report = mk.merge_checkpoints(
+      mk.ties(density=0.25, scale=2.0),
+      base=base,
+      experts=experts,
+      output=tmp_path / 'out',
+      seed=7,
+      overrides={'.*/odd': 'base'},
+    )
+    written = checkpoints.report_of(tmp_path / 'out')
+    for name, value in vars(report).items():
+      if name not in ('tensors', 'provenance'):
+        assert written[name] == value, name
+    assert [t['path'] for t in written['tensors']] == ['params/dense/kernel']
+    assert written['provenance'] == json.loads(json.dumps(report.provenance))
+    provenance = report.provenance
+    assert '0.25' in provenance['method'] and '2.0' in provenance['method']
+    assert provenance['seed'] == 7
+    assert provenance['overrides'] == {'.*/odd': "'base'"}
+    assert provenance['versions']['jax'] == jax.__version__
+    assert provenance['versions']['mergekit_jax'] == mk.__version__
+    sources = provenance['sources']
+    assert {name: source['path'] for name, source in sources.items()} == {
+      'base': str(base),
+      **{f'experts[{i}]': str(path) for i, path in enumerate(experts)},
+    }
+    assert len({source['fingerprint'] for source in sources.values()}) == 4
+    assert (
+      mk.open_checkpoint(tmp_path / 'out').metadata['mergekit_jax']
+      == (written['provenance'])
+    )
+
+  def test_nonfinite_numbers_are_valid_json(self, tmp_path):
+    tree = {'params': {'kernel': np.asarray([1, np.nan], np.float32)}}
+    path = checkpoints.save(tmp_path / 'model', tree)
+    mk.merge_checkpoints(
+      mk.average(),
+      experts=[path],
+      output=tmp_path / 'out',
+      allow_nonfinite=True,
+    )
+    (tensor,) = checkpoints.report_of(tmp_path / 'out')['tensors']
+    assert tensor['merge_norm'] is None
+
+
+def test_sources_stay_as_they_are(saved, tmp_path):
+  base, experts = saved('small')
+  copies = checkpoints.save_set(tmp_path, models.SMALL)
+  paths = [copies[0], *copies[1], base.parent]
+  files = [file for path in paths for file in [path, *path.rglob('*')]]
+  modes = {file: file.stat().st_mode for file in files}
+  before = [checkpoints.digest(path) for path in paths]
+  for file in files:
+    file.chmod(modes[file] & ~0o222)
+  try:
+    for name, rule in {'a': mk.average(), 'b': mk.dare_ties()}.items():
+      mk.merge_checkpoints(
+        rule, base=copies[0], experts=copies[1], output=tmp_path / name
+      )
+  finally:
+    for file in files:
+      file.chmod(modes[file])
+  assert [checkpoints.digest(path) for path in paths] == before

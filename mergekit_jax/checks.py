@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 import difflib
 import math
+import re
 from typing import Any
 
 import jax
 from jax.core import Tracer
 import numpy as np
+
+_UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'g': 10**9, 't': 10**12}
+_UNITS |= {'ki': 2**10, 'mi': 2**20, 'gi': 2**30, 'ti': 2**40}
 
 
 def _is_traced(x: Any) -> bool:
@@ -90,6 +94,24 @@ def weights(values: Any, at_least: float = -math.inf) -> Any:
     if at_least == 0 and not any(values):
       raise ValueError('All weights are 0; give at least one above 0.')
   return values
+
+
+def size(name: str, value: int | str) -> int:
+  """Bytes from a number, or from text such as '512MiB' or '4GB'.
+
+  Raises:
+    ValueError: if the value is neither, or not above zero.
+  """
+  match = re.fullmatch(
+    r'\s*(\d+\.?\d*|\.\d+)\s*([kmgt]i?)?b?\s*', str(value).lower()
+  )
+  count = int(float(match[1]) * _UNITS[match[2] or '']) if match else 0
+  if count < 1:
+    raise ValueError(
+      f'{name}={value!r} was given; give bytes, or text such as '
+      "'512MiB' or '4GiB'."
+    )
+  return count
 
 
 def one_of(name: str, value: str, allowed: Sequence[str]) -> str:

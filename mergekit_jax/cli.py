@@ -78,7 +78,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   )
   merge.add_argument('--output', required=True, help='a new directory')
   merge.add_argument('--seed', type=int, default=0, help='of random masks')
-  merge.add_argument('--format', choices=['orbax'], help='of the output')
+  merge.add_argument(
+    '--format',
+    choices=['orbax', 'safetensors'],
+    help="of the output; the base's if absent",
+  )
+  merge.add_argument(
+    '--shard_size', help='of safetensors files, as 5GB; as the base if absent'
+  )
   merge.add_argument('--allow_nonfinite', action='store_true')
   merge.add_argument('--overwrite', action='store_true')
   merge.set_defaults(run=_merge)
@@ -136,6 +143,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     output=arguments.output,
     seed=arguments.seed,
     format=arguments.format,
+    shard_size=arguments.shard_size,
     allow_nonfinite=arguments.allow_nonfinite,
     overwrite=arguments.overwrite,
     **_what_to_merge(arguments),
@@ -204,7 +212,7 @@ def _what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
     options['weights'] = tuple(arguments.weights)
   overrides = {}
   for override in arguments.override:
-    found = re.fullmatch(r'(.+?):(base|\w+=.*)', override)
+    found = re.fullmatch(r'(.+):(base|\w+=.*)', override)
     if not found:
       raise ValueError(
         f'--override {override!r} was given; write it as '
@@ -279,6 +287,8 @@ def _mesh_axes(text: str) -> dict[str, int]:
   axes = {}
   for item in text.split(','):
     name, size = _split(item, 'mesh', 'fsdp=4,tensor=2')
+    if name in axes:
+      raise ValueError(f'--mesh {text!r} names the axis {name!r} twice.')
     axes[name] = _integer('mesh', size)
   return axes
 

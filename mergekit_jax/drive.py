@@ -103,7 +103,8 @@ def advance(
     if reached.request is None:
       merged = jnp.broadcast_to(reached.returned, place.experts[0].shape)
       flags = reached.flags if report else {}
-      return None, merged.astype(block.dtype), flags
+      with jax.enable_x64(block.dtype == jnp.float64):
+        return None, merged.astype(block.dtype), flags
     return [total.partial for total in reached.totals], None, {}
 
   # Outermost first: an axis shifts down by the stacked axes already taken off.
@@ -355,11 +356,24 @@ def _power_of_two(x: jax.Array) -> jax.Array:
 
 
 def _widen(x: jax.Array) -> jax.Array:
-  return x.astype(_WIDE.get(x.dtype.kind, x.dtype))
+  """A partial sum in 64 bits. Under `enable_x64`."""
+  for kind, bits in _KINDS.items():
+    if jnp.issubdtype(x.dtype, kind):
+      return jnp.asarray(x).astype(f'{bits}64')
+  raise TypeError(
+    f'A partial of a Total has dtype {x.dtype}; give integers or floats.'
+  )
 
 
 def _narrow(x: jax.Array) -> jax.Array:
-  return x.astype(_NARROW.get(x.dtype.kind, x.dtype))
+  return x.astype(_narrow_dtype(x.dtype))
+
+
+def _narrow_dtype(dtype: jnp.dtype) -> jnp.dtype:
+  for kind, bits in _KINDS.items():
+    if jnp.issubdtype(dtype, kind):
+      return jnp.dtype(f'{bits}32')
+  return dtype
 
 
 def _widen_all(tree: PyTree) -> PyTree:
@@ -367,12 +381,11 @@ def _widen_all(tree: PyTree) -> PyTree:
 
 
 def _narrow_spec(x: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(jnp.shape(x), _NARROW.get(x.dtype.kind, x.dtype))
+  return jax.ShapeDtypeStruct(jnp.shape(x), _narrow_dtype(x.dtype))
 
 
-_WIDE = {'i': jnp.dtype('int64'), 'f': jnp.dtype('float64')}
-_NARROW = {
-  'i': jnp.dtype('int32'),
-  'u': jnp.dtype('uint32'),
-  'f': jnp.dtype('float32'),
+_KINDS = {
+  jnp.signedinteger: 'int',
+  jnp.unsignedinteger: 'uint',
+  jnp.floating: 'float',
 }

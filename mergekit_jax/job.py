@@ -15,14 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from mergekit_jax import checks, planner, scopes, sharding, tree
 from mergekit_jax import plan as plans
-from mergekit_jax import scopes, sharding, tree
 from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
+from mergekit_jax.reading import Model
 from mergekit_jax.report import readable
-from mergekit_jax.stream import Model
 
-_UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'g': 10**9, 't': 10**12}
-_UNITS |= {'ki': 2**10, 'mi': 2**20, 'gi': 2**30, 'ti': 2**40}
 _BESIDE_ROOT = 'nnx_aux'
 
 
@@ -37,6 +35,7 @@ class Job:
     root: where the parameters begin in the output.
     plan: the plan. Its paths are those of the output.
     copied: leaves that are copied from the base.
+    left_out: leaves of the base beside its parameter root.
   """
 
   method: Any
@@ -45,6 +44,7 @@ class Job:
   root: str
   plan: plans.Plan
   copied: tuple[str, ...]
+  left_out: tuple[str, ...]
 
   @property
   def template(self) -> Checkpoint:
@@ -93,14 +93,12 @@ def make_job(
   partition_rules: Mapping[str, PartitionSpec] | None = None,
 ) -> Job:
   """Opens, compares and plans. For the arguments see `merge_checkpoints`."""
-  if not callable(method):
-    raise ValueError(
-      f'method={method!r} was given; give a rule such as mk.ties(density=0.2).'
-    )
+  scopes.demand_rule('method', method)
   if isinstance(experts, (str, bytes)) or not experts:
     raise ValueError(
       f'experts={experts!r} was given; give a list of at least one checkpoint.'
     )
+  dtype = _floating(dtype)
   named = [('base', base)] if base is not None else []
   named += [(f'experts[{i}]', path) for i, path in enumerate(experts)]
   opened = [(name, open_checkpoint(path)) for name, path in named]
@@ -125,21 +123,21 @@ def make_job(
   copied = [path for path in reference if path not in covered]
   beside = [p for p in template.specs if tree.below(_BESIDE_ROOT, p)]
   copied += [path for path in beside if root and path not in reference]
+  left_out = set(template.specs) - {*models[0].paths.values(), *copied}
   models[0] = dataclasses.replace(
     models[0], paths={**models[0].paths, **{path: path for path in copied}}
   )
 
-  def leaf(path: str, sources: Sequence[Model]) -> plans.Leaf:
+  def leaf(path: str, sources: Sequence[Model]) -> planner.Leaf:
     specs = [model.checkpoint.specs[model.paths[path]] for model in sources]
     storage = [model.checkpoint.storage(model.paths[path]) for model in sources]
     chunks = [s.chunk for s in storage if s.compressed]
-    stored = specs[0].dtype
-    to = dtype if dtype is not None and tree.is_merged(stored) else stored
-    return plans.Leaf(
+    converted = dtype if path in covered else None
+    return planner.Leaf(
       path,
       specs[0].shape,
       tuple(spec.dtype for spec in specs),
-      jnp.dtype(to),
+      jnp.dtype(converted or specs[0].dtype),
       stacks.get(path, ()),
       tuple(map(max, *chunks, chunks[0])) if chunks else None,
     )
@@ -147,32 +145,38 @@ def make_job(
   planned = [(rule, [leaf(p, models) for p in paths]) for rule, paths in groups]
   if copied:
     planned.append((None, [leaf(path, models[:1]) for path in copied]))
-  plan = plans.make_plan(
+  plan = planner.make_plan(
     planned,
     mesh,
-    parse_bytes(memory_budget),
+    checks.size('memory_budget', memory_budget),
     base is not None,
     partition_rules,
     sum(model.checkpoint.decoding_bytes for model in models),
   )
-  return Job(method, tuple(models), base is not None, root, plan, tuple(copied))
+  return Job(
+    method,
+    tuple(models),
+    base is not None,
+    root,
+    plan,
+    tuple(copied),
+    tuple(sorted(left_out)),
+  )
 
 
-def parse_bytes(budget: int | str) -> int:
-  """Bytes from a number, or from text such as '512MiB' or '4GB'.
-
-  Raises:
-    ValueError: if the text is neither.
-  """
-  if isinstance(budget, int):
-    return budget
-  match = re.fullmatch(r'\s*([\d.]+)\s*([kmgt]i?)?b?\s*', budget.lower())
-  if not match:
-    raise ValueError(
-      f'memory_budget={budget!r} was given; give bytes, or text such as '
-      "'512MiB' or '4GiB'."
-    )
-  return int(float(match[1]) * _UNITS[match[2] or ''])
+def _floating(dtype: Any) -> Any:
+  """The dtype of the merged leaves; None stays None."""
+  if dtype is None:
+    return None
+  try:
+    if tree.is_merged(jnp.dtype(dtype)):
+      return jnp.dtype(dtype)
+  except TypeError:
+    pass
+  raise ValueError(
+    f'dtype={dtype!r} was given; give a floating-point dtype such as '
+    "'float32' or 'bfloat16'."
+  )
 
 
 def _model(name: str, checkpoint: Checkpoint, root: str) -> Model:
@@ -200,7 +204,8 @@ def _known_stacks(
 
   MaxText scans its layers over axis 1 and says so in its metadata.
   """
-  if not checkpoint.metadata.get('scan_layers'):
+  # As text where it has been through safetensors, whose metadata is text.
+  if checkpoint.metadata.get('scan_layers') not in (True, 'true'):
     return None
   regex = r'.*/(\w+_)?layers/.*'
   layered = [path for path in shapes if re.fullmatch(regex, path)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mergekit_jax import scopes, sharding, tree
 from mergekit_jax.drive import Block, run
@@ -50,23 +51,25 @@ def merge(
     ValueError: if there are no experts, the trees differ, a rule by path
       matches nothing, or the method needs a base or a key that was not given.
   """
+  scopes.demand_rule('method', method)
   experts = list(experts)
   if not experts:
     raise ValueError('No experts were given; give at least one.')
-  reference = base if base is not None else experts[0]
-  template, structure = tree.flatten(jax.tree.map(jnp.asarray, reference))
+  template, structure = tree.flatten(base if base is not None else experts[0])
   models = {
-    f'experts[{i}]': tree.flatten(jax.tree.map(jnp.asarray, expert))[0]
-    for i, expert in enumerate(experts)
+    f'experts[{i}]': tree.flatten(expert)[0] for i, expert in enumerate(experts)
   }
-  tree.demand_same(template, models)
-  if isinstance(key, int):
-    key = jax.random.key(key)
+  specs = _specs(template)
+  tree.demand_same(
+    specs, {name: _specs(model) for name, model in models.items()}
+  )
+  if isinstance(key, (int, np.integer)):
+    key = jax.random.key(int(key))
 
   shapes = {
-    path: leaf.shape
-    for path, leaf in template.items()
-    if tree.is_merged(leaf.dtype)
+    path: spec.shape
+    for path, spec in specs.items()
+    if tree.is_merged(spec.dtype)
   }
   stacked = tree.stacked_axes(stacked_axes, shapes)
   root = tree.parameter_root(template)
@@ -81,7 +84,7 @@ def merge(
         origin=(0,) * len(shapes[path]),
         whole=shapes[path],
         stacked=stacked[path],
-        dtype=template[path].dtype,
+        dtype=jnp.asarray(template[path]).dtype,
       )
 
     return {
@@ -92,7 +95,7 @@ def merge(
       )
     }
 
-  pick = lambda model: {path: model[path] for path in shapes}
+  pick = lambda model: {path: jnp.asarray(model[path]) for path in shapes}
   merged = sharding.with_auto_axes(
     merge_leaves,
     pick(template),
@@ -101,3 +104,14 @@ def merge(
     key,
   )
   return jax.tree.unflatten(structure, {**template, **merged}.values())
+
+
+def _specs(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of leaves, which may be Python numbers."""
+  return {
+    path: jax.ShapeDtypeStruct(
+      jnp.shape(leaf),
+      leaf.dtype if hasattr(leaf, 'dtype') else jnp.result_type(leaf),
+    )
+    for path, leaf in leaves.items()
+  }

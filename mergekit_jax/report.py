@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -187,6 +187,27 @@ def _finite(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
+
+
+def left_out_warnings(paths: Sequence[str]) -> list[str]:
+  """Warns of leaves beside the root that are no training state anybody knows.
+
+  Args:
+    paths: the leaves of the base that are not in the output.
+  """
+  unknown = [p for p in paths if p.split('/')[0] not in _TRAINING_STATE]
+  if not unknown:
+    return []
+  return [
+    f'{len(unknown)} leaves of the base lie beside its parameters and are not '
+    f'in the output: {", ".join(unknown[:5])}{", …" if unknown[5:] else ""}.'
+  ]
+
+
+_TRAINING_STATE = {
+  *('opt_state', 'optimizer', 'opt', 'state', 'step', 'steps', 'ema'),
+  *('rng', 'rngs', 'key', 'iterator', 'data', 'metrics', 'loss_scale'),
+}
 
 
 def readable(count: float) -> str:

@@ -111,10 +111,11 @@ class Total:
       Integers are added in int64 and floats in float64 across blocks and
       tensors.
     then: `then(total, answers) -> answer`, plain jax.numpy, run with 64-bit
-      types enabled. `total` is the sum, `answers` the list of what the earlier
-      yields of the same generator returned, before they were narrowed to 32
-      bits. It may use the rule's own numbers, and never anything computed from
-      the base or the experts.
+      types enabled. `total` is the sum; `answers` ends with what the earlier
+      yields returned, before it was narrowed, so a helper finds its own last
+      answer at `answers[-1]`. It may use the rule's own numbers, and never
+      anything computed from the base or the experts. What it returns comes back
+      in 32 bits: return a large count as a float.
   """
 
   partial: PyTree

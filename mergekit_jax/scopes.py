@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import inspect
 from typing import Any
 
 from mergekit_jax import tree
@@ -29,11 +30,8 @@ def group(
   """
   paths = list(paths)
   for value in (overrides or {}).values():
-    if value != 'base' and not callable(value):
-      raise ValueError(
-        f"An override is 'base' or a rule such as mk.ties(density=0.5); "
-        f'{value!r} was given.'
-      )
+    if value != 'base':
+      demand_rule("an override other than 'base'", value)
   matched = tree.first_match(
     {regex: i for i, regex in enumerate(overrides or {})}, paths, 'overrides'
   )
@@ -46,3 +44,14 @@ def group(
     groups = [own] if scope_of(rule) == 'model' else [[path] for path in own]
     result += [(rule, group) for group in groups]
   return result
+
+
+def demand_rule(name: str, value: Any) -> None:
+  """Raises a ValueError unless the value is a merge rule."""
+  if callable(value) and not isinstance(value, type):
+    if not inspect.isroutine(value):
+      return
+    remedy = f'Call it: {getattr(value, "__name__", "method")}(...).'
+  else:
+    remedy = 'Give a rule such as mk.ties(density=0.5).'
+  raise ValueError(f'{name}: {value!r} is not a merge rule. {remedy}')

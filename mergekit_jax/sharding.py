@@ -133,7 +133,8 @@ def partitions(
   for path, spec in specs.items():
     names = [name for entry in spec for name in _names(entry)]
     unknown = [name for name in names if name not in mesh.shape]
-    if len(spec) > len(shapes[path]) or unknown:
+    twice = len(set(names)) < len(names)
+    if len(spec) > len(shapes[path]) or unknown or twice:
       raise ValueError(
         f'partition_rules: {spec} does not fit {path} of shape '
         f'{tuple(shapes[path])} on a mesh with axes {tuple(mesh.shape)}.'

@@ -184,7 +184,7 @@ class DisjointMean:
   def __call__(self, t: Place, deltas: Deltas):
     del t
     weighted = weigh(deltas, self.weights)
-    votes = weighted if self.election == 'mass' else map(jnp.sign, deltas)
+    votes = weighted if self.election == 'mass' else map(jnp.sign, weighted)
     elected = jnp.sign(sum(votes))
     tie = jnp.float32(1)
     if self.zero_mass == 'majority':

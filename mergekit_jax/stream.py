@@ -8,9 +8,9 @@ order of everything else, collectives included, is the plan's.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 import concurrent.futures
-import dataclasses
+import contextlib
 from typing import Any
 import zlib
 
@@ -20,101 +20,9 @@ import numpy as np
 
 from mergekit_jax import drive
 from mergekit_jax import plan as plans
-from mergekit_jax.checkpoint import Checkpoint
-
-_ALIGNMENT = 64  # bytes; what lets a CPU device use a numpy buffer in place
+from mergekit_jax.reading import Loading, Model, read_ahead, Slot
 
 Write = Callable[[str, Sequence[slice], np.ndarray], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """A checkpoint to read, and where its parameters begin.
-
-  Attributes:
-    name: what to call it in errors.
-    checkpoint: the opened checkpoint.
-    paths: the full path of every leaf by its path below the root.
-  """
-
-  name: str
-  checkpoint: Checkpoint
-  paths: Mapping[str, str]
-
-  def read_into(
-    self, path: str, index: Sequence[slice], out: np.ndarray
-  ) -> Callable[[], None]:
-    """Starts a read; calling the result waits for it."""
-    future = self.checkpoint.read_into(self.paths[path], index, out)
-
-    def wait() -> None:
-      try:
-        future.result()
-      except Exception as error:
-        raise OSError(
-          f'{self.name}: {self.paths[path]} in {self.checkpoint.path} could '
-          f'not be read ({error}). Restore the checkpoint from a copy.'
-        ) from error
-
-    return wait
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """What one or more local devices hold of a box.
-
-  Attributes:
-    index: where it lies in the tensor.
-    devices: the local devices that hold it.
-    is_first: whether the first device of the mesh that holds it is local: the
-      process to which that device belongs writes it.
-  """
-
-  index: tuple[slice, ...]
-  devices: tuple[Any, ...]
-  is_first: bool
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return tuple(s.stop - s.start for s in self.index)
-
-
-class _Slot:
-  """Buffers for one unit, reused: fresh memory is many times slower."""
-
-  def __init__(self):
-    self._buffers: dict[tuple[int, int], np.ndarray] = {}
-
-  def buffer(
-    self, model: int, part: int, shape: tuple[int, ...], dtype: Any
-  ) -> np.ndarray:
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = self._buffers.get((model, part))
-    if raw is None or raw.nbytes < size:
-      raw = np.empty(size + _ALIGNMENT, np.uint8)
-      offset = -raw.ctypes.data % _ALIGNMENT
-      raw = self._buffers[model, part] = raw[offset : offset + size]
-    return raw[:size].view(dtype).reshape(shape)
-
-  def holds(self, array: np.ndarray) -> bool:
-    return any(
-      np.may_share_memory(array, buffer) for buffer in self._buffers.values()
-    )
-
-
-@dataclasses.dataclass
-class _Loading:
-  """A unit whose reads are under way."""
-
-  unit: plans.Unit
-  slot: _Slot
-  parts: list[Part]
-  buffers: list[list[np.ndarray]]
-  waits: list[Callable[[], None]]
-
-  def wait(self) -> None:
-    for wait in self.waits:
-      wait()
 
 
 def run(
@@ -149,10 +57,31 @@ def run(
     FloatingPointError: if a model holds NaN or Inf and these are not allowed.
     OSError: if a model cannot be read or the output not written.
   """
-  totals: list[Any] = [None] * len(plan.scopes)
-  answers: list[list[Any]] = [[] for _ in plan.scopes]
   writing = _WriteBehind(write, record)
-  for loading in _read_ahead(plan, models, done):
+  try:
+    _merge_units(
+      plan, models, has_base, keys, done, writing, allow_nonfinite, advanced
+    )
+    writing.finish(0)
+  except BaseException:
+    writing.settle()
+    raise
+
+
+def _merge_units(
+  plan: plans.Plan,
+  models: Sequence[Model],
+  has_base: bool,
+  keys: Mapping[str, np.ndarray],
+  done: Container[int],
+  writing: _WriteBehind,
+  allow_nonfinite: bool,
+  advanced: Callable[[plans.Unit], None],
+) -> None:
+  """Drives every unit through its rule."""
+  totals: Any = None
+  answers: dict[int, list[Any]] = collections.defaultdict(list)
+  for loading in read_ahead(plan, models, done):
     unit, tensor = loading.unit, loading.unit.tensor
     scope = plan.scopes[unit.scope]
     if scope.rule is None:
@@ -165,36 +94,33 @@ def run(
       advanced(unit)
       continue
     block = _block(loading, plan.mesh, has_base, keys[tensor.path])
-    known = [] if tensor.read_once else answers[unit.scope]
+    known = [] if tensor.read_once else answers[unit.group]
     reached = drive.advance(
       scope.rule, block, known, report=len(known) == scope.rounds
     )
     while tensor.read_once and reached.partials is not None:
-      summed = drive.wide_add([_everywhere(reached.partials, plan.mesh)])
-      known = [*known, drive.answer(scope.rule, block, summed, known)]
+      summed = _added(None, reached.partials, plan.mesh)
+      known = [*known, _answer(scope.rule, block, summed, known)]
       reached = drive.advance(
         scope.rule, block, known, report=len(known) == scope.rounds
       )
     if reached.merged is None:
-      partials = _everywhere(reached.partials, plan.mesh)
-      totals[unit.scope] = _add(totals[unit.scope], partials)
+      totals = _added(totals, reached.partials, plan.mesh)
       if unit.ends_round:
-        summed = totals[unit.scope]
-        known.append(drive.answer(scope.rule, block, summed, known))
-        totals[unit.scope] = None
+        known.append(_answer(scope.rule, block, totals, known))
+        totals = None
     else:
       measured = drive.measure(block, reached.merged, reached.flags)
       sums = jax.tree.map(
         lambda x: np.asarray(x).tolist(), _everywhere(measured, plan.mesh)
       )
       if not allow_nonfinite:
-        _demand_finite(loading, models, sums['experts'])
+        _demand_finite(loading, models, reached.merged, sums)
       writing.start(
         unit, _boxes(unit.box, reached.merged, loading.slot), {'sums': sums}
       )
       writing.finish(plans.WRITE_BEHIND)
     advanced(unit)
-  writing.finish(0)
 
 
 class _WriteBehind:
@@ -242,6 +168,12 @@ class _WriteBehind:
         written.append([origin, list(shape), digest.result()])
       self._record(number, {**facts, 'parts': written})
 
+  def settle(self) -> None:
+    """After an error: records what was written all the same, for a resume."""
+    while self._units:
+      with contextlib.suppress(Exception):
+        self.finish(len(self._units) - 1)
+
 
 def checksum(block: np.ndarray) -> int:
   """CRC-32 of the bytes of an array, in row-major order."""
@@ -249,66 +181,8 @@ def checksum(block: np.ndarray) -> int:
   return zlib.crc32(flat)
 
 
-def _read_ahead(
-  plan: plans.Plan, models: Sequence[Model], done: Container[int]
-) -> Iterator[_Loading]:
-  """The units in order, each read, the next ones being read meanwhile."""
-  slots = [_Slot() for _ in range(1 + plans.READ_AHEAD)]
-  ahead: collections.deque[_Loading] = collections.deque()
-  for number, unit in enumerate(plan.units(done)):
-    ahead.append(_load(unit, slots[number % len(slots)], plan.mesh, models))
-    if len(ahead) == len(slots):
-      ahead[0].wait()
-      yield ahead.popleft()
-  while ahead:
-    ahead[0].wait()
-    yield ahead.popleft()
-
-
-def _load(
-  unit: plans.Unit, slot: _Slot, mesh: Mesh, models: Sequence[Model]
-) -> _Loading:
-  """Starts to read a box of every model that the unit needs."""
-  parts = local_parts(unit.box, mesh)
-  buffers, waits = [], []
-  for i, dtype in enumerate(unit.tensor.sources):
-    buffers.append(
-      [slot.buffer(i, j, part.shape, dtype) for j, part in enumerate(parts)]
-    )
-    for part, buffer in zip(parts, buffers[-1], strict=True):
-      waits.append(models[i].read_into(unit.tensor.path, part.index, buffer))
-  return _Loading(unit, slot, parts, buffers, waits)
-
-
-def part_shape(box: plans.Box, mesh: Mesh) -> tuple[int, ...]:
-  """The shape of what one device holds of a box."""
-  return NamedSharding(mesh, box.spec).shard_shape(box.shape)
-
-
-def local_parts(box: plans.Box, mesh: Mesh) -> list[Part]:
-  """The parts of a box on this process's devices, replicas together."""
-  sharding = NamedSharding(mesh, box.spec)
-  holders = collections.defaultdict(list)
-  everywhere: Any = sharding.devices_indices_map(box.shape)
-  for device in mesh.devices.flat:
-    index = everywhere[device]
-    bounds = [s.indices(n)[:2] for s, n in zip(index, box.shape, strict=True)]
-    holders[tuple(bounds)].append(device)
-  here = jax.process_index()
-  parts = []
-  for bounds, devices in holders.items():
-    local = tuple(d for d in devices if d.process_index == here)
-    index = tuple(
-      slice(origin + start, origin + stop)
-      for origin, (start, stop) in zip(box.origin, bounds, strict=True)
-    )
-    if local:
-      parts.append(Part(index, local, devices[0] in local))
-  return parts
-
-
 def _block(
-  loading: _Loading, mesh: Mesh, has_base: bool, key: np.ndarray
+  loading: Loading, mesh: Mesh, has_base: bool, key: np.ndarray
 ) -> drive.Block:
   """The unit as arrays on the mesh; on CPU devices, without a copy."""
   unit = loading.unit
@@ -337,7 +211,7 @@ def _block(
 
 
 def _boxes(
-  box: plans.Box, merged: jax.Array, slot: _Slot
+  box: plans.Box, merged: jax.Array, slot: Slot
 ) -> list[tuple[tuple[slice, ...], np.ndarray]]:
   """The parts of a merged box that this process writes."""
   boxes = []
@@ -357,6 +231,21 @@ def _boxes(
   return boxes
 
 
+def _added(totals: Any, partials: Any, mesh: Mesh) -> Any:
+  """The totals so far with the partials of one more block, on the host."""
+  partials = jax.tree.map(np.asarray, _everywhere(partials, mesh))
+  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    return drive.wide_add([partials] if totals is None else [totals, partials])
+
+
+def _answer(
+  rule: Any, block: drive.Block, totals: Any, known: Sequence[Any]
+) -> Any:
+  """An answer computed on the host, whose 64-bit types are native."""
+  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    return drive.answer(rule, block, totals, known)
+
+
 def _everywhere(tree: Any, mesh: Mesh) -> Any:
   """Small arrays of a mesh of several processes, made readable on each."""
   if jax.process_count() == 1:
@@ -366,42 +255,44 @@ def _everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=replicated)(tree)
 
 
-def _add(total: Any, partials: Any) -> Any:
-  """Adds partial sums on the host, in int64 and float64."""
-  wide = {'i': np.int64, 'f': np.float64}
-  partials = jax.tree.map(
-    lambda x: np.asarray(x).astype(wide[x.dtype.kind]), partials
-  )
-  if total is None:
-    return partials
-  return jax.tree.map(np.add, total, partials)
-
-
 def _cast(buffer: np.ndarray, dtype: Any) -> np.ndarray:
   return buffer.astype(dtype, copy=False)
 
 
 def _demand_finite(
-  loading: _Loading, models: Sequence[Model], squares: Sequence[float]
+  loading: Loading,
+  models: Sequence[Model],
+  merged: jax.Array,
+  sums: Mapping[str, Any],
 ) -> None:
   """Names the model and tensor that hold NaN or Inf, if any does.
 
   Args:
     loading: the unit.
     models: the sources.
-    squares: sums of squares in which any non-finite value shows.
+    merged: its merge.
+    sums: from `drive.measure`; any non-finite value shows in them.
   """
-  if np.isfinite(squares).all():
+  if np.isfinite([sums['merged'], *sums['experts']]).all():
     return
   path = loading.unit.tensor.path
+  where = f'the box at {loading.unit.box.origin}'
   for model, buffers in zip(models, loading.buffers, strict=True):
-    bad = sum(
-      int(np.sum(~np.isfinite(buffer.astype(np.float32)))) for buffer in buffers
-    )
-    if bad:
+    if bad := sum(map(_count_nonfinite, buffers)):
       raise FloatingPointError(
         f'{model.name}: {model.paths[path]} in {model.checkpoint.path} holds '
-        f'{bad} non-finite values (NaN or Inf) in the box at '
-        f'{loading.unit.box.origin}. Repair the checkpoint, leave it out, or '
-        'pass allow_nonfinite=True to let them through.'
+        f'{bad} non-finite values (NaN or Inf) in {where}. Repair the '
+        'checkpoint, leave it out, or pass allow_nonfinite=True '
+        '(--allow_nonfinite) to let them through.'
       )
+  blocks = [np.asarray(shard.data) for shard in merged.addressable_shards]
+  if bad := sum(map(_count_nonfinite, blocks)):
+    raise FloatingPointError(
+      f'{path}: merging finite models gave {bad} non-finite values in '
+      f'{where}: {merged.dtype} overflows. Use a smaller scale, a dtype with more range, '
+      'or pass allow_nonfinite=True (--allow_nonfinite).'
+    )
+
+
+def _count_nonfinite(block: np.ndarray) -> int:
+  return int(np.sum(~np.isfinite(block.astype(np.float64))))

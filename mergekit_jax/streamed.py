@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Mapping, Sequence
 import hashlib
 import importlib.metadata
+import os
 import resource
-import sys
 import time
 from typing import Any
 
 from absl import logging
 from etils import epath
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 import numpy as np
-import tqdm
 
-from mergekit_jax import plan as plans
+from mergekit_jax import checks, reading, stream, tree
 from mergekit_jax import report as reports
-from mergekit_jax import sharding, stream, tree
-from mergekit_jax.checkpoint.orbax_write import write_orbax
+from mergekit_jax.checkpoint import FORMATS, write_checkpoint
+from mergekit_jax.checkpoint.source import is_local
 from mergekit_jax.checkpoint.stage import staged
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.kernels.random import key_for
+from mergekit_jax.progress import progress
 from mergekit_jax.version import __version__
 
 
@@ -38,6 +37,7 @@ def merge_checkpoints(
   seed: int = 0,
   memory_budget: int | str = '4GiB',
   format: str | None = None,
+  shard_size: int | str | None = None,
   stacked_axes: Mapping[str, int | tuple[int, ...]] | None = None,
   overrides: Mapping[str, Any] | None = None,
   dtype: Any = None,
@@ -63,7 +63,10 @@ def merge_checkpoints(
       `merge(..., key=jax.random.key(seed))`.
     memory_budget: host memory that the merge may take, as bytes or as text such
       as '512MiB', without what imports and runtime take.
-    format: format of the output; None or 'orbax'.
+    format: 'orbax' or 'safetensors'; None keeps the base's. Tensors are called
+      by their paths in both, so a merge can convert.
+    shard_size: most bytes of tensors in a safetensors file, or text such as
+      '5GB'; None keeps the base's shards.
     stacked_axes: {regex of a path: axis or axes} of leaves that hold several
       layers. Checkpoints whose metadata says `scan_layers` are recognised.
     overrides: {regex of a path: 'base' or a rule}, the first match wins.
@@ -87,11 +90,8 @@ def merge_checkpoints(
   """
   start = time.perf_counter()
   output = epath.Path(output)
-  if format not in (None, 'orbax'):
-    raise ValueError(
-      f"format={format!r} was given; the output is written as 'orbax'."
-    )
-  _demand_free(output, [base, *experts], overwrite)
+  if format is not None:
+    checks.one_of('format', format, FORMATS)
   job = make_job(
     method,
     experts,
@@ -103,12 +103,24 @@ def merge_checkpoints(
     dtype=dtype,
     partition_rules=partition_rules,
   )
+  _demand_free(output, job.models, overwrite)
+  format = format or job.template.format
+  if shard_size is not None and format != 'safetensors':
+    raise ValueError(
+      f'shard_size={shard_size!r} was given, but the output is {format}, which '
+      "has no shards. Leave it out, or give format='safetensors'."
+    )
   provenance = _provenance(job, overrides, seed)
-  begun_with = {**provenance, 'output': _described_output(job)}
+  begun_with = {
+    **provenance,
+    **_described_output(job),
+    'format': format,
+    'shard_size': shard_size,
+  }
   with staged(output, begun_with, overwrite=overwrite, resume=resume) as stage:
 
     def produce(write: Any) -> None:
-      with _progress(job.plan, stage.done) as advanced:
+      with progress(job.plan, stage.done) as advanced:
         stream.run(
           job.plan,
           job.models,
@@ -122,13 +134,15 @@ def merge_checkpoints(
         )
 
     if not stage.checkpoint.exists():
-      write_orbax(
+      write_checkpoint(
         stage.checkpoint,
         _output_specs(job),
-        job.template.layout,
+        job.template,
         produce,
+        format=format,
+        shard_size=shard_size,
         chunks={
-          tensor.path: stream.part_shape(tensor.boxes[0], job.plan.mesh)
+          tensor.path: reading.part_shape(tensor.boxes[0], job.plan.mesh)
           for scope in job.plan.scopes
           for tensor in scope.tensors
         },
@@ -153,24 +167,28 @@ def report_path(output: epath.PathLike) -> epath.Path:
 
 
 def _demand_free(
-  output: epath.Path, sources: Sequence[Any], overwrite: bool
+  output: epath.Path, sources: Sequence[reading.Model], overwrite: bool
 ) -> None:
   """Refuses an output that exists, or that a source lies in or around."""
-  here = epath.Path(output).resolve()
+  here = _real(output)
   for source in sources:
-    if source is None:
-      continue
-    other = epath.Path(source).resolve()
-    if here == other or other in here.parents or here in other.parents:
+    there = _real(source.checkpoint.path)
+    if here == there or there in here.parents or here in there.parents:
       raise ValueError(
-        f'output={output} and the source {source} lie in each other. Give an '
-        'output outside of all sources; sources are never written to.'
+        f'output={output} and {source.name} ({source.checkpoint.path}) lie in '
+        'each other. Give an output outside of all sources; sources are never '
+        'written to.'
       )
   if output.exists() and not overwrite:
     raise FileExistsError(
       f'{output} exists. Give another output, or pass overwrite=True '
       '(--overwrite): it is then replaced once the merge is complete.'
     )
+
+
+def _real(path: epath.Path) -> epath.Path:
+  """The path without symbolic links, where there can be any."""
+  return epath.Path(os.path.realpath(path)) if is_local(path) else path
 
 
 def _keys(job: Job, seed: int) -> dict[str, np.ndarray]:
@@ -187,26 +205,25 @@ def _keys(job: Job, seed: int) -> dict[str, np.ndarray]:
 def _output_specs(job: Job) -> Any:
   """The tree to write: the base's, from its root down, with nnx_aux beside."""
   specs = {
-    tensor.path: jax.ShapeDtypeStruct(
-      tensor.shape,
-      tensor.dtype,
-      sharding=_recorded_sharding(tensor, job.plan.mesh),
-    )
+    tensor.path: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
     for scope in job.plan.scopes
     for tensor in scope.tensors
+  }
+
+  above = {
+    '/'.join(keys[:depth])
+    for keys in (path.split('/') for path in specs)
+    for depth in range(1, len(keys) + 1)
   }
 
   def prune(node: Any, path: str) -> Any:
     if not isinstance(node, Mapping) or tree.below(job.root, path):
       return node
-    inside = lambda child: any(
-      tree.below(child, kept) for kept in specs if kept.startswith(child)
-    )
     children = {key: f'{path}/{key}' if path else str(key) for key in node}
     return {
       key: prune(node[key], child)
       for key, child in children.items()
-      if inside(child)
+      if child in above
     }
 
   pruned = prune(job.template.tree, '')
@@ -216,14 +233,6 @@ def _output_specs(job: Job) -> Any:
     ),
     pruned,
   )
-
-
-def _recorded_sharding(tensor: plans.Tensor, mesh: Mesh) -> NamedSharding:
-  """The sharding that a restore without a target will use."""
-  spec = tensor.boxes[0].spec
-  counts = sharding.shards(spec, len(tensor.shape), mesh)
-  even = all(n % c == 0 for n, c in zip(tensor.shape, counts, strict=True))
-  return NamedSharding(mesh, spec if even else PartitionSpec())
 
 
 def _provenance(
@@ -295,7 +304,10 @@ def _report(
     output=str(output),
     tensors=tensors,
     copied=list(job.copied),
-    warnings=warnings if job.has_base else [],
+    warnings=[
+      *(warnings if job.has_base else []),
+      *reports.left_out_warnings(job.left_out),
+    ],
     rounds=job.plan.rounds,
     units_done=len(records) - resumed,
     units_resumed=resumed,
@@ -306,40 +318,3 @@ def _report(
     provenance=provenance,
     checksums=checksums,
   )
-
-
-@contextlib.contextmanager
-def _progress(plan: plans.Plan, done: Container[int]) -> Iterator[Any]:
-  """A bar on a terminal, a line of log for every tenth elsewhere.
-
-  Yields:
-    A function to call with every unit that is done.
-  """
-  terminal = sys.stderr.isatty() and jax.process_index() == 0
-  total = sum(unit.source_bytes for unit in plan.units(done)) or 1
-  read = 0
-  with tqdm.tqdm(
-    total=total,
-    unit='B',
-    unit_scale=True,
-    desc='merging',
-    disable=not terminal,
-  ) as bar:
-    start = time.perf_counter()
-
-    def advanced(unit: plans.Unit) -> None:
-      nonlocal read
-      before, read = read, read + unit.source_bytes
-      bar.update(unit.source_bytes)
-      if not terminal and 10 * before // total < 10 * read // total:
-        rate = read / max(time.perf_counter() - start, 1e-9)
-        logging.info(
-          'merged %.0f %% (%.2f of %.2f GB, %.2f GB/s, %.0f s left)',
-          100 * read / total,
-          read / 1e9,
-          total / 1e9,
-          rate / 1e9,
-          (total - read) / rate,
-        )
-
-    yield advanced

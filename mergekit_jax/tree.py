@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mergekit_jax import checks
 
@@ -119,7 +120,7 @@ def stacked_axes(
   matched = first_match(rules, shapes, 'stacked_axes')
   result = {path: () for path in shapes}
   for path, axes in matched.items():
-    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    axes = tuple(np.atleast_1d(axes).tolist())
     rank = len(shapes[path])
     if not all(-rank <= axis < rank for axis in axes):
       raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import drive, job, plan, sharding
+from mergekit_jax import drive, job, planner, sharding
 from tests import checkpoints
 
 FLOAT32 = jnp.dtype('float32')
@@ -43,11 +43,11 @@ def mesh_of(name):
 
 
 def leaf(path, shape, models=3, dtype=FLOAT32, **options):
-  return plan.Leaf(path, shape, (dtype,) * models, dtype, **options)
+  return planner.Leaf(path, shape, (dtype,) * models, dtype, **options)
 
 
 def plan_of(rule, leaves, mesh='eight', budget=2**32, **options):
-  return plan.make_plan(
+  return planner.make_plan(
     [(rule, leaves)], mesh_of(mesh), budget, True, **options
   )
 
@@ -155,7 +155,7 @@ class TestReads:
     leaves = [leaf(name, (300, 400)) for name in 'ab']
     rules = [(mk.ties(), leaves), (mk.average(), [leaf('c', (600, 400))])]
     rules.append((None, [leaf('count', (4,), 1)]))
-    planned = plan.make_plan(rules, mesh_of('one'), 7 * 10**6, True)
+    planned = planner.make_plan(rules, mesh_of('one'), 7 * 10**6, True)
     units = list(planned.units())
     assert [scope.rounds for scope in planned.scopes] == [2, 0, 0]
     assert planned.rounds == 2
@@ -174,10 +174,13 @@ class TestReads:
       ('c', 0): boxes['c'],
       ('count', 0): 1,
     }
-    ends = [unit.ends_round for unit in units]
-    assert ends == [
-      i + 1 == len(order) or order[i] != order[i + 1] for i in range(len(order))
-    ]
+    rounds = {0: 2, 1: 0, 2: 0}
+    assert [unit.number for unit in units] == list(range(len(units)))
+    for unit, following in zip(units, [*order[1:], None], strict=True):
+      last = unit.round == rounds[unit.scope]
+      assert unit.written == last
+      ends = (unit.scope, unit.round) != following
+      assert unit.ends_round == (ends and not last)
 
   def test_once(self):
     """A tensor that is a scope of its own and fits is read once."""
@@ -198,10 +201,10 @@ class TestReads:
     assert tensor.read_once and len(tensor.boxes) > 1
 
   def test_bytes(self):
-    mixed = plan.Leaf('a', (10, 7), (FLOAT32, BFLOAT16, FLOAT32), BFLOAT16)
-    copied = plan.Leaf('n', (3,), (jnp.dtype('int64'),), jnp.dtype('int64'))
+    mixed = planner.Leaf('a', (10, 7), (FLOAT32, BFLOAT16, FLOAT32), BFLOAT16)
+    copied = planner.Leaf('n', (3,), (jnp.dtype('int64'),), jnp.dtype('int64'))
     rules = [(mk.ties(), [mixed]), (None, [copied])]
-    planned = plan.make_plan(rules, mesh_of('one'), 2**30, True)
+    planned = planner.make_plan(rules, mesh_of('one'), 2**30, True)
     assert planned.bytes_read == 3 * 70 * 10 + 24
     assert planned.bytes_written == 70 * 2 + 24
     assert planned.bytes_read == sum(u.source_bytes for u in planned.units())
@@ -286,7 +289,7 @@ class TestLinear:
     for size in (2, 20_000):
       calls.clear()
       scopes = [(rule, [leaf(str(i), (64, 64))]) for i in range(size)]
-      planned = plan.make_plan(scopes, mesh_of('eight'), 2**30, True)
+      planned = planner.make_plan(scopes, mesh_of('eight'), 2**30, True)
       assert calls['questions'] == 1
       assert sum(1 for _ in planned.units()) == size
       assert planned.bytes_read == size * 3 * 4 * 64 * 64
@@ -297,13 +300,13 @@ class TestLinear:
   def test_work(self, rule, monkeypatch):
     """Twice the tensors, twice the costs asked for."""
     calls = collections.Counter()
-    of = plan._Costs.of
+    of = planner._Costs.of
 
     def spy(*arguments):
       calls['of'] += 1
       return of(*arguments)
 
-    monkeypatch.setattr(plan._Costs, 'of', spy)
+    monkeypatch.setattr(planner._Costs, 'of', spy)
     counts = []
     for size in (500, 1000):
       calls.clear()

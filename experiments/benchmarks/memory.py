@@ -83,7 +83,7 @@ def merge_one(folder: pathlib.Path, name: str, budget: str) -> dict:
     'seconds': round(seconds, 2),
     'peak_mib': round(memory.peak / 2**20),
     'before_mib': round(memory.start / 2**20),
-    'units': report.units,
+    'units': report.units_done,
   }
 
 

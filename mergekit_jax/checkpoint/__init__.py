@@ -1,4 +1,7 @@
-"""Reading checkpoints of every supported format through one interface."""
+"""Reading and writing checkpoints of every format through one interface."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -8,9 +11,14 @@ from mergekit_jax.checkpoint import (
   safetensors,
   safetensors_layout,
 )
+from mergekit_jax.checkpoint.orbax_write import write_orbax
+from mergekit_jax.checkpoint.safetensors_write import write_safetensors
 from mergekit_jax.checkpoint.source import Checkpoint
+from mergekit_jax.checkpoint.writer import Write
 
-__all__ = ['Checkpoint', 'open_checkpoint']
+__all__ = ['FORMATS', 'Checkpoint', 'open_checkpoint', 'write_checkpoint']
+
+FORMATS = ('orbax', 'safetensors')
 
 
 def open_checkpoint(path: epath.PathLike) -> Checkpoint:
@@ -36,6 +44,67 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
   if shards := safetensors_layout.find_shards(path):
     return safetensors.SafetensorsCheckpoint(path, shards)
   raise ValueError(_not_a_checkpoint(path))
+
+
+def write_checkpoint(
+  path: epath.PathLike,
+  specs: Any,
+  like: Checkpoint,
+  produce: Callable[[Write], None],
+  *,
+  format: str | None = None,
+  shard_size: int | str | None = None,
+  chunks: Mapping[str, Sequence[int]] | None = None,
+  metadata: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes a checkpoint that is like another one, box by box.
+
+  Converting renames nothing: a safetensors tensor is called by the path that
+  its array has in Orbax. In Orbax the path is a tree again, of dictionaries.
+
+  Args:
+    path: directory of the new checkpoint; it must not exist.
+    specs: the tree to write: `like.tree` or a part of it, with specs.
+    like: the checkpoint whose layout and metadata are kept.
+    produce: see `write_orbax` and `write_safetensors`.
+    format: one of `FORMATS`; None keeps the one of `like`.
+    shard_size: for safetensors, see `write_safetensors`.
+    chunks: for Orbax, see `write_orbax`.
+    metadata: custom metadata, added to that of `like`.
+
+  Raises:
+    ValueError: the format cannot hold the tree.
+    BaseException: whatever `produce` raises.
+  """
+  if (format or like.format) == 'safetensors':
+    write_safetensors(
+      path, specs, like, produce, shard_size=shard_size, metadata=metadata
+    )
+    return
+  write_orbax(
+    path,
+    specs if like.format == 'orbax' else _nested(specs),
+    like.layout,
+    produce,
+    chunks=chunks,
+    metadata={**like.metadata, **(metadata or {})},
+  )
+
+
+def _nested(flat: Mapping[str, Any]) -> Mapping[str, Any]:
+  """{'a/b': x} -> {'a': {'b': x}}; as it was if that is no tree."""
+  tree: dict[str, Any] = {}
+  for name, spec in flat.items():
+    *parents, last = name.split('/')
+    node = tree
+    for key in parents:
+      node = node.setdefault(key, {})
+      if not isinstance(node, dict):
+        return flat
+    if last in node or '' in (*parents, last):
+      return flat
+    node[last] = spec
+  return tree
 
 
 def _not_a_checkpoint(path: epath.Path) -> str:

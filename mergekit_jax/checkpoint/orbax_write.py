@@ -11,7 +11,6 @@ the signatures used here.
 """
 
 import asyncio
-import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,10 +28,7 @@ from orbax.checkpoint._src.serialization import (
 import tensorstore as ts
 
 from mergekit_jax.checkpoint import source
-
-Write = Callable[
-  [str, Sequence[slice] | None, np.ndarray | jax.Array], source.Future
-]
+from mergekit_jax.checkpoint.writer import BoxWriter, Write
 
 
 def write_orbax(
@@ -154,7 +150,7 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
     self._produce = produce
     self._chunks = chunks
 
-  async def serialize(self, values, infos, args=None):
+  async def serialize(self, values: Any, infos, args=None):
     """Called by Orbax once, with all arrays, in the temporary directory."""
     args = args or [ocp.SaveArgs()] * len(values)
     for info in infos:
@@ -177,7 +173,10 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
     stores = await asyncio.gather(
       *(self._create(s.json, infos[0].ts_context) for s in write_specs.values())
     )
-    writer = _Writer(dict(zip(write_specs, stores, strict=True)))
+    writer = _Writer(
+      dict(zip(write_specs, values, strict=True)),
+      dict(zip(write_specs, stores, strict=True)),
+    )
     try:
       self._produce(writer)
       writer.finish()
@@ -219,47 +218,21 @@ def _default_sharding() -> jax.sharding.Sharding:
   return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
-class _Writer:
-  """Writes boxes; knows which writes are under way."""
+class _Writer(BoxWriter):
+  """Writes boxes through TensorStore."""
 
-  def __init__(self, stores: Mapping[str, ts.TensorStore]):
-    self._stores = stores
-    self._pending: collections.deque[Any] = collections.deque()
-
-  def __call__(
+  def __init__(
     self,
-    path: str,
-    index: Sequence[slice] | None,
-    block: np.ndarray | jax.Array,
-  ) -> source.Future:
-    if path not in self._stores:
-      raise ValueError(
-        f'{path!r} is not among the {len(self._stores)} arrays to write.'
-      )
+    specs: Mapping[str, jax.ShapeDtypeStruct],
+    stores: Mapping[str, ts.TensorStore],
+  ):
+    super().__init__(specs)
+    self._stores = stores
+
+  def _start(
+    self, path: str, box: source.Index, block: np.ndarray
+  ) -> ts.Future:
     store = self._stores[path]
-    box = source.resolve_index(index, store.shape, path)
-    block = np.asarray(block)
-    expected = store.dtype.numpy_dtype, source.box_shape(box)
-    if (block.dtype, block.shape) != expected:
-      raise ValueError(
-        f'{path}: the block is {block.dtype}{list(block.shape)}, but box'
-        f' {index} needs {expected[0]}{list(expected[1])}.'
-      )
-    # A write that failed is raised by the next one, not at the very end.
-    while self._pending and self._pending[0].done():
-      self._pending.popleft().result()
-    future = (
+    return (
       store[box].write(block, can_reference_source_data_indefinitely=True)
     ).commit
-    self._pending.append(future)
-    return future
-
-  def finish(self) -> None:
-    """Waits for all writes; raises if one failed."""
-    while self._pending:
-      self._pending.popleft().result()
-
-  def abandon(self) -> None:
-    """Waits until nothing writes to the temporary directory any more."""
-    while self._pending:
-      self._pending.popleft().exception()

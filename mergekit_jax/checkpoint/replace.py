@@ -8,7 +8,7 @@ from collections.abc import Callable
 from etils import epath
 import orbax.checkpoint as ocp
 
-from mergekit_jax.checkpoint import orbax_layout
+from mergekit_jax.checkpoint import orbax_layout, safetensors_layout
 
 
 def check_destination(path: epath.Path, overwrite: bool) -> None:
@@ -20,11 +20,25 @@ def check_destination(path: epath.Path, overwrite: bool) -> None:
       f'{path} exists. Give another path, or overwrite=True to replace it.'
     )
   # A mistyped path must not cost somebody a home directory.
-  if orbax_layout.find_item(path) is None:
+  if orbax_layout.find_item(path) is None and not _is_safetensors(path):
     raise FileExistsError(
-      f'{path} exists and is not an Orbax checkpoint, so it is not replaced.'
-      ' Give another path, or delete it yourself.'
+      f'{path} exists and is not a checkpoint and nothing else, so it is not'
+      ' replaced. Give another path, or delete it yourself.'
     )
+
+
+def _is_safetensors(path: epath.Path) -> bool:
+  """Whether a directory holds a safetensors checkpoint and nothing else.
+
+  Such a checkpoint is known by the names of its files only, and people download
+  one into a directory of other things.
+  """
+  if not path.is_dir() or not safetensors_layout.find_shards(path):
+    return False
+  return all(
+    safetensors_layout.belongs(file.name) and not file.is_dir()
+    for file in path.iterdir()
+  )
 
 
 def beside(path: epath.Path, kind: str) -> epath.Path:

@@ -7,8 +7,6 @@ room for the tensors, and boxes are then written into their places in any order.
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 import contextlib
-import errno
-import fnmatch
 import itertools
 import json
 import math
@@ -22,22 +20,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mergekit_jax import checks
-from mergekit_jax.checkpoint import replace, safetensors_layout, source
+from mergekit_jax.checkpoint import files, replace, safetensors_layout, source
 from mergekit_jax.checkpoint.safetensors import SafetensorsCheckpoint
 from mergekit_jax.checkpoint.writer import BoxWriter, Write
 
 _ONE_FILE = 'model.safetensors'
-# What makes a directory of weights a model that others can load.
-_BESIDE_WEIGHTS = (
-  'config.json',
-  'generation_config.json',
-  'tokenizer*',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'chat_template.*',
-  'vocab.*',
-  'merges.txt',
-)
 # Enough writes in flight to keep a disk busy.
 _THREADS = 4
 
@@ -102,9 +89,9 @@ def write_safetensors(
   }
   stage = replace.beside(path, 'tmp')
   replace.on_primary(lambda: _make_files(stage, headers))
-  with _opened(stage, headers) as files:
-    _fill(files, headers, arrays, produce)
-    for file in files.values():
+  with _opened(stage, headers) as opened:
+    _fill(opened, headers, arrays, produce)
+    for file in opened.values():
       os.fsync(file)
   ocp.multihost.sync_global_processes('mergekit_jax:safetensors_written')
   replace.on_primary(lambda: _commit(stage, path, headers, like))
@@ -143,8 +130,8 @@ def _shards(
         for number, names in enumerate(groups, 1)
       }
   elif isinstance(like, SafetensorsCheckpoint):
-    if len(set(like.places.values())) > 1:
-      shards: dict[str, list[str]] = {}
+    shards: dict[str, list[str]] = {}
+    if len(set(like.places.values())) > 1 and arrays.keys() <= set(like.places):
       for name in arrays:
         shards.setdefault(like.places[name], []).append(name)
       return shards
@@ -166,28 +153,11 @@ def _make_files(
         raise ValueError(
           f'{stage} holds the beginnings of another checkpoint. Delete it.'
         )
-      _allocate(file, header.size, stage / name)
+      files.allocate(file, header.size, stage / name)
       # Last, since a file with a header is taken for one that has its size.
-      _write_all(file, memoryview(header.raw), 0)
+      files.write_at(file, memoryview(header.raw), 0)
     finally:
       os.close(file)
-
-
-def _allocate(file: int, size: int, path: epath.Path) -> None:
-  """Gives a file its size, on a full disk now and not after hours."""
-  try:
-    if hasattr(os, 'posix_fallocate'):
-      os.posix_fallocate(file, 0, size)
-      return
-  except OSError as error:
-    if error.errno == errno.ENOSPC:
-      raise OSError(
-        error.errno, f'no room on the disk for {size:,} bytes', str(path)
-      ) from error
-    # Not every file system can.
-    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-      raise
-  os.ftruncate(file, size)
 
 
 @contextlib.contextmanager
@@ -195,21 +165,21 @@ def _opened(
   stage: epath.Path, names: Mapping[str, Any]
 ) -> Iterator[dict[str, int]]:
   with contextlib.ExitStack() as stack:
-    files = {}
+    opened = {}
     for name in names:
-      files[name] = os.open(stage / name, os.O_WRONLY)
-      stack.callback(os.close, files[name])
-    yield files
+      opened[name] = os.open(stage / name, os.O_WRONLY)
+      stack.callback(os.close, opened[name])
+    yield opened
 
 
 def _fill(
-  files: Mapping[str, int],
+  opened: Mapping[str, int],
   headers: Mapping[str, safetensors_layout.Header],
   arrays: Mapping[str, jax.ShapeDtypeStruct],
   produce: Callable[[Write], None],
 ) -> None:
   places = {
-    tensor: (files[name], start)
+    tensor: (opened[name], start)
     for name, header in headers.items()
     for tensor, start in header.starts.items()
   }
@@ -254,7 +224,8 @@ def _write_box(
   """Writes a box of a row-major tensor that begins at byte `start`."""
   if not block.size:
     return
-  data = memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+  flat: Any = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+  data = memoryview(flat)
   # Elements follow each other in the file along the last axis that the box does
   # not span, and all axes after it.
   axis = len(shape)
@@ -272,14 +243,7 @@ def _write_box(
   for number, index in enumerate(indices):
     offset = sum(i * stride for i, stride in zip(index, strides, strict=False))
     part = data[number * run : (number + 1) * run]
-    _write_all(file, part, begin + offset)
-
-
-def _write_all(file: int, data: memoryview, offset: int) -> None:
-  # One call writes 2 GiB at most.
-  while data:
-    written = os.pwrite(file, data, offset)
-    data, offset = data[written:], offset + written
+    files.write_at(file, part, begin + offset)
 
 
 def _commit(
@@ -292,10 +256,9 @@ def _commit(
   if isinstance(like, SafetensorsCheckpoint):
     directory = like.path if like.path.is_dir() else like.path.parent
     for file in directory.iterdir():
-      matches = (fnmatch.fnmatch(file.name, p) for p in _BESIDE_WEIGHTS)
-      if any(matches) and file.is_file():
+      if safetensors_layout.is_beside_weights(file.name) and file.is_file():
         shutil.copyfile(file, stage / file.name)
-        _sync(stage / file.name)
+        files.sync(stage / file.name)
   if list(headers) != [_ONE_FILE]:
     specs = [spec for h in headers.values() for spec in h.specs.values()]
     index = {
@@ -306,16 +269,7 @@ def _commit(
     }
     file = stage / safetensors_layout.INDEX
     file.write_text(json.dumps(index, indent=2) + '\n')
-    _sync(file)
-  _sync(stage)
+    files.sync(file)
+  files.sync(stage)
   stage.rename(path)
-  _sync(path.parent)
-
-
-def _sync(path: epath.Path) -> None:
-  """Waits until a file, or the names in a directory, are on the disk."""
-  opened = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(opened)
-  finally:
-    os.close(opened)
+  files.sync(path.parent)

@@ -20,7 +20,8 @@ def product(x: jax.typing.ArrayLike, y: jax.typing.ArrayLike) -> jax.Array:
   Returns:
     float32 `[*shape]`.
   """
-  return _rounded(jnp.multiply(x, y))
+  x, y = (jnp.asarray(factor).astype(jnp.float32) for factor in (x, y))
+  return _rounded(x * y)
 
 
 @jax.custom_jvp

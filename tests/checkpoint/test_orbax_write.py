@@ -308,7 +308,7 @@ def test_only_a_checkpoint_is_overwritten(tmp_path):
   (tmp_path / 'out').mkdir()
   (tmp_path / 'out/thesis.tex').write_text('')
   specs, produce = _tiny()
-  with pytest.raises(FileExistsError, match='not an Orbax checkpoint'):
+  with pytest.raises(FileExistsError, match='is not a checkpoint'):
     save(tmp_path / 'out', specs, None, produce, overwrite=True)
   assert (tmp_path / 'out/thesis.tex').exists()
 

@@ -156,6 +156,113 @@ def test_header_that_is_no_json(tmp_path):
     open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize('length', [2**63, 2**64 - 1, 10**8 + 1, 18])
+def test_header_that_claims_to_be_longer_than_the_file(tmp_path, length):
+  """Its length is not believed: it would be allocated before it is read."""
+  file = tmp_path / 'm.safetensors'
+  file.write_bytes(length.to_bytes(8, 'little') + b'{"a":{}}' + bytes(9))
+  if length == 10**8 + 1:
+    os.truncate(file, 2 * 10**8)
+  with pytest.raises(ValueError, match=f'should be {length} bytes long'):
+    open_checkpoint(tmp_path)
+
+
+def _entry(*offsets, shape=(4,), dtype='U8'):
+  return {'dtype': dtype, 'shape': shape, 'data_offsets': offsets}
+
+
+@pytest.mark.parametrize(
+  'header, why',
+  [
+    ({'a': _entry(0, 4), 'b': _entry(2, 6)}, "'b'.* bytes 2 to 6 of 8"),
+    ({'a': _entry(0, 4), 'b': _entry(0, 4)}, "'b'.* the ones before it end at"),
+    ({'a': _entry(0, 4), 'b': _entry(5, 9)}, "'b'.* bytes 5 to 9 of 8"),
+    ({'a': _entry(4, 8)}, "'a'.* bytes 4 to 8 of 8"),
+    ({'a': _entry(0, 4)}, '4 bytes follow the last tensor'),
+    ({'a': _entry(0, 4), 'b': _entry(4, 12, shape=[8])}, "'b'.*4 to 12 of 8"),
+    ({'a': _entry(0, 8)}, r"'a' \(uint8\[4\], 4 bytes\).*0 to 8"),
+    ({'a': _entry(8, 4)}, "'a'.*8 to 4"),
+    ({'a': _entry(-4, 4, shape=[8])}, 'whole numbers of 0 or more'),
+    ({'a': _entry(0, 8, shape=[-2, -4])}, 'whole numbers of 0 or more'),
+    ({'a': _entry(0.0, 8)}, 'whole numbers of 0 or more'),
+    ({'a': _entry(0, True, shape=[1])}, 'whole numbers of 0 or more'),
+    ({'a': _entry(0)}, 'malformed'),
+    ({'a': {'dtype': 'U8', 'shape': [8]}}, "malformed.*'data_offsets'"),
+    ({'a': [0, 8]}, 'malformed'),
+    ({'a': _entry(0, 8, shape=8)}, 'malformed'),
+    ([1, 2], 'malformed.*not an object'),
+    ({'__metadata__': {'a': 1}}, 'malformed.*not text'),
+    ({'__metadata__': 3}, 'malformed'),
+  ],
+)
+def test_header_that_does_not_describe_the_file(tmp_path, header, why):
+  _write_raw(tmp_path / 'm.safetensors', header, bytes(8))
+  with pytest.raises(ValueError, match=f'm.safetensors is damaged.*{why}'):
+    open_checkpoint(tmp_path)
+
+
+def test_name_that_is_given_twice(tmp_path):
+  entry = json.dumps(_entry(0, 4))
+  header = f'{{"a":{entry},"a":{entry}}}'.encode()
+  (tmp_path / 'm.safetensors').write_bytes(
+    len(header).to_bytes(8, 'little') + header + bytes(4)
+  )
+  with pytest.raises(ValueError, match="m.safetensors .*'a' is there twice"):
+    open_checkpoint(tmp_path)
+
+
+def test_index_that_places_a_tensor_twice(tmp_path, tensors):
+  _save_shards(tmp_path, tensors)
+  index = '{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}'
+  (tmp_path / INDEX).write_text(index)
+  with pytest.raises(ValueError, match=f"{INDEX} .*'a' is there twice"):
+    open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'place',
+  [
+    '../secret.safetensors',
+    '/etc/secret.safetensors',
+    'sub/model.safetensors',
+    '..\\secret.safetensors',
+    'config.json',
+    '..',
+    'a\0.safetensors',
+    7,
+    None,
+  ],
+)
+def test_index_that_leads_elsewhere(tmp_path, tensors, place):
+  model = tmp_path / 'model'
+  (model / 'sub').mkdir(parents=True)
+  for directory in (tmp_path, model / 'sub'):
+    save_file(tensors, directory / 'secret.safetensors')
+    save_file(tensors, directory / 'model.safetensors')
+  index = {'weight_map': {QUERY: place}}
+  (model / INDEX).write_text(json.dumps(index))
+  with pytest.raises(ValueError, match='a shard is a .* beside the index'):
+    open_checkpoint(model)
+
+
+def test_symlinks(tmp_path, tensors):
+  """The Hugging Face cache keeps blobs elsewhere and links to them."""
+  _save_shards(tmp_path, tensors)
+  snapshot = tmp_path / 'snapshots' / 'main'
+  (tmp_path / 'blobs').mkdir()
+  snapshot.mkdir(parents=True)
+  for number, file in enumerate(sorted(tmp_path.glob('model*'))):
+    file.rename(tmp_path / 'blobs' / str(number))
+    (snapshot / file.name).symlink_to(f'../../blobs/{number}')
+  checkpoint = open_checkpoint(snapshot)
+  assert set(checkpoint.specs) == set(tensors)
+  np.testing.assert_array_equal(
+    np.asarray(checkpoint.read(QUERY)), tensors[QUERY]
+  )
+  shard = next(snapshot.glob('*1-of-*.safetensors'))
+  assert QUERY in open_checkpoint(shard).specs
+
+
 def test_missing_shard(tmp_path, tensors):
   _save_shards(tmp_path, tensors)
   (tmp_path / 'model-00002-of-00002.safetensors').unlink()

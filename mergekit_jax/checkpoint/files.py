@@ -1,0 +1,38 @@
+"""Files on a local disk: room for them, bytes in their places, durability."""
+
+import errno
+import os
+
+from etils import epath
+
+
+def allocate(file: int, size: int, path: epath.Path) -> None:
+  """Gives a file its size, on a full disk now and not after hours."""
+  try:
+    if hasattr(os, 'posix_fallocate'):
+      os.posix_fallocate(file, 0, size)
+  except OSError as error:
+    if error.errno == errno.ENOSPC:
+      raise OSError(
+        error.errno, f'no room on the disk for {size:,} bytes', str(path)
+      ) from error
+    # Not every file system can.
+    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+      raise
+  os.ftruncate(file, size)
+
+
+def write_at(file: int, data: memoryview, offset: int) -> None:
+  # One call writes 2 GiB at most.
+  while data:
+    written = os.pwrite(file, data, offset)
+    data, offset = data[written:], offset + written
+
+
+def sync(path: epath.Path) -> None:
+  """Waits until a file, or the names in a directory, are on the disk."""
+  opened = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(opened)
+  finally:
+    os.close(opened)

@@ -1,0 +1,307 @@
+"""Makes a plan: cuts every leaf into the largest boxes that fit the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+import numpy as np
+
+from mergekit_jax import drive, sharding
+from mergekit_jax.plan import Box, Plan, READ_AHEAD, Scope, Tensor, WRITE_BEHIND
+from mergekit_jax.rule import needs_of, scope_of
+
+_SMALLEST_PART = 64 * 2**10  # bytes of one model on one device
+_LARGEST_BOX = (
+  64 * 2**20
+)  # bytes of one model on one host, unless it saves reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """What the plan needs to know of a leaf; `chunk` only where compressed."""
+
+  path: str
+  shape: tuple[int, ...]
+  sources: tuple[jnp.dtype, ...]
+  dtype: jnp.dtype
+  stacked: tuple[int, ...] = ()
+  chunk: tuple[int, ...] | None = None
+
+  @property
+  def itemsize(self) -> int:
+    """Bytes of an element in the model that stores it widest."""
+    return max(dtype.itemsize for dtype in self.sources)
+
+
+def make_plan(
+  scopes: Sequence[tuple[Any, Sequence[Leaf]]],
+  mesh: Mesh,
+  memory_budget: int,
+  has_base: bool,
+  partition_rules: Mapping[str, PartitionSpec] | None = None,
+  decoding_bytes: int = 0,
+) -> Plan:
+  """Cuts every leaf into boxes that fit the memory budget.
+
+  Args:
+    scopes: rules (None to copy) and their leaves.
+    mesh: a mesh with Auto axes.
+    memory_budget: bytes of host memory.
+    has_base: whether the first source of each leaf is the base.
+    partition_rules: partition specs by regular expression of a path.
+    decoding_bytes: host memory that the sources take beside the buffers.
+
+  Returns:
+    The plan.
+
+  Raises:
+    ValueError: if the smallest possible unit does not fit the budget, a
+      partition rule matches nothing or does not fit, or a rule needs a base.
+  """
+  shapes = {leaf.path: leaf.shape for _, leaves in scopes for leaf in leaves}
+  given = sharding.partitions(partition_rules, shapes, mesh)
+  costs = _Costs(mesh, memory_budget, has_base, decoding_bytes)
+  planned = []
+  for rule, leaves in scopes:
+    rounds = costs.rounds(rule, leaves[0])
+    planned.append(
+      Scope(
+        rule,
+        rounds,
+        tuple(
+          _cut(rule, rounds, leaf, given.get(leaf.path), costs)
+          for leaf in leaves
+        ),
+      )
+    )
+  most, leaf = costs.most
+  if most > memory_budget:
+    raise ValueError(
+      f'memory_budget={memory_budget:,} bytes is too small: the smallest unit '
+      f'of {leaf} takes {most:,} bytes. Give at least that.'
+    )
+  return Plan(tuple(planned), mesh, most, memory_budget)
+
+
+class _Costs:
+  """Host memory of a unit, and the largest seen so far."""
+
+  def __init__(
+    self, mesh: Mesh, budget: int, has_base: bool, decoding_bytes: int
+  ):
+    self.mesh = mesh
+    self.budget = budget
+    self.has_base = has_base
+    self.decoding_bytes = decoding_bytes
+    self.most: tuple[int, str] = (0, '')
+    self.hosts = len({device.process_index for device in mesh.devices.flat})
+    self.local_devices = mesh.size // self.hosts
+    self._partials: dict[Any, tuple[int, int]] = {}
+
+  def rounds(self, rule: Any, leaf: Leaf) -> int:
+    return self._asked(rule, leaf)[0]
+
+  def _asked(self, rule: Any, leaf: Leaf) -> tuple[int, int]:
+    """The rounds of a rule, and the bytes of the partials of a layer slice."""
+    if rule is None:
+      return 0, 0
+    rank = len(leaf.shape) - len(leaf.stacked)
+    key = (id(rule), rank, len(leaf.sources))
+    if key not in self._partials:
+      values = jax.ShapeDtypeStruct((2,) * rank, jnp.float32)
+      count = len(leaf.sources) - self.has_base
+      block = drive.Block(
+        values if self.has_base else None,
+        [values] * count,
+        jax.ShapeDtypeStruct((2,), jnp.uint32),
+        (0,) * rank,
+        values.shape,
+        (),
+        values.dtype,
+      )
+      partials = drive.questions(rule, block)
+      sizes = [
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(partial))
+        for partial in partials
+      ]
+      self._partials[key] = len(partials), max(sizes, default=0)
+    return self._partials[key]
+
+  def of(
+    self, rule: Any, leaf: Leaf, shape: Sequence[int], replicas: int
+  ) -> int:
+    """Host memory, in bytes, while boxes of this shape are merged.
+
+    The buffers of the reads under way and of the unit being merged, the outputs
+    being written, what the kernels keep of each element (measured: a float32
+    for every model and one more), the partial sums of each layer slice with the
+    copies that answering them takes, and what decoding the sources takes.
+    """
+    elements = -(-math.prod(shape) // self.hosts)
+    layers = math.prod(shape[axis] for axis in leaf.stacked)
+    _, partial_bytes = self._asked(rule, leaf)
+    stored = sum(dtype.itemsize for dtype in leaf.sources)
+    computed = leaf.dtype.itemsize * (1 + WRITE_BEHIND)
+    if rule is not None:
+      computed += 4 * (len(leaf.sources) + 1)
+    per_element = stored * (1 + READ_AHEAD) + computed * replicas
+    return (
+      elements * per_element + 4 * layers * partial_bytes + self.decoding_bytes
+    )
+
+
+def _cut(
+  rule: Any,
+  rounds: int,
+  leaf: Leaf,
+  spec: PartitionSpec | None,
+  costs: _Costs,
+) -> Tensor:
+  """Cuts one leaf into boxes."""
+  if spec is None:
+    spec = sharding.partition(
+      leaf.shape, costs.mesh, leaf.stacked, _SMALLEST_PART // leaf.itemsize
+    )
+  spec = _undivided(spec, leaf, rule, costs.mesh)
+  shards = sharding.shards(spec, len(leaf.shape), costs.mesh)
+  extents = _extents(rule, rounds, leaf, shards, costs)
+  boxes = tuple(
+    Box(
+      tuple(start for start, _, _ in segments),
+      tuple(size for _, size, _ in segments),
+      PartitionSpec(
+        *(
+          axes if sharded else None
+          for axes, (_, _, sharded) in zip(
+            sharding.padded(spec, len(leaf.shape)), segments, strict=True
+          )
+        )
+      ),
+    )
+    for segments in itertools.product(
+      *map(_segments, leaf.shape, extents, shards)
+    )
+  )
+  whole = all(
+    size == leaf.shape[axis]
+    for box in boxes
+    for axis, size in enumerate(box.shape)
+    if axis not in leaf.stacked
+  )
+  return Tensor(
+    leaf.path,
+    leaf.shape,
+    leaf.sources,
+    leaf.dtype,
+    leaf.stacked,
+    boxes,
+    rounds == 0 or (whole and scope_of(rule) == 'tensor'),
+    _amplification(leaf, extents),
+  )
+
+
+def _cuttable(leaf: Leaf, rule: Any) -> list[int]:
+  """The axes, stacked ones apart, along which a leaf may be cut."""
+  unstacked = [i for i in range(len(leaf.shape)) if i not in leaf.stacked]
+  needs = 'element' if rule is None else needs_of(rule)
+  return {'element': unstacked, 'row': unstacked[:-1], 'matrix': []}[needs]
+
+
+def _undivided(
+  spec: PartitionSpec, leaf: Leaf, rule: Any, mesh: Mesh
+) -> PartitionSpec:
+  """The spec without axes whose remainder would cut what must stay whole."""
+  free = {*_cuttable(leaf, rule), *leaf.stacked}
+  rank = len(leaf.shape)
+  entries = sharding.padded(spec, rank)
+  counts = sharding.shards(spec, rank, mesh)
+  for axis, size in enumerate(leaf.shape):
+    if axis not in free and size % counts[axis]:
+      entries[axis] = None
+  return PartitionSpec(*entries)
+
+
+def _extents(
+  rule: Any, rounds: int, leaf: Leaf, shards: Sequence[int], costs: _Costs
+) -> list[int]:
+  """The shape of the largest boxes of a leaf that fit the budget.
+
+  Stacked axes are cut first, since layers do not need each other, then the
+  leading axes, so that a box stays a run of bytes.
+  """
+  unstacked = [i for i in range(len(leaf.shape)) if i not in leaf.stacked]
+  cuttable = _cuttable(leaf, rule)
+  extents = list(leaf.shape)
+  replicas = max(1, costs.local_devices // math.prod(shards))
+  smallest = _SMALLEST_PART // leaf.itemsize * math.prod(shards)
+
+  def fits() -> bool:
+    if costs.of(rule, leaf, extents, replicas) > costs.budget:
+      return False
+    if rounds and scope_of(rule) == 'tensor':
+      if all(extents[i] == leaf.shape[i] for i in unstacked):
+        return True
+    on_host = math.prod(extents) * leaf.itemsize // costs.hosts
+    return on_host <= _LARGEST_BOX
+
+  for axis in (*leaf.stacked, *cuttable):
+    while extents[axis] > shards[axis] and not fits():
+      if axis not in leaf.stacked and math.prod(extents) <= smallest:
+        break
+      extents[axis] = _half(extents[axis], shards[axis], leaf, axis)
+  costs.most = max(
+    costs.most,
+    (costs.of(rule, leaf, extents, replicas), f'{leaf.path} {leaf.shape}'),
+  )
+  return extents
+
+
+def _half(extent: int, shards: int, leaf: Leaf, axis: int) -> int:
+  """About half an extent: even over the shards, on chunk borders if it can."""
+  most = max(1, extent // (2 * shards))
+  step = 1
+  if leaf.chunk is not None:
+    aligned = math.lcm(leaf.chunk[axis], shards) // shards
+    step = aligned if aligned <= most else 1
+  rows = leaf.shape[axis] // shards
+  # Of the part sizes from here to half of it, one that leaves the least over.
+  candidates = range(most - most % step, most // 2, -step)
+  best = min(candidates, key=lambda part: rows % part)
+  return best * shards
+
+
+def _segments(
+  size: int, extent: int, shards: int
+) -> list[tuple[int, int, bool]]:
+  """Cuts one dimension: (start, size, whether it is spread over the shards).
+
+  What is left over at the end is not spread: its parts would share a stored
+  chunk with each other, which two processes must never do.
+  """
+  extent -= extent % shards
+  starts = range(0, size - extent + 1, extent) if extent else ()
+  segments = [(start, extent, True) for start in starts]
+  covered = len(segments) * extent
+  if covered < size or not segments:
+    segments.append((covered, size - covered, False))
+  return segments
+
+
+def _amplification(leaf: Leaf, extents: Sequence[int]) -> float:
+  """Bytes decoded for each byte that is used; 1 where nothing is compressed."""
+  if leaf.chunk is None:
+    return 1.0
+  ratio = 1.0
+  for size, extent, chunk in zip(leaf.shape, extents, leaf.chunk, strict=True):
+    starts = np.arange(0, size, max(extent, 1))
+    ends = np.minimum(starts + extent, size)
+    touched = (ends - 1) // chunk - starts // chunk + 1
+    ratio *= float(np.sum(touched)) * chunk / max(size, 1)
+  return ratio

@@ -1,0 +1,322 @@
+"""Checkpoints as the frameworks write them, merged and restored their way."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import nnx
+from flax.training import train_state
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+import tensorstore as ts
+
+import mergekit_jax as mk
+from mergekit_jax import job
+from tests import checkpoints, compare
+
+SCALE = 0.5
+EMBED, LAYERS, MLP = 4, 3, 6
+
+
+def params(layout, number):
+  """Model `number` of a layout, 0 being the base; whole numbers throughout."""
+
+  def leaf(shape):
+    random = np.random.default_rng([number, *shape])
+    return random.integers(-9, 9, shape).astype(np.float32)
+
+  is_shape = lambda node: isinstance(node, tuple)
+  return jax.tree.map(leaf, layout.shapes, is_leaf=is_shape)
+
+
+def merged(layout):
+  """What the merge should give: exact, as halves of whole numbers are."""
+  base, one, two = (params(layout, number) for number in range(3))
+  return jax.tree.map(
+    lambda b, x, y: b + np.float32(SCALE) * ((x - b) + (y - b)), base, one, two
+  )
+
+
+@dataclasses.dataclass
+class Layout:
+  """How a framework lays a model down.
+
+  Attributes:
+    shapes: the shapes of the parameters, as it nests them.
+    save: writes the training state around some parameters to a directory.
+    restore: gives the parameters in a directory, knowing their shapes only.
+    root: what comes before the paths of `shapes` in the checkpoint.
+    stacked_axes: where layers are stacked; None if the metadata says it.
+    kept: the paths of the output beside those of `shapes`.
+  """
+
+  shapes: Any
+  save: Callable[[Any, Any], None]
+  restore: Callable[[Any, Any], Any]
+  root: str = 'params'
+  stacked_axes: Any = None
+  kept: tuple[str, ...] = ()
+
+
+def abstract(tree):
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree
+  )
+
+
+def standard_save(path, tree):
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path, tree)
+
+
+def standard_restore(path, tree):
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(path, abstract(tree))
+
+
+# MaxText: item `items` of a CheckpointManager; load_parameters_path names it.
+
+
+def maxtext_save(path, tree, scanned=True, **beside):
+  with ocp.CheckpointManager(path, item_names=('items',)) as manager:
+    state = {
+      'params': {'params': tree},
+      'opt_state': {'mu': {'params': tree}, 'count': np.int32(7)},
+      'step': np.int32(7),
+      **beside,
+    }
+    manager.save(
+      0,
+      args=ocp.args.Composite(items=ocp.args.PyTreeSave(state)),
+      custom_metadata={'scan_layers': scanned},
+    )
+
+
+def maxtext_restore(path, tree):
+  target = {'params': {'params': abstract(tree)}}
+  restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+    path / '0' / 'items',
+    item=target,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+    transforms={},
+  )
+  return restored['params']['params']
+
+
+def maxtext(decoder, **options):
+  shapes = {
+    'token_embedder': {'embedding': (9, EMBED)},
+    'decoder': {'decoder_norm': {'scale': (EMBED,)}, **decoder},
+  }
+  options = {'save': maxtext_save, 'root': 'params/params', **options}
+  return Layout(shapes=shapes, restore=maxtext_restore, **options)
+
+
+def block(*stack):
+  """A layer, or layers stacked along axis 1."""
+  return {
+    'mlp': {'wi_0': {'kernel': (EMBED, *stack, MLP)}},
+    'pre_self_attention_layer_norm': {'scale': (EMBED, *stack)},
+  }
+
+
+# Linen: a whole TrainState is saved; its parameters are put into a new one.
+
+
+def train_state_of(tree):
+  return train_state.TrainState.create(
+    apply_fn=lambda: None, params=tree, tx=optax.adam(1e-3)
+  )
+
+
+def linen_restore(path, tree):
+  state = train_state_of(tree)
+  restored = standard_restore(path, {'params': state.params})
+  return state.replace(**restored).params
+
+
+# flax nnx: a State, whose leaves end in `value`, or its pure dictionary.
+
+
+def nnx_state(tree):
+  counts = {'rngs': {'count': nnx.RngCount(np.uint32(3))}}
+  return nnx.State(jax.tree.map(nnx.Param, tree) | counts)
+
+
+def nnx_restore(path, tree):
+  restored = standard_restore(path, nnx_state(tree))
+  assert restored['rngs']['count'].get_value() == 3
+  del restored['rngs']
+  return nnx.to_pure_dict(restored)
+
+
+# T5X: the optimizer's view of things.
+
+
+def t5x_save(path, tree):
+  ocp.PyTreeCheckpointer().save(
+    path, {'target': tree, 'state': {'step': 5, 'param_states': {'v': tree}}}
+  )
+
+
+def t5x_restore(path, tree):
+  target = {'target': abstract(tree)}
+  return ocp.PyTreeCheckpointer().restore(path, item=target)['target']
+
+
+# CheckpointManager with an item for each thing.
+
+
+def items_save(path, tree):
+  with ocp.CheckpointManager(path) as manager:
+    for step in (10, 20):
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(tree),
+          opt_state=ocp.args.StandardSave({'mu': tree}),
+          metrics=ocp.args.JsonSave({'loss': 0.5}),
+        ),
+      )
+
+
+def items_restore(path, tree):
+  with ocp.CheckpointManager(path) as manager:
+    args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract(tree)))
+    return manager.restore(manager.latest_step(), args=args).params
+
+
+# Levanter: every array in a directory of its own, read through TensorStore.
+
+
+def levanter_save(path, tree):
+  handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+  state = {'model': tree, 'optimizer': {'mu': tree}, 'training_key': np.ones(2)}
+  ocp.Checkpointer(handler).save(path, args=ocp.args.PyTreeSave(state))
+
+
+def levanter_restore(path, tree):
+  def read(keys, leaf):
+    name = jax.tree_util.keystr(keys, simple=True, separator='.')
+    store = {'driver': 'file', 'path': f'{path}/model.{name}'}
+    opened = ts.open({'driver': 'zarr', 'kvstore': store}, read=True).result()
+    return opened.read().result()
+
+  return jax.tree.map_with_path(read, tree)
+
+
+LAYOUTS = {
+  'maxtext_scanned': maxtext({'layers': block(LAYERS)}),
+  'maxtext_unscanned': maxtext(
+    {f'layers_{i}': block() for i in range(LAYERS)},
+    save=lambda path, tree: maxtext_save(path, tree, scanned=False),
+  ),
+  # Cycles of six layers, each with a stack of its own, then those left over.
+  'gemma3_cycle': maxtext(
+    {
+      'layers': {f'layers_{i}': block(2) for i in range(6)},
+      'layers_remainder': {f'layers_{i}': block() for i in range(2)},
+    }
+  ),
+  'two_scan_axes': maxtext(
+    {'scanned_blocks': {'layers': block(2, LAYERS)}},
+    stacked_axes={r'.*/scanned_blocks/.*': (1, 2)},
+  ),
+  'nnx_aux': maxtext(
+    {'layers': block(LAYERS)},
+    save=lambda path, tree: maxtext_save(
+      path, tree, nnx_aux={'dropout': {'count': np.uint32(3)}}
+    ),
+    kept=('nnx_aux/dropout/count',),
+  ),
+  'linen_train_state': Layout(
+    {'layers': {'kernel': (LAYERS, EMBED, MLP), 'bias': (LAYERS, MLP)}},
+    save=lambda path, tree: standard_save(path, train_state_of(tree)),
+    restore=linen_restore,
+    stacked_axes={r'.*/layers/.*': 0},
+  ),
+  'nnx_state': Layout(
+    {'blocks': {'0': {'kernel': (EMBED, MLP)}, '1': {'kernel': (EMBED, MLP)}}},
+    save=lambda path, tree: standard_save(path, nnx_state(tree)),
+    restore=nnx_restore,
+    root='',
+    kept=('rngs/count/value',),
+  ),
+  'nnx_pure_dict': Layout(
+    {'blocks': {0: {'kernel': (EMBED, MLP)}, 1: {'kernel': (EMBED, MLP)}}},
+    save=standard_save,
+    restore=standard_restore,
+    root='',
+  ),
+  'gemma_flat_keys': Layout(
+    {
+      'transformer/embedder': {'input_embedding': (9, EMBED)},
+      'transformer/layer_0/attn/q_einsum': {'w': (2, EMBED, 3)},
+      'transformer/layer_0/mlp': {'gating_einsum': (2, EMBED, MLP)},
+    },
+    save=standard_save,
+    restore=standard_restore,
+    root='',
+  ),
+  't5x': Layout(
+    {'decoder': {'layers': block(LAYERS)}},
+    save=t5x_save,
+    restore=t5x_restore,
+    root='target',
+    stacked_axes={r'target/decoder/layers/.*': 1},
+  ),
+  'items': Layout(
+    {'dense': {'kernel': (EMBED, MLP), 'bias': (MLP,)}},
+    save=items_save,
+    restore=items_restore,
+    root='',
+  ),
+  'levanter': Layout(
+    {'transformer': {'h': {'stacked': {'kernel': (LAYERS, EMBED, MLP)}}}},
+    save=levanter_save,
+    restore=levanter_restore,
+    root='model',
+    stacked_axes={r'.*/stacked/.*': 0},
+  ),
+}
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_merged_and_restored(tmp_path, name):
+  layout = LAYOUTS[name]
+  paths = [tmp_path / model for model in ('base', 'one', 'two')]
+  for number, path in enumerate(paths):
+    layout.save(path, params(layout, number))
+  mk.merge_checkpoints(
+    mk.task_arithmetic(SCALE),
+    base=paths[0],
+    experts=paths[1:],
+    output=tmp_path / 'out',
+    stacked_axes=layout.stacked_axes,
+  )
+  expected = checkpoints.leaves(merged(layout))
+  zeros = jax.tree.map(jnp.zeros_like, params(layout, 0))
+  restored = layout.restore(tmp_path / 'out', zeros)
+  compare.same_bits(checkpoints.leaves(restored), expected)
+
+  base, output = map(mk.open_checkpoint, (paths[0], tmp_path / 'out'))
+  prefix = f'{layout.root}/' if layout.root else ''
+  # A State calls its leaves `value`.
+  written = {path.removesuffix('/value') for path in output.specs}
+  kept = {path.removesuffix('/value') for path in layout.kept}
+  assert written == {prefix + path for path in expected} | kept
+  assert output.specs.items() <= base.specs.items()
+  assert output.layout == base.layout
+  assert output.metadata.items() >= base.metadata.items()
+
+
+def test_a_cycle_is_stacked_and_what_is_left_over_is_not(tmp_path):
+  layout = LAYOUTS['gemma3_cycle']
+  layout.save(tmp_path / 'base', params(layout, 0))
+  made = job.make_job(mk.average(), [tmp_path / 'base'], None)
+  for tensor in made.plan.scopes[0].tensors:
+    assert tensor.stacked == ((1,) if '/layers/' in tensor.path else ())

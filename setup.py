@@ -12,31 +12,29 @@ STUDY = ['matplotlib', 'tqdm']
 TEST = ['pytest', 'pytest-xdist', 'ruff', 'pyright[nodejs]', *STUDY]
 
 setuptools.setup(
-    name='mergekit_jax',
-    version=VERSION['__version__'],
-    description=(
-        'Merges fine-tuned expert models as partitioned Orbax checkpoints on a '
-        'TPU or GPU mesh, without any host holding a whole model.'
-    ),
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    license_files=['LICENSE'],
-    python_requires='>=3.11',
-    packages=setuptools.find_packages(
-        include=['mergekit_jax*', 'experiments*']
-    ),
-    install_requires=[
-        'absl-py',
-        'etils[epath]',
-        'flax>=0.10',
-        'jax>=0.9',
-        'numpy>=2.0',
-        'orbax-checkpoint>=0.12,<0.13',
-        'safetensors>=0.4',
-        'tensorstore>=0.1.70',
-        'tqdm',
-    ],
-    extras_require={'study': ['optax', *STUDY], 'test': ['optax', *TEST]},
-    entry_points={'console_scripts': ['mergekit-jax = mergekit_jax.cli:run']},
+  name='mergekit_jax',
+  version=VERSION['__version__'],
+  description=(
+    'Merges fine-tuned expert models as partitioned Orbax checkpoints on a '
+    'TPU or GPU mesh, without any host holding a whole model.'
+  ),
+  long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['mergekit_jax*', 'experiments*']),
+  install_requires=[
+    'absl-py',
+    'etils[epath]',
+    'flax>=0.10',
+    'jax>=0.9',
+    'numpy>=2.0',
+    'orbax-checkpoint>=0.12,<0.13',
+    'safetensors>=0.4',
+    'tensorstore>=0.1.70',
+    'tqdm',
+  ],
+  extras_require={'study': ['optax', *STUDY], 'test': ['optax', *TEST]},
+  entry_points={'console_scripts': ['mergekit-jax = mergekit_jax.cli:run']},
 )

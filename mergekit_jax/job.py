@@ -93,7 +93,7 @@ def make_job(
   partition_rules: Mapping[str, PartitionSpec] | None = None,
 ) -> Job:
   """Opens, compares and plans. For the arguments see `merge_checkpoints`."""
-  scopes.demand_rule('method', method)
+  scopes.demand_rule('A method is a rule', method)
   if isinstance(experts, (str, bytes)) or not experts:
     raise ValueError(
       f'experts={experts!r} was given; give a list of at least one checkpoint.'

@@ -51,7 +51,7 @@ def merge(
     ValueError: if there are no experts, the trees differ, a rule by path
       matches nothing, or the method needs a base or a key that was not given.
   """
-  scopes.demand_rule('method', method)
+  scopes.demand_rule('A method is a rule', method)
   experts = list(experts)
   if not experts:
     raise ValueError('No experts were given; give at least one.')

@@ -240,7 +240,8 @@ def _extents(
   cuttable = _cuttable(leaf, rule)
   extents = list(leaf.shape)
   replicas = max(1, costs.local_devices // math.prod(shards))
-  smallest = _SMALLEST_PART // leaf.itemsize * math.prod(shards)
+  # A part that every device holds may be smaller: each of them computes it.
+  smallest = _SMALLEST_PART // leaf.itemsize * math.prod(shards) // replicas
 
   def fits() -> bool:
     if costs.of(rule, leaf, extents, replicas) > costs.budget:

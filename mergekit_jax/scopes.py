@@ -31,7 +31,7 @@ def group(
   paths = list(paths)
   for value in (overrides or {}).values():
     if value != 'base':
-      demand_rule("an override other than 'base'", value)
+      demand_rule("An override is 'base' or a rule", value)
   matched = tree.first_match(
     {regex: i for i, regex in enumerate(overrides or {})}, paths, 'overrides'
   )
@@ -46,12 +46,18 @@ def group(
   return result
 
 
-def demand_rule(name: str, value: Any) -> None:
-  """Raises a ValueError unless the value is a merge rule."""
-  if callable(value) and not isinstance(value, type):
-    if not inspect.isroutine(value):
-      return
-    remedy = f'Call it: {getattr(value, "__name__", "method")}(...).'
-  else:
-    remedy = 'Give a rule such as mk.ties(density=0.5).'
-  raise ValueError(f'{name}: {value!r} is not a merge rule. {remedy}')
+def demand_rule(what: str, value: Any) -> None:
+  """Raises a ValueError unless the value is a merge rule.
+
+  Args:
+    what: how the message begins, such as 'A method is a rule'.
+    value: what was given.
+  """
+  if not callable(value) or isinstance(value, type):
+    example = 'mk.ties(density=0.5)'
+    raise ValueError(f'{what} such as {example}; {value!r} was given.')
+  if inspect.isroutine(value):
+    raise ValueError(
+      f'{what}; the function {value.__name__} was given. Call it: '
+      f'{value.__name__}(...).'
+    )

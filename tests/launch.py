@@ -94,6 +94,15 @@ def main(job: dict) -> None:
 
     Stage.record = record_and_die
 
+  if job.get('count_bytes'):
+    import tensorstore as ts
+
+    from mergekit_jax.checkpoint import orbax
+
+    # TensorStore counts what it reads, but not what it maps into memory.
+    caches = {'cache_pool#ocdbt': {'total_bytes_limit': 2**24}}
+    orbax._context = lambda item, decoded_bytes=0: ts.Context(caches)
+
   names = ('experts', 'base', 'output', 'memory_budget', 'stacked_axes', 'seed')
   arguments = {name: job[name] for name in names if name in job}
   report = mk.merge_checkpoints(eval(job['method'], {'mk': mk}), **arguments)

@@ -176,7 +176,7 @@ class TestArguments:
     assert 'one weight for each expert' in message
 
   def test_not_a_rule(self, refused):
-    refused(ValueError, "method='ties' was given", 'ties')
+    refused(ValueError, "'ties' was given", 'ties')
 
   @pytest.mark.parametrize(
     'name', ['overrides', 'stacked_axes', 'partition_rules']

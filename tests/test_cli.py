@@ -265,7 +265,7 @@ class TestProgram:
     assert finished.returncode == 0, finished.stderr
     # Only our own lines of progress, nothing of Orbax and JAX.
     for line in finished.stderr.splitlines():
-      assert re.match(r'I\d{4} .* streamed\.py:\d+\] merged \d+ %', line), line
+      assert re.match(r'I\d{4} .* progress\.py:\d+\] merged \d+ %', line), line
     assert '1 tensors merged, 2 copied' in finished.stdout
     assert f'merged checkpoint: {output}\n' in finished.stdout
     base, experts = models.trees(models.SMALL, experts=2)

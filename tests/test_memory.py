@@ -136,9 +136,11 @@ def test_budget(saved, tmp_path, rule):
   budget = 64 * MIB
   tiny, half, whole = peaks_of(rule, saved, tmp_path / 'out', budget)
   assert half - tiny < budget + RUNTIME, (tiny / MIB, half / MIB, whole / MIB)
+  assert whole - tiny < budget + RUNTIME, (tiny / MIB, half / MIB, whole / MIB)
   # They run in one process, one after the other, so fragments of the heap add
-  # up: 2 to 9 MiB were measured. The models differ by 160 MB.
-  assert whole < half + 20 * MIB, (tiny / MIB, half / MIB, whole / MIB)
+  # up: 2 to 23 MiB were measured. A merge that held more of a larger model would
+  # show, as the models differ by 160 MB.
+  assert whole < half + 40 * MIB, (tiny / MIB, half / MIB, whole / MIB)
 
 
 def test_leaf_larger_than_the_budget(tmp_path):

@@ -42,6 +42,7 @@ def test_each_process_reads_its_share(sources, tmp_path):
   """Leaves of 1 MB and more, read once: at most 55 % each of 2 processes."""
   arguments = job(sources, tmp_path / 'out', 'threshold')
   arguments |= {'method': METHODS['elementwise'][0], 'memory_budget': '64MiB'}
+  arguments['count_bytes'] = True
   _, printed = run_merge(arguments, processes=2)
   size = sum(
     leaf.nbytes

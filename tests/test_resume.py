@@ -6,6 +6,8 @@ import json
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -22,7 +24,14 @@ STACKED = {r'params/layers': 0}
 
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory):
-  """A base and two experts; a small budget cuts them into many boxes."""
+  """A base and two experts, saved by 8 devices, as chunks of an eighth.
+
+  A small budget cuts them into many boxes.
+  """
+  mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(AxisType.Auto,))
+  columns = lambda leaf: NamedSharding(
+    mesh, P(*[None] * (leaf.ndim - 1), 'fsdp') if leaf.ndim > 1 else P()
+  )
   folder = tmp_path_factory.mktemp('sources')
   random = np.random.default_rng(0)
   shapes = {'layers': (6, 128, 512), 'embedding': (1030, 256), 'norm': (77,)}
@@ -34,6 +43,7 @@ def sources(tmp_path_factory):
         k: jnp.asarray(v + 0.1 * random.standard_normal(v.shape), jnp.float32)
         for k, v in base.items()
       }
+      tree = {k: jax.device_put(v, columns(v)) for k, v in tree.items()}
       tree['count'] = jnp.int32(7)
       checkpointer.save(
         folder / name, args=ocp.args.PyTreeSave({'params': tree, 'step': 3})
@@ -47,7 +57,7 @@ def job(sources, output, method, **more):
     'base': str(sources / 'base'),
     'experts': [str(sources / 'one'), str(sources / 'two')],
     'output': str(output),
-    'memory_budget': '6MiB',
+    'memory_budget': '8MiB',
     'stacked_axes': STACKED,
     'seed': 3,
     **more,

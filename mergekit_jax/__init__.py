@@ -9,6 +9,7 @@ from mergekit_jax.checkpoint import open_checkpoint
 from mergekit_jax.kernels.gram import gram_matrix
 from mergekit_jax.kernels.product import product
 from mergekit_jax.kernels.select import kth_magnitude
+from mergekit_jax.kernels.sums import accurate_sum, count
 from mergekit_jax.merge import merge
 from mergekit_jax.methods import (
   average,
@@ -31,7 +32,9 @@ from mergekit_jax.version import __version__
 
 __all__ = [
   '__version__',
+  'accurate_sum',
   'average',
+  'count',
   'chain',
   'dare',
   'dare_ties',

@@ -1,4 +1,4 @@
-"""The command line: mergekit-jax merge | plan | inspect | methods."""
+"""The command line: mergekit-jax merge, plan, inspect, verify, methods."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 from absl import app, logging
 from absl.flags import argparse_flags
+
+_HEARTBEAT_TIMEOUT_SECONDS = 15
 
 _EPILOGUE = """
 Expressions (REGEX) match whole paths as `inspect` prints them; the first match
@@ -88,6 +90,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   )
   merge.add_argument('--allow_nonfinite', action='store_true')
   merge.add_argument('--overwrite', action='store_true')
+  merge.add_argument(
+    '--noresume',
+    action='store_true',
+    help='throw away what a killed merge into this output left',
+  )
+  merge.add_argument(
+    '--distributed',
+    action='store_true',
+    help='join the processes of a TPU pod or a SLURM job',
+  )
+  merge.add_argument('--coordinator_address', help='HOST:PORT of process 0')
+  merge.add_argument('--num_processes', type=int)
+  merge.add_argument('--process_id', type=int)
   merge.set_defaults(run=_merge)
 
   plan = commands.add_parser(
@@ -102,6 +117,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   look.add_argument('checkpoint')
   look.set_defaults(run=_inspect)
 
+  check = commands.add_parser(
+    'verify', help='compare a merged checkpoint with its checksums'
+  )
+  check.add_argument('checkpoint')
+  check.set_defaults(run=_verify)
+
   listing = commands.add_parser('methods', help='print methods and options')
   listing.set_defaults(run=_methods)
   return parser.parse_args(argv[1:])
@@ -112,14 +133,14 @@ def main(arguments: argparse.Namespace) -> int:
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
   _make_cpu_devices(getattr(arguments, 'devices', None))
+  _join_processes(arguments)
   try:
-    arguments.run(arguments)
+    return arguments.run(arguments) or 0
   except (ValueError, OSError, FloatingPointError) as error:
     if logging.vlog_is_on(1):
       raise
     print(f'mergekit-jax: {error}', file=sys.stderr)
     return 1
-  return 0
 
 
 def _is_ours_or_a_warning(record: Any) -> bool:
@@ -136,6 +157,29 @@ def _make_cpu_devices(count: int | None) -> None:
   jax.config.update('jax_num_cpu_devices', count or os.cpu_count() or 1)
 
 
+def _join_processes(arguments: argparse.Namespace) -> None:
+  """Several processes merge as one; one that dies ends the others."""
+  given = getattr(arguments, 'coordinator_address', None)
+  if not given and not getattr(arguments, 'distributed', False):
+    return
+  import jax
+
+  jax.distributed.initialize(
+    given,
+    arguments.num_processes,
+    arguments.process_id,
+    heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+  )
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+  from mergekit_jax.verify import verify
+
+  damage = verify(arguments.checkpoint)
+  print('\n'.join(damage) or f'{arguments.checkpoint} is as it was written.')
+  return 1 if damage else 0
+
+
 def _merge(arguments: argparse.Namespace) -> None:
   import mergekit_jax as mk
 
@@ -146,6 +190,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     shard_size=arguments.shard_size,
     allow_nonfinite=arguments.allow_nonfinite,
     overwrite=arguments.overwrite,
+    resume=not arguments.noresume,
     **_what_to_merge(arguments),
   )
   print(report.table())

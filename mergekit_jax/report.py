@@ -109,6 +109,12 @@ class MergeReport:
     return result
 
 
+def report_path(output: epath.PathLike) -> epath.Path:
+  """Where the report of a merge lies: beside its output."""
+  output = epath.Path(output)
+  return output.parent / f'{output.name}.report.json'
+
+
 def add_sums(
   records: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:

@@ -289,8 +289,8 @@ def _demand_finite(
   if bad := sum(map(_count_nonfinite, blocks)):
     raise FloatingPointError(
       f'{path}: merging finite models gave {bad} non-finite values in '
-      f'{where}: {merged.dtype} overflows. Use a smaller scale, a dtype with more range, '
-      'or pass allow_nonfinite=True (--allow_nonfinite).'
+      f'{where}: {merged.dtype} overflows. Use a smaller scale, a dtype with '
+      'more range, or pass allow_nonfinite=True (--allow_nonfinite).'
     )
 
 

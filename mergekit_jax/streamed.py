@@ -154,16 +154,10 @@ def merge_checkpoints(
     job, output, records, resumed, provenance, time.perf_counter() - start
   )
   if jax.process_index() == 0:
-    report.save(report_path(output))
+    report.save(reports.report_path(output))
     for warning in report.warnings:
       logging.warning('%s', warning)
   return report
-
-
-def report_path(output: epath.PathLike) -> epath.Path:
-  """Where the report of a merge lies: beside its output."""
-  output = epath.Path(output)
-  return output.parent / f'{output.name}.report.json'
 
 
 def _demand_free(

@@ -138,8 +138,8 @@ def test_budget(saved, tmp_path, rule):
   assert half - tiny < budget + RUNTIME, (tiny / MIB, half / MIB, whole / MIB)
   assert whole - tiny < budget + RUNTIME, (tiny / MIB, half / MIB, whole / MIB)
   # They run in one process, one after the other, so fragments of the heap add
-  # up: 2 to 23 MiB were measured. A merge that held more of a larger model would
-  # show, as the models differ by 160 MB.
+  # up: 2 to 23 MiB were measured. A merge that held more of a larger model
+  # would show, as the models differ by 160 MB.
   assert whole < half + 40 * MIB, (tiny / MIB, half / MIB, whole / MIB)
 
 

@@ -1,0 +1,56 @@
+"""Reads a merged checkpoint again and compares it with what was written."""
+
+from __future__ import annotations
+
+import json
+
+from etils import epath
+import numpy as np
+
+from mergekit_jax.checkpoint import open_checkpoint
+from mergekit_jax.report import report_path
+from mergekit_jax.stream import checksum
+
+
+def verify(output: epath.PathLike) -> list[str]:
+  """Compares every part of an output with its recorded checksum.
+
+  Args:
+    output: a checkpoint that `merge_checkpoints` wrote, its report beside it.
+
+  Returns:
+    A sentence for every part that is damaged; empty if all is well.
+
+  Raises:
+    FileNotFoundError: if there is no report beside the output.
+    ValueError: if the output is no checkpoint.
+  """
+  report = report_path(output)
+  if not report.exists():
+    raise FileNotFoundError(
+      f'{report} is missing: only with its report beside it can an output be '
+      'verified.'
+    )
+  checkpoint = open_checkpoint(output)
+  damage = []
+  for path, parts in json.loads(report.read_text())['checksums'].items():
+    if path not in checkpoint.specs:
+      damage.append(f'{path}: missing')
+      continue
+    for origin, shape, expected in parts:
+      index = tuple(
+        slice(start, start + size)
+        for start, size in zip(origin, shape, strict=True)
+      )
+      block = np.empty(shape, checkpoint.specs[path].dtype)
+      try:
+        checkpoint.read_into(path, index, block).result()
+      except Exception as error:
+        damage.append(f'{path}: the part at {origin} cannot be read: {error}')
+        continue
+      if checksum(block) != expected:
+        damage.append(
+          f'{path}: the part at {origin} of shape {shape} is not what was '
+          'written'
+        )
+  return damage

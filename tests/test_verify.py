@@ -1,0 +1,53 @@
+"""`mergekit-jax verify` finds damage and names it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax import cli
+from mergekit_jax.verify import verify
+from tests import checkpoints
+
+
+@pytest.fixture(params=['orbax', 'safetensors'])
+def merged(request, tmp_path):
+  base, experts = checkpoints.save_set(
+    tmp_path / 'set', {'a': (64, 96), 'b': (5,)}, experts=2
+  )
+  output = tmp_path / 'out'
+  mk.merge_checkpoints(
+    mk.average(), experts=experts, output=output, format=request.param
+  )
+  return output
+
+
+def run(*arguments):
+  return cli.main(cli.parse(['mergekit-jax', *map(str, arguments)]))
+
+
+def test_an_output_as_it_was_written(merged, capsys):
+  assert verify(merged) == []
+  assert run('verify', merged) == 0
+  assert 'is as it was written' in capsys.readouterr().out
+
+
+def test_damage_is_found_and_named(merged, capsys):
+  largest = max(merged.rglob('*'), key=lambda f: f.is_file() * f.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  stored = np.asarray(mk.open_checkpoint(merged).read('params/a'))
+  at = data.find(stored.tobytes()[:32])
+  assert at >= 0
+  data[at] ^= 1
+  largest.write_bytes(data)
+  (damage,) = verify(merged)
+  assert damage.startswith('params/a: the part at [0, 0]')
+  assert run('verify', merged) == 1
+  assert 'params/a' in capsys.readouterr().out
+
+
+def test_without_a_report(merged):
+  (merged.parent / 'out.report.json').unlink()
+  with pytest.raises(FileNotFoundError, match='report beside it'):
+    verify(merged)

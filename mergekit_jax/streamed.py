@@ -148,13 +148,18 @@ def merge_checkpoints(
         },
         metadata={'mergekit_jax': provenance},
       )
-    records = stage.records()
-    resumed = len(stage.done)
-  report = _report(
-    job, output, records, resumed, provenance, time.perf_counter() - start
-  )
+    report = _report(
+      job,
+      output,
+      stage.records(),
+      len(stage.done),
+      provenance,
+      time.perf_counter() - start,
+    )
+    # Before the output appears, so that no output is ever without a report.
+    if jax.process_index() == 0:
+      report.save(reports.report_path(output))
   if jax.process_index() == 0:
-    report.save(reports.report_path(output))
     for warning in report.warnings:
       logging.warning('%s', warning)
   return report

@@ -20,6 +20,7 @@ import numpy as np
 
 from mergekit_jax import drive
 from mergekit_jax import plan as plans
+from mergekit_jax.measure import measure
 from mergekit_jax.reading import Loading, Model, read_ahead, Slot
 
 Write = Callable[[str, Sequence[slice], np.ndarray], Any]
@@ -48,7 +49,7 @@ def run(
     write: `write(path, index, block)` starts to write a box of the output and
       returns a future.
     record: called with the number of every unit once it is written, and with
-      what is to be known of it: its path, the sums of `drive.measure`, and the
+      what is to be known of it: its path, the sums of `measure`, and the
       checksums of the parts that this process wrote.
     allow_nonfinite: whether NaN and Inf may pass.
     advanced: called after every unit.
@@ -110,7 +111,7 @@ def _merge_units(
         known.append(_answer(scope.rule, block, totals, known))
         totals = None
     else:
-      measured = drive.measure(block, reached.merged, reached.flags)
+      measured = measure(block, reached.merged, reached.flags)
       sums = jax.tree.map(
         lambda x: np.asarray(x).tolist(), _everywhere(measured, plan.mesh)
       )
@@ -271,7 +272,7 @@ def _demand_finite(
     loading: the unit.
     models: the sources.
     merged: its merge.
-    sums: from `drive.measure`; any non-finite value shows in them.
+    sums: from `measure`; any non-finite value shows in them.
   """
   if np.isfinite([sums['merged'], *sums['experts']]).all():
     return

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cli, sharding
+from mergekit_jax import cli, flags, sharding
 from tests import checkpoints, models
 
 # Leaves in ascending order of size as well as of name.
@@ -250,7 +250,7 @@ class TestCommandLine:
   def check(self, message, *arguments):
     parsed = cli.parse(['', 'plan', '--experts', 'x', *arguments])
     with pytest.raises(ValueError) as caught:
-      cli._what_to_merge(parsed)
+      flags.what_to_merge(parsed)
     assert message in str(caught.value)
 
   def test_method(self):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cli
+from mergekit_jax import cli, flags
 from tests import checkpoints, models
 
 
@@ -25,7 +25,7 @@ def saved(tmp_path_factory):
 
 def read(*arguments):
   """The arguments of `merge_checkpoints` that a command line stands for."""
-  return cli._what_to_merge(
+  return flags.what_to_merge(
     cli.parse(['mergekit-jax', 'plan', '--experts', 'e', *arguments])
   )
 
@@ -35,7 +35,7 @@ class TestParse:
     arguments = cli.parse(
       ['', 'merge', '--method=ties', '--experts', 'a', 'b', '--output', 'out']
     )
-    what = cli._what_to_merge(arguments)
+    what = flags.what_to_merge(arguments)
     assert what.pop('method') == mk.ties()
     assert dict(what.pop('mesh').shape) == {'fsdp': 8}
     assert what == {

@@ -133,6 +133,7 @@ def main(arguments: argparse.Namespace) -> int:
   """Runs a command. Mistakes of the user end in one line, not a traceback."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
+  _keep_compiled_programs()
   _make_cpu_devices(getattr(arguments, 'devices', None))
   _join_processes(arguments)
   try:
@@ -147,6 +148,18 @@ def main(arguments: argparse.Namespace) -> int:
 def _is_ours_or_a_warning(record: Any) -> bool:
   """Keeps what Orbax and JAX report of their inner life off the screen."""
   return record.levelno >= WARNING or 'mergekit_jax' in record.pathname
+
+
+def _keep_compiled_programs() -> None:
+  """Compiles a kernel once a machine, unless the user has said where."""
+  import jax
+
+  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    jax.config.update(
+      'jax_compilation_cache_dir', os.path.join(cache, 'mergekit_jax')
+    )
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def _make_cpu_devices(count: int | None) -> None:

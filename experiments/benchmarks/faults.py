@@ -95,12 +95,22 @@ def digest(output: pathlib.Path) -> dict:
   return {path: sorted(parts) for path, parts in checksums.items()}
 
 
-def disturb(folder, output, method, processes, kills, seconds) -> dict:
-  """One merge, killed `kills` times."""
+def wait_for(output, merge, units: int) -> None:
+  """Waits until so many units are recorded, and a random moment more."""
+  while recorded(output, len(merge)) < units:
+    if any(process.poll() is not None for process in merge):
+      return
+    time.sleep(0.005)
+  time.sleep(random.uniform(0, 0.1))
+
+
+def disturb(folder, output, method, processes, kills, units) -> dict:
+  """One merge of so many units, killed `kills` times."""
   rows = {'killed_after_units': [], 'partial_outputs_visible': 0}
   for _ in range(kills):
     merge = start(folder, output, method, processes)
-    time.sleep(random.uniform(0.35, 0.95) * seconds)
+    held = recorded(output, processes)
+    wait_for(output, merge, random.randint(held, max(held, units - 2)))
     victim = random.choice(merge)
     if victim.poll() is None:
       os.kill(victim.pid, signal.SIGKILL)
@@ -136,18 +146,14 @@ def main() -> None:
     expected = {}
     for method, processes in cases:
       output = folder / f'undisturbed_{method}_{processes}'
-      begin = time.perf_counter()
-      finish(start(folder, output, method, processes))
-      expected[method, processes] = (
-        digest(output),
-        time.perf_counter() - begin,
-      )
+      units, _ = finish(start(folder, output, method, processes))
+      expected[method, processes] = digest(output), units
     number = 0
     while totals['kills'] < arguments.kills:
       method, processes = cases[number % len(cases)]
-      reference, seconds = expected[method, processes]
+      reference, units = expected[method, processes]
       output = folder / f'disturbed_{number}'
-      row = disturb(folder, output, method, processes, 2, seconds)
+      row = disturb(folder, output, method, processes, 2, units)
       row |= {'method': METHODS[method], 'processes': processes}
       row['differences'] = int(digest(output) != reference)
       rows.append(row)

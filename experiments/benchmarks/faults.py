@@ -135,6 +135,7 @@ def main() -> None:
   arguments = parser.parse_args()
   random.seed(arguments.seed)
   from experiments.benchmarks.memory import make_set
+  from experiments.benchmarks.models import command
 
   totals = {'kills': 0, 'differences': 0, 'units_redone': 0}
   totals['partial_outputs_visible'] = 0
@@ -164,7 +165,7 @@ def main() -> None:
       number += 1
   print(json.dumps(totals))
   if arguments.json:
-    figures = {'command': ' '.join(sys.argv), **totals, 'rows': rows}
+    figures = {'command': command('faults'), **totals, 'rows': rows}
     pathlib.Path(arguments.json).write_text(
       json.dumps(figures, indent=1) + '\n'
     )

@@ -109,7 +109,9 @@ def main() -> None:
       make_set(folder, size, arguments.experts, arguments.compress)
       rows += [run_one(folder, name, arguments, size) for name in METHODS]
   if arguments.json:
-    figures = {'command': ' '.join(sys.argv), 'cores': os.cpu_count()}
+    from experiments.benchmarks.models import command
+
+    figures = {'command': command('memory'), 'cores': os.cpu_count()}
     figures |= {'python': platform.python_version(), 'rows': rows}
     pathlib.Path(arguments.json).write_text(
       json.dumps(figures, indent=1) + '\n'

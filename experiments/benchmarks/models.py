@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import sys
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -13,6 +14,13 @@ import orbax.checkpoint as ocp
 WIDTH = 1024
 VOCABULARY = 32_768
 STACKED = {r'params/layers/.*': 0}
+
+
+def command(name: str) -> str:
+  """How this benchmark was started, without where it wrote its figures."""
+  arguments = iter(sys.argv[1:])
+  shown = [a for a in arguments if a != '--json' or not next(arguments, None)]
+  return ' '.join([f'python -m experiments.benchmarks.{name}', *shown])
 
 
 def shapes(gigabytes: float) -> dict[str, tuple[int, ...]]:

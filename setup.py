@@ -9,7 +9,15 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = runpy.run_path(str(ROOT / 'mergekit_jax' / 'version.py'))
 
 STUDY = ['matplotlib', 'tqdm']
-TEST = ['pytest', 'pytest-xdist', 'ruff', 'pyright[nodejs]', *STUDY]
+TEST = [
+  'boto3',
+  'moto[server]',
+  'pytest',
+  'pytest-xdist',
+  'ruff',
+  'pyright[nodejs]',
+  *STUDY,
+]
 
 setuptools.setup(
   name='mergekit_jax',

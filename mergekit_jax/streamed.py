@@ -19,7 +19,7 @@ import numpy as np
 from mergekit_jax import checks, reading, stream, tree
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import FORMATS, write_checkpoint
-from mergekit_jax.checkpoint.source import is_local
+from mergekit_jax.checkpoint.remote import demand_local_output, is_local
 from mergekit_jax.checkpoint.stage import staged
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.kernels.random import key_for
@@ -89,6 +89,7 @@ def merge_checkpoints(
     OSError: if a source cannot be read or the output not written.
   """
   start = time.perf_counter()
+  demand_local_output(output)
   output = epath.Path(output)
   if format is not None:
     checks.one_of('format', format, FORMATS)

@@ -8,6 +8,7 @@ from etils import epath
 from mergekit_jax.checkpoint import (
   orbax,
   orbax_layout,
+  remote,
   safetensors,
   safetensors_layout,
 )
@@ -35,8 +36,9 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
   Raises:
     FileNotFoundError: there is nothing at `path`.
     ValueError: there is no supported checkpoint at `path`, or it is damaged.
+    OSError: `path` is remote and cannot be reached.
   """
-  path = epath.Path(path)
+  path = remote.as_path(path)
   if not path.exists():
     raise FileNotFoundError(f'There is no checkpoint at {path}.')
   if found := orbax_layout.find_item(path):

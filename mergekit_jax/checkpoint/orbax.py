@@ -4,10 +4,9 @@ Orbax says which arrays there are; TensorStore reads them, since Orbax has no
 way to read a part of an array.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import math
-import os
 from typing import Any
 
 from etils import epath
@@ -16,9 +15,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from mergekit_jax.checkpoint import orbax_layout, source
+from mergekit_jax.checkpoint import orbax_layout, remote, source
 
 _STRINGS = '_strings.json'
+# What Orbax calls the types whose leaves are stored as arrays.
+_ARRAY_TYPES = {
+  'jax.Array': jax.Array,
+  'np.ndarray': np.ndarray,
+  'scalar': np.number,
+}
 # Codecs that leave every element where arithmetic finds it.
 _PLAIN_CODECS = {'bytes', 'crc32c', 'sharding_indexed', 'transpose'}
 
@@ -38,11 +43,12 @@ class OrbaxCheckpoint(source.Checkpoint):
 
     Raises:
       ValueError: damaged metadata, or two arrays with the same path.
+      OSError: the checkpoint is remote and cannot be reached.
     """
     # TensorStore takes absolute paths only.
     self._item = item.absolute() if source.is_local(item) else item
     header = orbax_layout.read_json(item / orbax_layout.ITEM_METADATA)
-    layout = source.OrbaxLayout(
+    self._layout = source.OrbaxLayout(
       item=name,
       use_ocdbt=header.get('use_ocdbt', True),
       use_zarr3=header.get('use_zarr3') or False,
@@ -53,13 +59,7 @@ class OrbaxCheckpoint(source.Checkpoint):
     self._stores: dict[str, ts.TensorStore] = {}
     self._readers: dict[str, ts.TensorStore] = {}
 
-    try:
-      tree = ocp.PyTreeCheckpointHandler().metadata(self._item).tree
-    except Exception as error:
-      raise ValueError(
-        f'{item} is damaged: Orbax cannot read the metadata of its arrays'
-        f' ({error}). Restore it from a copy.'
-      ) from error
+    tree = self._read_tree()
     arrays = list(_arrays(tree, ()))
     # What Orbax calls the array, which is also where it is stored.
     self._names = {path: leaf.name for path, leaf in arrays}
@@ -71,7 +71,7 @@ class OrbaxCheckpoint(source.Checkpoint):
       ),
       tree=_plain_tree(tree, (), _read_strings(item)),
       metadata=self._custom_metadata(header),
-      layout=layout,
+      layout=self._layout,
     )
 
   def storage(self, path: str) -> source.Storage:
@@ -79,7 +79,8 @@ class OrbaxCheckpoint(source.Checkpoint):
     return source.Storage(
       # TensorStore says None for scalars.
       chunk=store.chunk_layout.read_chunk.shape or (),
-      compressed=_is_compressed(store.codec.to_json()),
+      compressed=not source.is_local(self._item)
+      or _is_compressed(store.codec.to_json()),
     )
 
   def fingerprint(self) -> str:
@@ -101,7 +102,8 @@ class OrbaxCheckpoint(source.Checkpoint):
     store = self._reader(path)
     if box:
       store = store[box][ts.d[:].translate_to[(0,) * len(box)]]
-    return ts.array(out, copy=False).write(store)
+    read = ts.array(out, copy=False).write(store)
+    return remote.Read.of(read, self._item)
 
   @functools.cached_property
   def decoding_bytes(self) -> int:
@@ -132,19 +134,42 @@ class OrbaxCheckpoint(source.Checkpoint):
 
   def _open(self, path: str) -> ts.TensorStore:
     self._spec(path)
-    if path not in self._stores:
-      assert self.layout is not None
-      spec = {
-        'driver': 'zarr3' if self.layout.use_zarr3 else 'zarr',
-        'kvstore': _kvstore(
-          self._item, self._names[path], self.layout.use_ocdbt
-        ),
-        'fill_missing_data_reads': not self._stores_zeros,
-      }
-      self._stores[path] = ts.open(
-        spec, open=True, read=True, context=self._context
-      ).result()
-    return self._stores[path]
+    name = self._names[path]
+    if name not in self._stores:
+      future = remote.Read.of(self._start_open(name), self._item)
+      self._stores[name] = future.result()
+    return self._stores[name]
+
+  def _start_open(self, name: str) -> Any:
+    spec = {
+      'driver': 'zarr3' if self._layout.use_zarr3 else 'zarr',
+      'kvstore': _kvstore(self._item, name, self._layout.use_ocdbt),
+      'fill_missing_data_reads': not self._stores_zeros,
+    }
+    return ts.open(spec, open=True, read=True, context=self._context)
+
+  def _read_tree(self) -> Any:
+    options: dict[str, Any] = {}
+    if not source.is_local(self._item):
+      # Orbax would open the arrays without our endpoint and retries.
+      options['type_handler_registry'] = _registry(self._open_all)
+    try:
+      handler = ocp.PyTreeCheckpointHandler(**options)
+      return handler.metadata(self._item).tree
+    except Exception as error:
+      if isinstance(error, OSError) and not source.is_local(self._item):
+        raise
+      raise ValueError(
+        f'{self._item} is damaged: Orbax cannot read the metadata of its arrays'
+        f' ({error}). Restore it from a copy.'
+      ) from error
+
+  def _open_all(self, names: Sequence[str]) -> list[Any]:
+    opening = {
+      name: remote.Read.of(self._start_open(name), self._item) for name in names
+    }
+    self._stores |= {name: future.result() for name, future in opening.items()}
+    return [self._stores[name] for name in names]
 
   def _custom_metadata(self, header: dict[str, Any]) -> dict[str, Any]:
     metadata = {}
@@ -160,31 +185,58 @@ class OrbaxCheckpoint(source.Checkpoint):
     return isinstance(handlers, dict) and self._item.name in handlers
 
 
+class _RemoteMetadata(ocp.type_handlers.ArrayHandler):
+  """Tells Orbax the shapes of arrays that we opened."""
+
+  def __init__(
+    self, typestr: str, open_all: Callable[[Sequence[str]], list[Any]]
+  ):
+    super().__init__()
+    self._typestr = typestr
+    self._open_all = open_all
+
+  def typestr(self) -> str:
+    return self._typestr
+
+  async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
+    stores = self._open_all([info.name for info in infos])
+    return [
+      ocp.metadata.ArrayMetadata(
+        name=info.name,
+        directory=info.parent_dir,
+        shape=store.shape,
+        sharding=None,
+        dtype=store.dtype.numpy_dtype,
+      )
+      for info, store in zip(infos, stores, strict=True)
+    ]
+
+
+def _registry(open_all: Callable[[Sequence[str]], list[Any]]) -> Any:
+  return ocp.type_handlers.create_type_handler_registry(
+    *(
+      (type_, _RemoteMetadata(typestr, open_all))
+      for typestr, type_ in _ARRAY_TYPES.items()
+    ),
+    (str, ocp.type_handlers.StringHandler()),
+  )
+
+
 def _context(item: epath.Path, decoded_bytes: int = 0) -> ts.Context:
   """One context a checkpoint: a shared one could serve a replaced file."""
   options: dict[str, Any] = {
     'cache_pool': {'total_bytes_limit': decoded_bytes},
     'cache_pool#ocdbt': {'total_bytes_limit': 2**24},
   }
-  if source.is_local(item):
-    # A chunk is a device's shard at save time and may be as large as the
-    # array. Without this every box of it would read all of it.
-    options['file_io_mode'] = {'mode': 'memmap'}
-  return ts.Context(options)
+  return ts.Context(options | remote.context_options(item))
 
 
-def _kvstore(item: epath.Path, name: str, use_ocdbt: bool) -> dict | str:
-  def base(path: str) -> dict | str:
-    if source.is_local(item):
-      return {'driver': 'file', 'path': path}
-    return path
-
-  directory = os.fspath(item).rstrip('/') + '/'
+def _kvstore(item: epath.Path, name: str, use_ocdbt: bool) -> dict[str, Any]:
   if not use_ocdbt:
-    return base(directory + name)
+    return remote.kvstore(item, name)
   return {
     'driver': 'ocdbt',
-    'base': base(directory),
+    'base': remote.kvstore(item),
     'path': name,
     'cache_pool': 'cache_pool#ocdbt',
   }
@@ -247,6 +299,9 @@ def _read_strings(item: epath.Path) -> dict[str, str]:
 
 
 def _files(directory: epath.Path) -> Iterator[epath.Path]:
+  if isinstance(directory, remote.RemotePath):
+    yield from directory.walk_files()
+    return
   for child in directory.iterdir():
     if child.is_dir():
       yield from _files(child)

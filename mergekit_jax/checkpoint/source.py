@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import difflib
 import hashlib
-import os
 from typing import Any, ClassVar, Protocol
 
 from etils import epath
 import jax
 import numpy as np
+
+from mergekit_jax.checkpoint import remote
+
+is_local = remote.is_local
 
 Index = tuple[slice, ...]
 
@@ -31,7 +34,8 @@ class Storage:
 
   Attributes:
     chunk: shape of the boxes in which the array is stored.
-    compressed: whether reading a part of a chunk means decoding all of it.
+    compressed: whether reading a part of a chunk means decoding all of it, or
+      fetching it: from an object store TensorStore gets whole chunks.
   """
 
   chunk: tuple[int, ...]
@@ -244,7 +248,7 @@ def collect_specs(
 def digest(
   contents: Iterable[bytes], files: Iterable[tuple[str, epath.Path]]
 ) -> str:
-  """Hashes metadata by content and data files by name, size and mtime.
+  """Hashes metadata by content and data files by name and `remote.states`.
 
   Args:
     contents: metadata, in a fixed order.
@@ -256,16 +260,8 @@ def digest(
   state = hashlib.blake2b(digest_size=16)
   for content in contents:
     state.update(len(content).to_bytes(8, 'little') + content)
-  for name, path in files:
-    if is_local(path):
-      status = os.stat(path)
-      size, mtime_ns = status.st_size, status.st_mtime_ns
-    else:
-      status = path.stat()
-      size, mtime_ns = status.length, int(status.mtime * 10**9)
-    state.update(f'{name}\0{size}\0{mtime_ns}\0'.encode())
+  names_paths = list(files)
+  found = remote.states([path for _, path in names_paths])
+  for (name, _), file_state in zip(names_paths, found, strict=True):
+    state.update(f'{name}\0{file_state}\0'.encode())
   return state.hexdigest()
-
-
-def is_local(path: epath.Path) -> bool:
-  return '://' not in os.fspath(path)

@@ -20,7 +20,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from mergekit_jax.checkpoint import replace, source
+from mergekit_jax.checkpoint import remote, replace
 
 _PLAN = 'plan.json'
 _LOCK = 'lock'
@@ -115,11 +115,11 @@ def staged(
 
   Raises:
     FileExistsError: if the output exists and may not be replaced.
-    ValueError: if another merge into the output is running, or one with
-      another plan was left unfinished.
+    ValueError: if the output is remote, another merge into it is running, or
+      one with another plan was left unfinished.
   """
-  output = epath.Path(output)
-  output = output.absolute() if source.is_local(output) else output
+  remote.demand_local_output(output)
+  output = epath.Path(output).absolute()
   replace.check_destination(output, overwrite)
   stage = Stage(replace.beside(output, 'tmp'))
   with _locked(stage.directory):

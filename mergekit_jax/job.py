@@ -6,6 +6,7 @@ Everything that can be refused is refused here, before a weight is read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import re
 from typing import Any
@@ -168,11 +169,9 @@ def _floating(dtype: Any) -> Any:
   """The dtype of the merged leaves; None stays None."""
   if dtype is None:
     return None
-  try:
+  with contextlib.suppress(TypeError):  # a name that is no dtype
     if tree.is_merged(jnp.dtype(dtype)):
       return jnp.dtype(dtype)
-  except TypeError:
-    pass
   raise ValueError(
     f'dtype={dtype!r} was given; give a floating-point dtype such as '
     "'float32' or 'bfloat16'."

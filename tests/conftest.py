@@ -1,6 +1,11 @@
 """Eight CPU devices for every test, set before anything imports jax."""
 
 import os
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+# The command line keeps compiled programs; tests must not find those of another
+# run, nor of the worker beside them.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ['XDG_CACHE_HOME'] = _CACHE.name

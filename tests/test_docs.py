@@ -37,6 +37,7 @@ def test_adding_a_method(models):
   exec(clip, names)
   w, (a, b) = np.asarray(base['w'], np.float64), [e['w'] for e in experts]
   clipped = [np.clip(np.asarray(x - base['w']), -0.01, 0.01) for x in (a, b)]
+  # Values of about 1 after a few roundings in float32, some near 0.
   np.testing.assert_allclose(
     names['merged']['w'], w + 0.3 * sum(clipped), rtol=1e-6, atol=1e-7
   )
@@ -45,6 +46,7 @@ def test_adding_a_method(models):
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   angle = np.arccos(np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b))
   expected = np.sin(angle / 2) / np.sin(angle) * (a + b)
+  # The page's rule takes the angle in float32, from a cosine near 1.
   np.testing.assert_allclose(middle, expected, rtol=1e-5, atol=1e-6)
   exec(helper, names)
 
@@ -54,6 +56,7 @@ def test_adding_a_method(models):
       return (yield from names['mean_magnitude'](t.experts[0]))
 
   got = mk.merge(Mean(), experts[:1])['w']
+  # An answer comes back in float32.
   np.testing.assert_allclose(got, np.abs(a).mean(), rtol=1e-6)
 
 

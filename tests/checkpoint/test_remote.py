@@ -79,7 +79,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   do_HEAD = do_GET  # noqa: N815
 
   def log_message(self, format, *args):
-    pass
+    """Keeps requests out of the output of the tests."""
 
 
 @pytest.fixture(scope='module')
@@ -244,7 +244,7 @@ def test_output_must_be_local(store, tmp_path):
     _merge('s3://bucket/run/plain', 's3://bucket/merged')
   with pytest.raises(ValueError, match='local directory'):
     with stage.staged('s3://bucket/merged', {}, overwrite=False, resume=True):
-      pass
+      raise AssertionError('a remote stage was opened')
   assert not store.sent
 
 

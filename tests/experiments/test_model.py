@@ -53,6 +53,7 @@ def test_rotation_depends_on_the_distance_only():
   repeated = [jnp.tile(x, (1, 10, 1, 1)) for x in (query, key)]
   queries, keys = (model.rotate(x)[0, :, 0] for x in repeated)
   products = queries @ keys.T
+  # Sums of 8 float32 products that partly cancel, at different angles.
   np.testing.assert_allclose(products[2, 0], products[9, 7], rtol=1e-5)
   assert not np.allclose(products[2, 0], products[3, 0])
 
@@ -64,6 +65,7 @@ def test_loss_counts_weighted_tokens_only(params):
   logits = model.apply(_CONFIG, params, ids)
   expected = -jax.nn.log_softmax(logits[0, 3])[ids[0, 4]]
   value = train.loss(_CONFIG, params, Batches(ids, weights))
+  # Both are float32; the compiled loss sums the softmax in another order.
   np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 

@@ -75,6 +75,7 @@ def test_gradient():
 
   # a·b / sqrt(a·a) does not depend on the length of a.
   assert abs(jax.grad(norm)(2.0)) < 1e-5
+  # A few roundings in float32, of 6e-8 each.
   np.testing.assert_allclose(norm(2.0), 3 * 5 / np.sqrt(14), rtol=1e-6)
 
 

@@ -134,7 +134,7 @@ def test_budget(saved, tmp_path, rule):
   All five models take 320 MB, in float32 640 MB; the budget is 64 MiB.
   """
   budget = 64 * MIB
-  # A process each: what one merge leaves in the heap must not count for the next.
+  # A process each: what one merge leaves in the heap must not count for both.
   small, half = peaks_of(rule, saved[:2], tmp_path / 'out', budget)
   tiny, whole = peaks_of(rule, saved[::2], tmp_path / 'out', budget)
   assert half - small < budget + RUNTIME, (small / MIB, half / MIB)

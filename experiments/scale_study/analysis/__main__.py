@@ -1,0 +1,88 @@
+"""Analyses the merges of a study.
+
+  python -m experiments.scale_study.analysis RESULTS_DIR
+
+Reads cells.jsonl and gates.json and writes verdicts.json, law.json,
+tables/*.csv, tables/verdicts.md, figures/*.png and report.html beside them.
+The same files always give the same numbers.
+"""
+
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from absl import app
+
+from experiments.scale_study.analysis import (
+  figures,
+  html,
+  law,
+  tables,
+  verdicts,
+)
+from experiments.scale_study.analysis.aggregate import Study
+
+
+def main(argv: list[str]) -> None:
+  """Reads the one argument and prints the verdicts."""
+  if len(argv) != 2:
+    raise app.UsageError('Give one folder that has cells.jsonl and gates.json.')
+  folder = Path(argv[1])
+  for name in ('cells.jsonl', 'gates.json'):
+    if not (folder / name).is_file():
+      raise app.UsageError(f'{folder / name} is missing: run the grid first.')
+  print(analyse(folder))
+
+
+def analyse(folder: Path) -> str:
+  """Writes everything that is computed from the merges in a folder.
+
+  Args:
+    folder: has cells.jsonl and gates.json, and gets the rest.
+
+  Returns:
+    The verdicts, and where the report is.
+  """
+  study = Study.load(folder)
+  judged = verdicts.judge_all(study)
+  fits = law.fit_all(study)
+  _write_json(folder / 'verdicts.json', judged)
+  _write_json(folder / 'law.json', fits)
+  tables.write_all(study, judged, fits, folder / 'tables')
+  (folder / 'figures').mkdir(exist_ok=True)
+  pictures = []
+  for picture in figures.draw_all(study, judged, fits):
+    buffer = io.BytesIO()
+    picture.figure.savefig(buffer, format='png', dpi=150)
+    png = buffer.getvalue()
+    (folder / 'figures' / f'{picture.name}.png').write_bytes(png)
+    pictures.append((picture, png))
+  report = folder / 'report.html'
+  report.write_text(html.render(study, judged, fits, pictures), 'utf-8')
+  lines = [
+    f'{verdict.finding}. {verdict.claim}: {verdict.verdict} ({verdict.reason})'
+    for verdict in judged
+    if verdict.is_main and verdict.finding in '12345'
+  ]
+  return '\n'.join([*lines, f'Wrote {report}'])
+
+
+def _write_json(path: Path, records: Any) -> None:
+  plain = [_plain(dataclasses.asdict(record)) for record in records]
+  path.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + '\n')
+
+
+def _plain(value: Any) -> Any:
+  """Replaces NaN, which JSON does not have, by null."""
+  if isinstance(value, dict):
+    return {name: _plain(item) for name, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  return None if isinstance(value, float) and math.isnan(value) else value
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,267 @@
+"""The merges of a study as arrays, and which categories may be counted.
+
+A category whose gate failed for a size and base is *not testable* there: it is
+left out of every mean, with the reason kept for the report.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.scale_study.analysis import cells as cells_module
+from experiments.scale_study.analysis.bootstrap import (
+  Estimate,
+  estimate,
+  mean,
+  Statistic,
+)
+from experiments.scale_study.analysis.cells import (
+  ALL,
+  BASES,
+  category,
+  Cell,
+  Gate,
+  METHODS,
+)
+from experiments.scale_study.analysis.measures import (
+  Categories,
+  guessing,
+  Measure,
+)
+
+# The axes of an array of values; without the first two, of an array of means.
+SEED, SUBSET, SIZE, BASE, METHOD, N = range(6)
+
+Arm = tuple[str, str]  # A size and a base.
+
+
+class Exclusion(NamedTuple):
+  """A category that may not be counted, and why."""
+
+  size: str
+  base: str
+  category: str
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """Everything that was run.
+
+  Attributes:
+    cells: every merge.
+    gates: what was checked before.
+  """
+
+  cells: tuple[Cell, ...]
+  gates: tuple[Gate, ...]
+
+  @classmethod
+  def load(cls, folder: Path) -> 'Study':
+    """Reads `cells.jsonl` and `gates.json` of a folder."""
+    return cls(
+      cells_module.load(folder / 'cells.jsonl'),
+      cells_module.load_gates(folder / 'gates.json'),
+    )
+
+  @functools.cached_property
+  def sizes(self) -> dict[str, int]:
+    """Parameters by name of the size, in ascending order."""
+    sizes = {cell.size: cell.parameters for cell in self.cells}
+    return dict(sorted(sizes.items(), key=lambda item: item[1]))
+
+  @functools.cached_property
+  def seeds(self) -> tuple[int, ...]:
+    """Seeds of any merge."""
+    return tuple(sorted({cell.seed for cell in self.cells}))
+
+  @functools.cached_property
+  def exclusions(self) -> tuple[Exclusion, ...]:
+    """What may not be counted."""
+    return tuple(
+      Exclusion(*arm, name, '; '.join(dict.fromkeys(reasons)))
+      for arm, names in self._categories.items()
+      for name in names
+      if (reasons := [*self._failures(arm, name)])
+    )
+
+  @functools.cached_property
+  def countable(self) -> dict[Arm, Categories]:
+    """The categories that may be counted, by size and base."""
+    excluded = {exclusion[:3] for exclusion in self.exclusions}
+    return {
+      arm: frozenset(name for name in names if (*arm, name) not in excluded)
+      for arm, names in self._categories.items()
+    }
+
+  def countable_in_both(self, axis: int) -> dict[Arm, Categories]:
+    """Returns the categories countable all along an axis: SIZE or BASE."""
+    position = {SIZE: 0, BASE: 1}[axis]
+    return {
+      arm: frozenset.intersection(
+        *(
+          names
+          for other, names in self.countable.items()
+          if other[1 - position] == arm[1 - position]
+        )
+      )
+      for arm in self.countable
+    }
+
+  def chance(self) -> dict[str, float]:
+    """Returns the score of guessing, by category."""
+    return {
+      gate.category: gate.chance
+      for gate in self.gates
+      if gate.chance is not None
+    }
+
+  def guessing(self) -> tuple[Measure, Measure]:
+    """Returns the held-in and held-out measures of a model that guesses."""
+    return guessing(self.chance())
+
+  def grid(self, setting: str = 'validated', smallest_n: int = 2) -> 'Grid':
+    """Lays out the merges of a setting.
+
+    Methods without hyperparameters belong to every setting.
+
+    Args:
+      setting: 'validated' or 'fixed'.
+      smallest_n: leaves out merges of fewer experts.
+    """
+    chosen = {}
+    for cell in self.cells:
+      if cell.n < smallest_n:
+        continue
+      plain = not cell.hyperparameters and cell.setting != 'sweep'
+      if cell.setting == setting:
+        chosen[cell.identity[:-1]] = cell
+      elif plain:
+        chosen.setdefault(cell.identity[:-1], cell)
+    return Grid.of(chosen.values(), self)
+
+  @functools.cached_property
+  def _categories(self) -> dict[Arm, list[str]]:
+    arms: dict[Arm, dict[str, None]] = {}
+    for size in self.sizes:
+      for base in BASES:
+        for cell in self.cells:
+          if (cell.size, cell.base) == (size, base):
+            names = map(category, (*cell.held_in, *cell.held_out))
+            arms.setdefault((size, base), {}).update(dict.fromkeys(names))
+    return {arm: list(names) for arm, names in arms.items()}
+
+  def _failures(self, arm: Arm, name: str) -> Iterable[str]:
+    cells = [c for c in self.cells if (c.size, c.base) == arm]
+    held_out = any(name in map(category, cell.held_out) for cell in cells)
+    split = 'held-out' if held_out else 'held-in'
+    gates = [
+      gate
+      for gate in self.gates
+      if (gate.size, gate.base, gate.split) == (*arm, split)
+      and gate.category in (name, ALL)
+    ]
+    if not any(gate.category == name for gate in gates):
+      yield 'no gate was recorded'
+    for gate in gates:
+      if not gate.passed:
+        seed = '' if gate.seed is None else f', seed {gate.seed}'
+        yield f'failed: {gate.gate} (score {gate.score:.2f}{seed})'
+    for cell in cells:
+      tasks = [t for t in cell.merged_tasks if category(t) == name]
+      if any(cell.expert[t] <= cell.base_scores[t] for t in tasks):
+        yield 'an expert does not beat its base'
+      tasks = [t for t in cell.held_out if category(t) == name]
+      if any(cell.base_scores[t] <= 0 for t in tasks):
+        yield 'the base scores 0: nothing to divide by'
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """The merges of one setting along axes.
+
+  Attributes:
+    study: what they are part of.
+    seeds: along the first axis.
+    sizes: names, from small to large.
+    bases: along the fourth axis.
+    methods: along the fifth.
+    ns: numbers of experts, ascending.
+    cells: by index [seed, subset, size, base, method, n]; the subset is
+      numbered within its seed and n, by its categories.
+  """
+
+  study: Study
+  seeds: tuple[int, ...]
+  sizes: tuple[str, ...]
+  bases: tuple[str, ...]
+  methods: tuple[str, ...]
+  ns: tuple[int, ...]
+  cells: Mapping[tuple[int, ...], Cell]
+
+  @classmethod
+  def of(cls, cells: Iterable[Cell], study: Study) -> 'Grid':
+    """Orders merges that are all of one setting."""
+    cells = list(cells)
+    subsets: dict[tuple[int, int], dict[tuple[str, ...], int]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.subset_number):
+      numbers = subsets.setdefault((cell.seed, cell.n), {})
+      numbers.setdefault(tuple(sorted(cell.subset)), len(numbers))
+    axes = {
+      'seeds': tuple(sorted({cell.seed for cell in cells})),
+      'sizes': tuple(s for s in study.sizes if s in {c.size for c in cells}),
+      'bases': tuple(b for b in BASES if b in {c.base for c in cells}),
+      'methods': tuple(m for m in METHODS if m in {c.method for c in cells}),
+      'ns': tuple(sorted({cell.n for cell in cells})),
+    }
+    placed = {
+      (
+        axes['seeds'].index(cell.seed),
+        subsets[cell.seed, cell.n][tuple(sorted(cell.subset))],
+        axes['sizes'].index(cell.size),
+        axes['bases'].index(cell.base),
+        axes['methods'].index(cell.method),
+        axes['ns'].index(cell.n),
+      ): cell
+      for cell in cells
+    }
+    return cls(study, **axes, cells=placed)
+
+  @property
+  def doublings(self) -> np.ndarray:
+    """log2 of the parameters, [sizes]."""
+    return np.log2([self.study.sizes[size] for size in self.sizes])
+
+  def values(
+    self, measure: Measure, countable: Mapping[Arm, Categories] | None = None
+  ) -> np.ndarray:
+    """Measures every merge.
+
+    Args:
+      measure: of one merge.
+      countable: categories by size and base; default those of the study.
+
+    Returns:
+      [seeds, subsets, sizes, bases, methods, n], NaN where there is no merge.
+    """
+    countable = self.study.countable if countable is None else countable
+    subsets = 1 + max((index[SUBSET] for index in self.cells), default=0)
+    lengths = map(len, (self.sizes, self.bases, self.methods, self.ns))
+    values = np.full((len(self.seeds), subsets, *lengths), np.nan)
+    for index, cell in self.cells.items():
+      values[index] = measure(cell, countable[cell.size, cell.base])
+    return values
+
+  def means(self, measure: Measure) -> np.ndarray:
+    """Averages over subsets, then seeds: [sizes, bases, methods, n]."""
+    return mean(mean(self.values(measure), axis=1), axis=0)
+
+  def estimate(
+    self, measure: Measure, statistic: Statistic = lambda means: means
+  ) -> Estimate:
+    """Estimates a statistic of the means, [sizes, bases, methods, n]."""
+    return estimate(self.values(measure), statistic)

@@ -1,0 +1,38 @@
+"""Every figure of the report, in its order."""
+
+from collections.abc import Iterator, Sequence
+
+from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.figures import (
+  base_quality,
+  drift,
+  findings,
+  merging_law,
+  methods,
+  number,
+  size,
+  sweep,
+)
+from experiments.scale_study.analysis.figures.picture import Picture
+from experiments.scale_study.analysis.law import Fit
+from experiments.scale_study.analysis.verdicts import Verdict
+
+
+def draw_all(
+  study: Study, verdicts: Sequence[Verdict], fits: Sequence[Fit]
+) -> Iterator[Picture]:
+  """Draws the findings and the paper's figures, then sweeps, drift, law."""
+  yield findings.draw(verdicts)
+  grid = study.grid()
+  if grid.cells:
+    yield base_quality.draw(grid)
+    yield size.draw(grid)
+    yield number.draw_held_out(grid)
+    yield number.draw_by_size(grid)
+    yield methods.draw(grid)
+  yield from sweep.draw_all(study)
+  if grid.cells:
+    yield drift.draw(grid)
+  law = merging_law.draw(study, fits)
+  if law is not None:
+    yield law

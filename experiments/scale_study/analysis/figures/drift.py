@@ -1,0 +1,78 @@
+"""How far a merge moves from its base, beside what it keeps."""
+
+import itertools
+
+import numpy as np
+from scipy import stats
+
+from experiments.scale_study.analysis import measures, names
+from experiments.scale_study.analysis.aggregate import Grid
+from experiments.scale_study.analysis.bootstrap import mean
+from experiments.scale_study.analysis.figures import style
+from experiments.scale_study.analysis.figures.picture import Picture
+
+
+def draw(grid: Grid) -> Picture:
+  """Draws a row of panels a size, a column a base, a path a method."""
+  drift, held_in = (
+    grid.means(measure) for measure in (measures.drift, measures.held_in)
+  )
+  single = grid.values(measures.drift), grid.values(measures.held_in)
+  figure, axes = style.panels(len(grid.sizes), len(grid.bases), sharey=True)
+  for (i, size), (b, base) in itertools.product(
+    enumerate(grid.sizes), enumerate(grid.bases)
+  ):
+    panel = axes[i, b]
+    style.reference(panel, 1, 'expert')
+    for j, method in enumerate(grid.methods):
+      look = style.METHOD_LOOKS[method]
+      x, y = (values[:, :, i, b, j].ravel() for values in single)
+      panel.scatter(x, y, s=7, alpha=0.25, linewidths=0, **look)
+      x, y = drift[i, b, j], held_in[i, b, j]
+      panel.plot(x, y, markersize=5.5, linewidth=1.2, **look)
+      for n, *place in zip(grid.ns, x, y, strict=True):
+        if not np.isnan(place).any():
+          panel.annotate(
+            str(n),
+            place,
+            xytext=(4, 4),
+            textcoords='offset points',
+            fontsize=style.SMALL,
+            color=look['color'],
+          )
+    style.title(panel, f'{names.BASES[base]} base, {size}')
+    panel.set_xlabel('drift: ‖merge − base‖ ÷ ‖base‖', fontsize=style.NORMAL)
+    panel.set_ylabel(names.HELD_IN, fontsize=style.NORMAL)
+  style.legend(figure, style.method_handles(grid.methods))
+  return Picture(
+    'drift',
+    'Drift from the base beside held-in',
+    _reading(grid, drift, held_in),
+    'Small marks are merges, large ones their mean for the N written beside.',
+    figure,
+  )
+
+
+def _reading(grid: Grid, drift: np.ndarray, held_in: np.ndarray) -> str:
+  by_method = mean(drift, axis=(0, 1, 3))
+  nearest, furthest = (
+    f'{names.METHODS[grid.methods[int(j)]]} '
+    f'({names.number(by_method[int(j)], digits=3)})'
+    for j in (np.nanargmin(by_method), np.nanargmax(by_method))
+  )
+  reading = f'{furthest} moves furthest from the base, {nearest} least. '
+  together = ~np.isnan(drift) & ~np.isnan(held_in)
+  correlations = []
+  for index in np.ndindex(drift.shape[:2]):
+    x, y = (values[index][together[index]] for values in (drift, held_in))
+    if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
+      correlations.append(float(np.asarray(stats.spearmanr(x, y))[0]))
+  if correlations:
+    low, high = min(correlations), max(correlations)
+    reading += (
+      'Over methods and N, the rank correlation of drift and held-in is '
+      f'{names.number(low)}'
+      + (f' to {names.number(high)}' if len(correlations) > 1 else '')
+      + ', by size and base.'
+    )
+  return reading.strip()

@@ -1,0 +1,80 @@
+"""The five findings at a glance: every effect, its interval and its parts."""
+
+from collections.abc import Sequence
+import textwrap
+
+from matplotlib.axes import Axes
+import numpy as np
+
+from experiments.scale_study.analysis import names
+from experiments.scale_study.analysis.figures import style
+from experiments.scale_study.analysis.figures.picture import Picture
+from experiments.scale_study.analysis.verdicts import Verdict
+
+_COLORS = {
+  'supported': '#0072b2',
+  'not supported': '#d55e00',
+  'not testable': '#9ca3af',
+}
+_SHOWN = ('1', '2', '3a', '3b', '4', '5')
+
+
+def draw(verdicts: Sequence[Verdict]) -> Picture:
+  """Draws a panel a finding, a row a setting and measure."""
+  figure, axes = style.panels(3, 2, height=1.9)
+  for panel, finding in zip(axes.flat, _SHOWN, strict=True):
+    rows = [verdict for verdict in verdicts if verdict.finding == finding]
+    style.title(panel, f'Finding {finding}: {rows[0].verdict}')
+    if all(np.isnan(verdict.effect) for verdict in rows):
+      panel.axis('off')
+      panel.text(0, 0.8, textwrap.fill(rows[0].reason, 40), va='top')
+    else:
+      _draw_rows(panel, rows)
+  handles = [
+    style.handle(outcome, color=color, marker='o')
+    for outcome, color in _COLORS.items()
+  ]
+  style.legend(figure, handles)
+  return Picture(
+    'findings',
+    'The five findings at a glance',
+    _reading(verdicts),
+    'Right of 0 is the paper’s side. Large marks are the effects with 95 % '
+    'intervals, small ones their parts (sizes, bases or methods). The first '
+    'row is the verdict; ratio is merge ÷ expert, gain the part of the '
+    'expert’s gain over the base that is kept.',
+    figure,
+  )
+
+
+def _draw_rows(panel: Axes, rows: Sequence[Verdict]) -> None:
+  for y, verdict in enumerate(reversed(rows)):
+    color = _COLORS[verdict.verdict]
+    parts = [part.effect for part in verdict.parts]
+    below = [y - 0.24] * len(parts)
+    panel.scatter(parts, below, s=9, alpha=0.45, linewidths=0, color=color)
+    size = 7 if verdict.is_main else 4.5
+    panel.plot(verdict.effect, y, marker='o', markersize=size, color=color)
+    panel.hlines(y, verdict.low, verdict.high, linewidth=2, color=color)
+  panel.axvline(0, color=style.REFERENCE, linewidth=1, zorder=1)
+  labels = [_label(verdict) for verdict in reversed(rows)]
+  panel.set_yticks(range(len(rows)), labels, fontsize=style.SMALL)
+  panel.set_ylim(-0.6, len(rows) - 0.4)
+  panel.set_xlabel(rows[0].unit, fontsize=style.SMALL)
+
+
+def _label(verdict: Verdict) -> str:
+  return f'{verdict.setting}, {verdict.measure}'
+
+
+def _reading(verdicts: Sequence[Verdict]) -> str:
+  outcomes: dict[str, list[str]] = {}
+  for verdict in verdicts:
+    if verdict.is_main and verdict.finding in '12345':
+      outcomes.setdefault(verdict.verdict, []).append(verdict.finding)
+  said = [
+    f'{outcome}: {names.join(outcomes[outcome])}'
+    for outcome in _COLORS
+    if outcome in outcomes
+  ]
+  return f'{"; ".join(said).capitalize()}.'

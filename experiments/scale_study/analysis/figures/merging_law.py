@@ -1,0 +1,100 @@
+"""The merging law: fitted to few experts, asked about many."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.scale_study.analysis import names
+from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.figures import style
+from experiments.scale_study.analysis.figures.picture import Picture
+from experiments.scale_study.analysis.law import Fit, FITTED_UP_TO
+
+
+def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
+  """Draws a row of panels a method, a column a base; None without any fit."""
+  fits = [fit for fit in fits if fit.points]
+  if not fits:
+    return None
+  methods = [m for m in names.METHODS if m in {fit.method for fit in fits}]
+  bases = [b for b in names.BASES if b in {fit.base for fit in fits}]
+  shades = style.shades(list(study.sizes))
+  figure, axes = style.panels(len(methods), len(bases), sharey=True, height=2.4)
+  for fit in fits:
+    panel = axes[methods.index(fit.method), bases.index(fit.base)]
+    _draw_fit(panel, study, fit, shades)
+  for row, method in enumerate(methods):
+    for column, base in enumerate(bases):
+      style.title(
+        axes[row, column],
+        f'{names.METHODS[method]}, {names.BASES[base].lower()}',
+      )
+  handles = [
+    style.handle(f'{size} ({names.amount(count)})', color=shades[size])
+    for size, count in study.sizes.items()
+  ]
+  look = {'color': 'black', 'marker': 'o', 'linestyle': 'none'}
+  handles += [
+    style.handle('fitted', **look),
+    style.handle('predicted', **look, markerfacecolor='white'),
+  ]
+  style.legend(figure, handles, columns=5)
+  return Picture(
+    'merging_law',
+    'The merging law',
+    _reading(fits),
+    f'Lines are the law fitted where N ≤ {FITTED_UP_TO} (filled marks); open '
+    'marks are what it was asked to predict. Form: arXiv 2509.24244.',
+    figure,
+  )
+
+
+def _draw_fit(panel, study: Study, fit: Fit, shades) -> None:
+  smallest = min(study.sizes.values())
+  last = max(point.k for point in fit.points)
+  dense = np.linspace(min(point.k for point in fit.points), last, 100)
+  for size, color in shades.items():
+    points = [point for point in fit.points if point.size == size]
+    if not points:
+      continue
+    scale = study.sizes[size] / smallest
+    panel.plot(dense, fit.curve(size, scale, dense), color=color, linewidth=1.3)
+    for used in (True, False):
+      panel.plot(
+        [p.k for p in points if p.fitted == used],
+        [p.seen for p in points if p.fitted == used],
+        color=color,
+        marker='o',
+        markersize=5.5,
+        linestyle='none',
+        markerfacecolor=color if used else 'white',
+      )
+  style.count_ticks(panel, sorted({point.k for point in fit.points}))
+  panel.set_ylabel('loss', fontsize=style.NORMAL)
+
+
+def _reading(fits: Sequence[Fit]) -> str:
+  rises = sum(fit.rises for fit in fits)
+  sentences = [
+    f'The fitted loss rises with the number of experts in {rises} of '
+    f'{len(fits)} fits (base and method) and falls in {len(fits) - rises}.'
+  ]
+  asked = [fit for fit in fits if not np.isnan(fit.error)]
+  if asked:
+    error, unchanged = (
+      names.number(float(np.mean(values)), digits=3)
+      for values in (
+        [fit.error for fit in asked],
+        [fit.error_unchanged for fit in asked],
+      )
+    )
+    better = sum(fit.error < fit.error_unchanged for fit in asked)
+    sentences.append(
+      f'Beyond N = {FITTED_UP_TO} it is off by {error} on average, the '
+      f'forecast that nothing changes any more by {unchanged}; it is the '
+      f'better one in {better} of {len(asked)} fits.'
+    )
+  notes = [*dict.fromkeys(fit.note for fit in fits if fit.note)]
+  if notes:
+    sentences.append(f'Note: {"; ".join(notes)}.')
+  return ' '.join(sentences)

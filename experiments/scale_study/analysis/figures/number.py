@@ -1,0 +1,155 @@
+"""Held-in and held-out by number of experts."""
+
+import numpy as np
+
+from experiments.scale_study.analysis import measures, names, paper
+from experiments.scale_study.analysis.aggregate import Grid
+from experiments.scale_study.analysis.bootstrap import Estimate, mean
+from experiments.scale_study.analysis.figures import marks, style
+from experiments.scale_study.analysis.figures.picture import (
+  bars,
+  part,
+  Picture,
+)
+
+_MULTITASK = {'color': 'black', 'linestyle': 'dashed', 'linewidth': 1.2}
+_UNMERGED = {'color': 'black', 'linestyle': 'dotted', 'linewidth': 1.2}
+
+
+def draw_held_out(grid: Grid) -> Picture:
+  """Draws held-out, a panel a base, a line a method."""
+  # [bases, methods, n] and [bases]
+  held_out = grid.estimate(
+    measures.held_out, lambda means: mean(means, axis=-4)
+  )
+  multitask = mean(grid.means(measures.held_out_multitask), (0, 2, 3))
+  figure, axes = style.panels(2, len(grid.bases), sharey='row')
+  for b, base in enumerate(grid.bases):
+    ours, theirs = axes[:, b]
+    series = {m: part(held_out, b, j) for j, m in enumerate(grid.methods)}
+    marks.lines(ours, grid.ns, series, style.METHOD_LOOKS)
+    marks.level(ours, multitask[b], 'black')
+    marks.paper_lines(theirs, 'held_out', [base])
+    style.count_ticks(ours, grid.ns)
+    style.title(ours, f'This study: {names.BASES[base].lower()} base')
+    style.title(theirs, f'The paper: {names.BASES[base].lower()} base')
+    for panel in (ours, theirs):
+      style.reference(panel, 1, 'base')
+      panel.set_ylabel(names.HELD_OUT, fontsize=style.NORMAL)
+  style.legend(
+    figure,
+    [
+      *style.method_handles(grid.methods),
+      style.handle('Multitask model', **_MULTITASK),
+    ],
+    columns=5,
+  )
+  return Picture(
+    'held_out_by_number',
+    'Held-out by number of experts',
+    _held_out_reading(grid, held_out, multitask),
+    f'Mean over sizes. {bars(grid.study)} {paper.CITATION}: a line a size.',
+    figure,
+  )
+
+
+def draw_by_size(grid: Grid) -> Picture:
+  """Draws held-in and held-out, a row of panels a size, a line a base."""
+  columns = (
+    ('held_in', measures.held_in, measures.held_in_multitask),
+    ('held_out', measures.held_out, measures.held_out_multitask),
+  )
+  figure, axes = style.panels(len(grid.sizes) + 1, 2)
+  for column, (name, measure, multitask) in enumerate(columns):
+    title = name.replace('_', '-')
+    merged = grid.estimate(measure, lambda means: mean(means, axis=-2))
+    for i, size in enumerate(grid.sizes):
+      panel = axes[i, column]
+      series = {base: part(merged, i, b) for b, base in enumerate(grid.bases)}
+      marks.lines(panel, grid.ns, series, style.BASE_LOOKS)
+      _levels(panel, grid, i, multitask, 'dashed')
+      if name == 'held_in':
+        _levels(panel, grid, i, measures.held_in_base, 'dotted')
+      guess = mean(_means(grid, grid.study.guessing()[column])[i], axis=0)
+      if not np.isnan(guess):
+        style.reference(panel, float(guess), 'chance')
+      style.count_ticks(panel, grid.ns)
+      parameters = names.amount(grid.study.sizes[size])
+      style.title(panel, f'{size} ({parameters}): {title}')
+    marks.paper_lines(axes[-1, column], name, list(style.BASE_LOOKS))
+    style.title(axes[-1, column], f'The paper: {title}')
+    for panel in axes[1:-1, column]:
+      panel.sharey(axes[0, column])
+    for panel in axes[:, column]:
+      style.reference(panel, 1, ('expert', 'base')[column])
+      label = (names.HELD_IN, names.HELD_OUT)[column]
+      panel.set_ylabel(label, fontsize=style.NORMAL)
+  style.legend(
+    figure,
+    [
+      *style.base_handles(list(style.BASE_LOOKS)),
+      style.handle('Multitask model', **_MULTITASK),
+      style.handle('Base, not merged', **_UNMERGED),
+    ],
+  )
+  return Picture(
+    'by_number_and_size',
+    'Held-in and held-out by number of experts, for every size',
+    _cost_reading(grid),
+    'Mean over methods. Dotted lines are what the base reaches of the '
+    f'experts’ scores without any merge. {bars(grid.study)} {paper.CITATION}.',
+    figure,
+  )
+
+
+def _means(grid: Grid, measure: measures.Measure) -> np.ndarray:
+  """Means over methods and N, [sizes, bases]."""
+  return mean(grid.means(measure), axis=(-2, -1))
+
+
+def _levels(panel, grid: Grid, i: int, measure, linestyle: str) -> None:
+  for base, y in zip(grid.bases, _means(grid, measure)[i], strict=True):
+    marks.level(panel, y, style.BASE_LOOKS[base]['color'], linestyle)
+
+
+def _held_out_reading(
+  grid: Grid, held_out: Estimate, multitask: np.ndarray
+) -> str:
+  above = grid.means(measures.held_out)
+  over = grid.means(measures.over_multitask)
+  sentences = [
+    f'{_count(above > 1, above)} groups of merges (size, base, method, N) '
+    'score above their base on held-out tasks'
+  ]
+  if not np.isnan(over).all():
+    sentences[0] += f', {_count(over > 0, over)} above the multitask model'
+  for b, base in enumerate(grid.bases):
+    ends = mean(held_out.value[b], axis=0)
+    course = ' and '.join(
+      f'{names.number(float(ends[k]))} at N = {grid.ns[k]}'
+      for k in sorted({0, len(grid.ns) - 1})
+    )
+    sentence = f'From the {base} base the mean over methods is {course}'
+    if not np.isnan(multitask[b]):
+      sentence += f', the multitask model {names.number(multitask[b])}'
+    sentences.append(sentence)
+  return '. '.join(sentences) + '.'
+
+
+def _cost_reading(grid: Grid) -> str:
+  if len(grid.ns) == 1:
+    return f'Only N = {grid.ns[0]} was run.'
+  means = grid.means(measures.held_in)
+  lost = mean(means[..., 0] - means[..., -1], axis=(-2, -1))
+  costs = [
+    f'{names.number(float(cost))} at {size}'
+    for size, cost in zip(grid.sizes, lost, strict=True)
+  ]
+  return (
+    f'Going from {grid.ns[0]} to {grid.ns[-1]} experts costs '
+    f'{names.join(costs)} of held-in, mean over bases and methods.'
+  )
+
+
+def _count(holds: np.ndarray, known: np.ndarray) -> str:
+  return f'{int(holds.sum())} of {int((~np.isnan(known)).sum())}'

@@ -1,0 +1,140 @@
+"""How everything is drawn, the same in every figure.
+
+Colours are those of Okabe and Ito, which people with colour-blindness can tell
+apart; a marker, a line style or a label always says the same again.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from matplotlib import colormaps, colors
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+import numpy as np
+
+from experiments.scale_study.analysis import names
+
+METHOD_LOOKS: Mapping[str, dict[str, Any]] = {
+  'average': {'color': '#000000', 'marker': 'o'},
+  'task_arithmetic': {'color': '#0072b2', 'marker': 's'},
+  'dare_ties': {'color': '#cc79a7', 'marker': 'D'},
+  'ties': {'color': '#d55e00', 'marker': '^'},
+}
+BASE_LOOKS: Mapping[str, dict[str, Any]] = {
+  'pretrained': {'color': '#e69f00', 'marker': 'o'},
+  'instruction-tuned': {'color': '#009e73', 'marker': 's'},
+}
+REFERENCE = '#6b7280'
+
+SMALL, NORMAL = 8, 9
+
+
+def panels(
+  rows: int,
+  columns: int,
+  *,
+  height: float = 2.9,
+  last_height: float | None = None,
+  sharey: bool | Literal['row', 'col'] = False,
+) -> tuple[Figure, np.ndarray]:
+  """Makes a figure of [rows, columns] panels.
+
+  Args:
+    rows: of panels.
+    columns: of panels.
+    height: of a row, in inches.
+    last_height: of the last row, where it is another.
+    sharey: as in `Figure.subplots`.
+  """
+  heights = [height] * (rows - 1) + [last_height or height]
+  width = 3.7 * columns if columns > 1 else 5
+  figure = Figure(figsize=(width, sum(heights) + 0.4), layout='constrained')
+  axes = figure.subplots(
+    rows, columns, squeeze=False, sharey=sharey, height_ratios=heights
+  )
+  for panel in axes.flat:
+    panel.spines[['top', 'right']].set_visible(False)
+    panel.grid(color='#e5e7eb', linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.tick_params(labelsize=NORMAL, labelleft=True, labelbottom=True)
+  return figure, axes
+
+
+def title(axes: Axes, text: str) -> None:
+  """Names a panel."""
+  axes.set_title(text, loc='left', fontsize=10, fontweight='bold')
+
+
+def reference(axes: Axes, y: float, text: str) -> None:
+  """Draws a level to compare with, named at its left end."""
+  axes.axhline(y, color=REFERENCE, linewidth=1, zorder=1)
+  axes.annotate(
+    text,
+    (0, y),
+    xycoords=('axes fraction', 'data'),
+    xytext=(3, 1.5),
+    textcoords='offset points',
+    va='bottom',
+    fontsize=SMALL,
+    color=REFERENCE,
+  )
+
+
+def count_ticks(axes: Axes, ns: Sequence[int]) -> None:
+  """Marks the numbers of experts along x."""
+  axes.set_xticks(list(ns), [str(n) for n in ns])
+  axes.set_xlim(min(ns) - 1.3, max(ns) + 0.8)
+  axes.set_xlabel('experts merged, N', fontsize=NORMAL)
+
+
+def size_ticks(axes: Axes, sizes: Mapping[str, float]) -> None:
+  """Marks the sizes along a logarithmic x."""
+  values = list(sizes.values())
+  written = {name: names.amount(value) for name, value in sizes.items()}
+  axes.set_xscale('log')
+  axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
+  axes.set_xticks(
+    values,
+    [
+      name if name == value else f'{name}\n{value}'
+      for name, value in written.items()
+    ],
+  )
+  axes.set_xticks([], minor=True)
+  axes.set_xlabel('parameters', fontsize=NORMAL)
+
+
+def legend(figure: Figure, handles: Sequence[Any], columns: int = 4) -> None:
+  """Puts one legend under all panels, narrower where there is one column."""
+  room = columns if figure.get_figwidth() > 6 else 3
+  figure.legend(
+    handles=list(handles),
+    loc='outside lower center',
+    ncols=min(room, len(handles)),
+    frameon=False,
+    fontsize=NORMAL,
+  )
+
+
+def handle(label: str, **look: Any) -> Line2D:
+  """Makes an entry of a legend."""
+  look.setdefault('markersize', 5)
+  return Line2D([], [], label=label, **look)
+
+
+def method_handles(methods: Sequence[str]) -> list[Line2D]:
+  """Makes the entries of methods."""
+  return [handle(names.METHODS[m], **METHOD_LOOKS[m]) for m in methods]
+
+
+def base_handles(bases: Sequence[str]) -> list[Line2D]:
+  """Makes the entries of bases."""
+  return [handle(f'{names.BASES[b]} base', **BASE_LOOKS[b]) for b in bases]
+
+
+def shades(values: Sequence[Any]) -> dict[Any, str]:
+  """Returns colours from dark to light for the values of an ordered series."""
+  positions = np.linspace(0, 0.82, len(values)) if len(values) > 1 else [0.3]
+  colours = [colors.to_hex(colormaps['viridis'](p)) for p in positions]
+  return dict(zip(values, colours, strict=True))

@@ -1,0 +1,138 @@
+"""The report: one HTML file that needs nothing else.
+
+Every sentence about results is made from the data; what is fixed is how to
+read them.
+"""
+
+import base64
+from collections.abc import Sequence
+import dataclasses
+import html
+import json
+
+from experiments.scale_study.analysis import names
+from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.figures.picture import Picture
+from experiments.scale_study.analysis.law import Fit
+from experiments.scale_study.analysis.markup import paragraphs
+from experiments.scale_study.analysis.sections import (
+  findings,
+  gates,
+  law,
+  numbers,
+)
+from experiments.scale_study.analysis.stylesheet import CSS
+from experiments.scale_study.analysis.verdicts import Verdict
+
+_TITLE = 'What matters for merging? The paper’s findings, tested'
+_SECTIONS = {
+  'findings': 'Findings',
+  'figures': 'Figures',
+  'law': 'Merging law',
+  'gates': 'Gates',
+  'numbers': 'All numbers',
+  'tracing': 'Tracing a number',
+}
+
+
+def render(
+  study: Study,
+  judged: Sequence[Verdict],
+  fits: Sequence[Fit],
+  pictures: Sequence[tuple[Picture, bytes]],
+) -> str:
+  """Writes the report.
+
+  Args:
+    study: what was run.
+    judged: the verdicts.
+    fits: of the merging law.
+    pictures: each with its PNG.
+  """
+  links = ''.join(
+    f'<a href="#{name}">{title}</a>' for name, title in _SECTIONS.items()
+  )
+  bodies = (
+    findings(judged),
+    ''.join(_figure(*item) for item in pictures),
+    law(fits),
+    gates(study),
+    numbers(study),
+    _tracing(study),
+  )
+  sections = ''.join(
+    f'<section id="{name}"><h2>{title}</h2>{body}</section>'
+    for (name, title), body in zip(_SECTIONS.items(), bodies, strict=True)
+  )
+  return (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<link rel="icon" href="data:,">'
+    f'<title>{_TITLE}</title><style>{CSS}</style></head><body><main>'
+    f'<h1>{_TITLE}</h1>{_overview(study)}<nav>{links}</nav>{sections}'
+    '</main></body></html>\n'
+  )
+
+
+def _overview(study: Study) -> str:
+  sizes = names.join(
+    f'{size} ({names.amount(count)} parameters)'
+    for size, count in study.sizes.items()
+  )
+  merges = [cell for cell in study.cells if cell.setting != 'sweep']
+  bases = names.join(dict.fromkeys(cell.base for cell in merges))
+  methods = names.join(
+    names.METHODS[method] for method in dict.fromkeys(c.method for c in merges)
+  )
+  ns = names.join(map(str, sorted({cell.n for cell in merges})))
+  return paragraphs(
+    f'{names.counted(len(merges), "merge")} of N = {ns} experts were scored: '
+    f'by {methods}; from {bases} bases; of size {sizes}; '
+    f'{names.counted(len(study.seeds), "seed")}. They repeat the grid of '
+    'Yadav et al., “What Matters for Model Merging at Scale?” (arXiv '
+    '2410.03617), with small models.',
+    'Held-in scores are divided by those of each task’s expert, held-out '
+    'scores by those of the base. Means are taken within a category, then over '
+    'categories, subsets and seeds.',
+  )
+
+
+def _figure(picture: Picture, png: bytes) -> str:
+  data = base64.b64encode(png).decode()
+  alternative = html.escape(f'{picture.heading}. {picture.reading}', True)
+  return (
+    f'<h3>{html.escape(picture.heading)}</h3>{paragraphs(picture.reading)}'
+    f'<figure><div><img alt="{alternative}" '
+    f'src="data:image/png;base64,{data}"></div>'
+    f'<figcaption>{html.escape(picture.caption)}</figcaption></figure>'
+  )
+
+
+def _tracing(study: Study) -> str:
+  merges = [cell for cell in study.cells if cell.setting != 'sweep']
+  cell = (merges or study.cells)[0]
+  group = [
+    c
+    for c in merges
+    if (c.setting, c.size, c.base, c.method, c.n)
+    == (cell.setting, cell.size, cell.base, cell.method, cell.n)
+  ]
+  example = json.dumps(dataclasses.asdict(cell), indent=2, ensure_ascii=False)
+  return (
+    paragraphs(
+      'A row of the table above is the mean of the lines of cells.jsonl with '
+      'its setting, size, base, method and N. Each line names the categories '
+      'merged, the hyperparameters, the seed, the fingerprint of the base and '
+      'of every expert, the scores of merge, experts, base and multitask '
+      'model, and the command that makes it again. tables/cells.csv has the '
+      'same lines with their ratios.',
+      f'For instance {cell.setting}, {cell.size}, {cell.base}, '
+      f'{names.title(cell.method)}, N = {cell.n}: {len(group)} lines, the '
+      'first of which is:',
+    )
+    + f'<pre>{html.escape(example)}</pre>'
+    + paragraphs(
+      'Everything here is computed from cells.jsonl and gates.json by:'
+    )
+    + '<pre>python -m experiments.scale_study.analysis RESULTS_DIR</pre>'
+  )

@@ -1,0 +1,286 @@
+"""The merging law, fitted to few experts and asked about many.
+
+arXiv 2509.24244 finds for the expected loss over random subsets of k experts of
+a model of S parameters
+
+  E[loss | S, k] = L* + B · S^−β + A · S^−γ / (k + b).
+
+It has six numbers. Three of them say how the floor depends on S, and fewer than
+three sizes cannot tell them apart: then each size gets a law of its own,
+F + T / k. Two numbers of experts cannot tell b from A: then b is 0.
+
+The law is fitted where k ≤ 4 and asked to predict the rest, beside the forecast
+that nothing changes after the last k it has seen. A (or T) may have either
+sign: it is positive where more experts lower the loss, as in the paper, which
+scores the same domains whatever is merged. Scored on the tasks of the experts
+merged alone, as here, more experts may as well raise it.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import itertools
+
+import numpy as np
+from scipy import optimize
+
+from experiments.scale_study.analysis.aggregate import Grid, Study
+from experiments.scale_study.analysis.measures import loss
+
+FITTED_UP_TO = 4
+
+_NAMES = ('floor', 'B', 'beta', 'A', 'gamma', 'b')
+# Losses, and terms of them, in nats; sizes in units of the smallest.
+_LOWER = (0.0, 0.0, 0.0, -100.0, 0.0, 0.0)
+_UPPER = (100.0, 100.0, 4.0, 100.0, 4.0, 10.0)
+_STARTS = tuple(itertools.product((0.2, 1.0), (0.2, 1.0), (0.1, 2.0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """Mean loss over subsets and seeds, and what the law says of it."""
+
+  size: str
+  k: int
+  seen: float
+  law: float
+  fitted: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """The law for one base and method.
+
+  Attributes:
+    base: of the experts.
+    method: of the merges.
+    form: 'all sizes', 'each size', or 'none' where it cannot be fitted.
+    note: why it is of that form, or what is doubtful about it.
+    parameters: of the law by name; for 'each size', F and T by size. B and A
+      are those of S in units of the smallest size.
+    undetermined: parameters at a bound, or that the points do not settle.
+    points: every mean loss; those not `fitted` are predictions.
+    r_squared: of the points fitted; NaN where they are no more than the
+      parameters.
+    r_squared_predicted: of the others; NaN without any.
+    error: mean absolute error of the predictions.
+    error_unchanged: the same for the forecast of no change after the last k.
+  """
+
+  base: str
+  method: str
+  form: str
+  note: str = ''
+  parameters: dict[str, float] = dataclasses.field(default_factory=dict)
+  undetermined: tuple[str, ...] = ()
+  points: tuple[Point, ...] = ()
+  r_squared: float = np.nan
+  r_squared_predicted: float = np.nan
+  error: float = np.nan
+  error_unchanged: float = np.nan
+
+  @property
+  def rises(self) -> bool:
+    """Whether more experts raise the loss."""
+    if self.form == 'all sizes':
+      return self.parameters['A'] < 0
+    tails = [v for k, v in self.parameters.items() if k.startswith('T')]
+    return sum(tails) < 0
+
+  def curve(self, size: str, scale: float, k: np.ndarray) -> np.ndarray:
+    """Evaluates the fit.
+
+    Args:
+      size: name of the size.
+      scale: its parameters in units of the smallest.
+      k: numbers of experts.
+    """
+    if self.form == 'all sizes':
+      return law([self.parameters[name] for name in _NAMES], scale, k)
+    floor = self.parameters.get(f'F({size})', np.nan)
+    return floor + self.parameters.get(f'T({size})', np.nan) / k
+
+
+def fit_all(study: Study) -> list[Fit]:
+  """Fits the law for every base and method, on validated merges.
+
+  Losses are over all tasks merged, also those of a category whose gate failed:
+  a loss divides by no expert.
+  """
+  return list(_fits(study.grid(smallest_n=1)))
+
+
+def fit(
+  losses: np.ndarray,
+  parameters: np.ndarray,
+  ks: np.ndarray,
+  *,
+  sizes: tuple[str, ...],
+  base: str = '',
+  method: str = '',
+) -> Fit:
+  """Fits the law to the mean losses of one base and method.
+
+  Args:
+    losses: [sizes, ks], NaN where there is none.
+    parameters: of each size, [sizes], ascending.
+    ks: numbers of experts merged, [ks], ascending.
+    sizes: their names.
+    base: for the record.
+    method: for the record.
+  """
+  what = (base, method)
+  fitted = ~np.isnan(losses) & (ks <= FITTED_UP_TO)
+  ready = np.sum(fitted, axis=1) >= 2
+  if not ready.any():
+    return Fit(
+      *what,
+      'none',
+      f'needs two numbers of experts up to {FITTED_UP_TO} at one size',
+    )
+  fitted &= ready[:, None]
+  scale = parameters / parameters.min()
+  if ready.sum() >= 3:
+    form, note = 'all sizes', ''
+    free_b = np.any(fitted, axis=0).sum() >= 3
+    if not free_b:
+      note = 'b = 0: two numbers of experts cannot tell it from A'
+    solution, undetermined = _solve(losses, scale, ks, fitted, free_b)
+    predicted = law(solution, scale[:, None], ks)
+    named = _named(_NAMES, solution)
+    free = len(_NAMES) if free_b else len(_NAMES) - 1
+  else:
+    form = 'each size'
+    note = f'{ready.sum()} of 3 sizes: the law of all sizes is not settled'
+    floors, tails = _solve_each(losses, ks, fitted)
+    predicted = floors[:, None] + tails[:, None] / ks
+    undetermined = ()
+    named = {
+      **_named([f'F({size})' for size in sizes], floors),
+      **_named([f'T({size})' for size in sizes], tails),
+    }
+    free = len(named)
+  asked = ~np.isnan(losses) & ~fitted & ready[:, None]
+  last = np.where(fitted, ks, 0).argmax(axis=1)
+  unchanged = np.broadcast_to(
+    losses[np.arange(len(losses)), last][:, None], losses.shape
+  )
+  return Fit(
+    *what,
+    form,
+    note,
+    named,
+    undetermined,
+    points=tuple(
+      Point(
+        sizes[i], int(ks[j]), *_numbers(losses, predicted, (i, j)), bool(used)
+      )
+      for (i, j), used in np.ndenumerate(fitted)
+      if used or asked[i, j]
+    ),
+    r_squared=(
+      r_squared(losses[fitted], predicted[fitted])
+      if fitted.sum() > free
+      else np.nan
+    ),
+    r_squared_predicted=r_squared(losses[asked], predicted[asked]),
+    error=_error(losses[asked], predicted[asked]),
+    error_unchanged=_error(losses[asked], unchanged[asked]),
+  )
+
+
+def law(parameters, size, k) -> np.ndarray:
+  """Evaluates the law; `size` is in units of the smallest."""
+  floor, b_, beta, a, gamma, b = parameters
+  return floor + b_ * size**-beta + a * size**-gamma / (k + b)
+
+
+def r_squared(seen: np.ndarray, predicted: np.ndarray) -> float:
+  """Returns the part of the variance explained; below 0 is worse than a mean.
+
+  NaN for fewer than two values, or where they do not vary.
+  """
+  if len(seen) < 2 or np.ptp(seen) == 0:
+    return np.nan
+  left = np.sum((seen - predicted) ** 2) / np.sum((seen - seen.mean()) ** 2)
+  return float(1 - left)
+
+
+def _fits(grid: Grid) -> Iterator[Fit]:
+  losses = grid.means(loss)
+  parameters = np.array([grid.study.sizes[size] for size in grid.sizes], float)
+  for (i, base), (j, method) in itertools.product(
+    enumerate(grid.bases), enumerate(grid.methods)
+  ):
+    yield fit(
+      losses[:, i, j],
+      parameters,
+      np.array(grid.ns),
+      sizes=grid.sizes,
+      base=base,
+      method=method,
+    )
+
+
+def _solve(
+  losses, scale, ks, fitted, free_b
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Least squares from several starts, since the law is not convex."""
+  size = np.broadcast_to(scale[:, None], losses.shape)[fitted]
+  k = np.broadcast_to(ks, losses.shape)[fitted]
+  seen = losses[fitted]
+  free = len(_NAMES) if free_b else len(_NAMES) - 1
+  lower, upper = np.array(_LOWER[:free]), np.array(_UPPER[:free])
+
+  def whole(parameters):
+    return np.append(parameters, np.zeros(len(_NAMES) - free))
+
+  def residuals(parameters):
+    return law(whole(parameters), size, k) - seen
+
+  def start(beta, gamma, b):
+    # With the exponents given, the law is linear in the other three.
+    columns = [np.ones_like(seen), size**-beta, size**-gamma / (k + b)]
+    floor, b_, a = np.linalg.lstsq(np.stack(columns, 1), seen)[0]
+    guess = np.array([floor, b_, beta, a, gamma, b])[:free]
+    return np.clip(guess, lower + 1e-6, upper - 1e-6)
+
+  results = [
+    optimize.least_squares(
+      residuals,
+      start(beta, gamma, b if free_b else 0),
+      bounds=(lower, upper),
+      xtol=1e-14,
+      ftol=1e-14,
+      gtol=1e-14,
+      max_nfev=5000,
+    )
+    for beta, gamma, b in _STARTS
+  ]
+  best = min(results, key=lambda result: result.cost)
+  _, strengths, directions = np.linalg.svd(best.jac)
+  loose = directions[strengths < 1e-6 * strengths.max()]
+  undetermined = (best.active_mask != 0) | np.any(np.abs(loose) > 0.1, axis=0)
+  names = np.array(_NAMES[:free])[undetermined]
+  return whole(best.x), tuple(names.tolist())
+
+
+def _solve_each(losses, ks, fitted) -> tuple[np.ndarray, np.ndarray]:
+  lines = [
+    np.polyfit(1 / ks[used], row[used], 1) if used.any() else (np.nan,) * 2
+    for row, used in zip(losses, fitted, strict=True)
+  ]
+  tails, floors = np.transpose(lines)
+  return floors, tails
+
+
+def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+  pairs = zip(names, map(float, values), strict=True)
+  return {name: value for name, value in pairs if not np.isnan(value)}
+
+
+def _numbers(losses, predicted, index) -> tuple[float, float]:
+  return float(losses[index]), float(predicted[index])
+
+
+def _error(seen: np.ndarray, predicted: np.ndarray) -> float:
+  return float(np.abs(seen - predicted).mean()) if len(seen) else np.nan

@@ -1,0 +1,219 @@
+"""The sections of the report that are mostly tables."""
+
+from collections.abc import Mapping, Sequence
+import html
+import inspect
+from typing import Any
+
+import numpy as np
+
+from experiments.scale_study.analysis import effects, names, tables, verdicts
+from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.bootstrap import (
+  MINIMUM_SEEDS,
+  widening_of,
+)
+from experiments.scale_study.analysis.law import Fit, FITTED_UP_TO
+from experiments.scale_study.analysis.markup import paragraphs, table
+from experiments.scale_study.analysis.verdicts import Verdict
+
+
+def findings(judged: Sequence[Verdict]) -> str:
+  """Shows a card for every finding, then the rule."""
+  cards = ''.join(
+    _card(verdict, [v for v in judged if v.finding in _halves(verdict)])
+    for verdict in judged
+    if verdict.is_main and verdict.finding in '12345'
+  )
+  rule = html.escape(inspect.getdoc(verdicts) or '')
+  widening = names.number(widening_of(MINIMUM_SEEDS), digits=1)
+  return (
+    cards + f'<details><summary>The rule</summary><pre>{rule}</pre></details>'
+    '<details><summary>The intervals</summary>'
+    + paragraphs(
+      'Seeds are drawn with replacement, each with all its subsets, 2,000 '
+      'times with a fixed seed; both sides of a comparison share every draw. '
+      'With so few seeds such an interval is too narrow, so it is widened as '
+      'Student’s distribution asks for, with '
+      f'{MINIMUM_SEEDS} seeds by a factor of {widening}. With fewer than '
+      f'{MINIMUM_SEEDS} seeds only subsets are drawn, and nothing is concluded '
+      'from it.'
+    )
+    + '</details>'
+  )
+
+
+def _halves(verdict: Verdict) -> tuple[str, ...]:
+  return ('3a', '3b') if verdict.finding == '3' else (verdict.finding,)
+
+
+def _card(verdict: Verdict, details: Sequence[Verdict]) -> str:
+  kind = verdict.verdict.replace(' ', '-')
+  effect = f'{verdict.reason}.'
+  if verdict.unit:
+    effect = (
+      f'{_effect(verdict)}: {verdict.unit}. '
+      f'{names.counted(verdict.seeds, "seed")}, '
+      f'{names.counted(verdict.cells, "merge")}; {verdict.reason}.'
+    )
+  rows = [
+    (
+      v.finding,
+      v.setting,
+      v.measure,
+      v.verdict,
+      _effect(v),
+      v.seeds,
+      v.cells,
+    )
+    for v in details
+  ]
+  header = ['', 'setting', 'measure', 'verdict', 'effect', 'seeds', 'merges']
+  parts = [
+    (v.finding, ', '.join(names.title(word) for word in part.where), value)
+    for v in details
+    if v.is_main
+    for part in v.parts
+    if (value := _effect(part)) != names.MISSING
+  ]
+  how = ' '.join(
+    (inspect.getdoc(finder) or '').replace('\n', ' ')
+    for number, finder in effects.FINDERS.items()
+    if number in _halves(verdict)
+  )
+  return (
+    f'<div class="finding {kind}"><h3>{verdict.finding}. '
+    f'{html.escape(verdict.claim)}</h3>'
+    f'<p><span class="badge">{verdict.verdict}</span></p>'
+    f'{paragraphs(effect[0].upper() + effect[1:])}'
+    f'<details><summary>How, and in which parts</summary>{paragraphs(how)}'
+    f'{table(header, rows)}'
+    + (table(['', 'part', 'effect'], parts) if parts else '')
+    + '</details></div>'
+  )
+
+
+def _effect(estimate) -> str:
+  return names.interval(
+    estimate.effect, estimate.low, estimate.high, signed=True, digits=3
+  )
+
+
+def law(fits: Sequence[Fit]) -> str:
+  """Shows the parameters of the merging law, and how well it predicts."""
+  header = [
+    'base',
+    'method',
+    'form',
+    'parameters',
+    'not settled',
+    'R² fitted',
+    'R² predicted',
+    'error predicted',
+    'error if unchanged',
+    'note',
+  ]
+  rows = [
+    (
+      names.title(fit.base),
+      names.title(fit.method),
+      fit.form,
+      ', '.join(f'{k} = {v:.3g}' for k, v in fit.parameters.items()),
+      ', '.join(fit.undetermined),
+      names.number(fit.r_squared, digits=3),
+      names.number(fit.r_squared_predicted, digits=3),
+      names.number(fit.error, digits=3),
+      names.number(fit.error_unchanged, digits=3),
+      fit.note,
+    )
+    for fit in fits
+  ]
+  return paragraphs(
+    'E[loss | S, N] = L* + B · S^−β + A · S^−γ / (N + b), with S in units of '
+    f'the smallest size, fitted where N ≤ {FITTED_UP_TO} and asked about the '
+    'rest. With fewer than three sizes each gets F + T / N instead. Sizes '
+    'differ much in loss, which makes R² over all of them flattering: the mean '
+    'error beside that of forecasting no change says more. Losses are over all '
+    'tasks merged, also of categories that are not testable.',
+  ) + table(header, rows)
+
+
+def gates(study: Study) -> str:
+  """Shows what may not be counted, and every gate."""
+  excluded = [
+    (e.size, names.title(e.base), e.category, e.reason)
+    for e in study.exclusions
+  ]
+  rows = tables.gate_rows(study)
+  passed = sum(gate.passed for gate in study.gates)
+  text = (
+    'Before anything is merged, every category has to show that there is '
+    f'something to measure. {passed} of {len(study.gates)} gates passed. '
+  )
+  if excluded:
+    text += 'These are not testable and in no mean:'
+  else:
+    text += 'Every category may be counted.'
+  header = ['size', 'base', 'category', 'not testable because']
+  return (
+    paragraphs(text)
+    + (table(header, excluded) if excluded else '')
+    + '<details><summary>All gates</summary>'
+    + table(list(rows[0]) if rows else [], [r.values() for r in rows])
+    + '</details>'
+  )
+
+
+def numbers(study: Study) -> str:
+  """Shows the full table."""
+  header = [
+    'setting',
+    'size',
+    'base',
+    'method',
+    'N',
+    'held-in',
+    'gain kept',
+    'multitask held-in',
+    'held-out',
+    'multitask held-out',
+    'drift',
+    'seeds',
+    'merges',
+  ]
+  columns = (
+    ('held_in', 2),
+    ('gain_kept', 2),
+    ('held_in_multitask', 2),
+    ('held_out', 2),
+    ('held_out_multitask', 2),
+    ('drift', 3),
+  )
+  rows = [
+    (
+      row['setting'],
+      row['size'],
+      names.title(row['base']),
+      names.title(row['method']),
+      row['n'],
+      *(_with_interval(row, name, digits) for name, digits in columns),
+      row['seeds'],
+      row['merges'],
+    )
+    for row in tables.merge_rows(study)
+  ]
+  return (
+    paragraphs(
+      'Held-in is merge ÷ expert; gain kept is (merge − base) ÷ (expert − '
+      'base); held-out is merge ÷ base. The files tables/*.csv hold these and '
+      'every single merge.'
+    )
+    + f'<details><summary>{len(rows)} groups of merges</summary>'
+    + table(header, rows)
+    + '</details>'
+  )
+
+
+def _with_interval(row: Mapping[str, Any], name: str, digits: int) -> str:
+  ends = [float(row[name + end] or np.nan) for end in ('', '_low', '_high')]
+  return names.interval(*ends, digits=digits)

@@ -1,0 +1,80 @@
+"""Curves over one hyperparameter, on validation and on test examples."""
+
+from collections.abc import Iterator
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.scale_study.analysis.aggregate import Grid, Study
+from experiments.scale_study.analysis.cells import Cell
+from experiments.scale_study.analysis.measures import held_in
+
+
+class SweepPoint(NamedTuple):
+  """One point of a curve, mean over subsets and seeds.
+
+  Attributes:
+    parameter: what is swept.
+    others: the hyperparameters held fixed, as JSON.
+    x: value of the parameter.
+    value: held-in, merge ÷ expert.
+    low: end of its interval.
+    high: end of its interval.
+  """
+
+  size: str
+  base: str
+  method: str
+  n: int
+  parameter: str
+  others: str
+  split: str
+  x: float
+  value: float
+  low: float
+  high: float
+
+
+def sweep_points(study: Study) -> list[SweepPoint]:
+  """Finds every curve: points that differ in one hyperparameter alone."""
+  swept = [cell for cell in study.cells if cell.setting == 'sweep']
+  groups: dict[tuple, dict[float, list[Cell]]] = {}
+  for cell in swept:
+    for parameter, x in cell.hyperparameters.items():
+      others = {
+        name: value
+        for name, value in cell.hyperparameters.items()
+        if name != parameter
+      }
+      written = json.dumps(others, sort_keys=True)
+      group = (cell.method, parameter, written, cell.split)
+      groups.setdefault(group, {}).setdefault(x, []).append(cell)
+  return [
+    point
+    for (_, parameter, others, split), cells in groups.items()
+    if len(cells) > 1
+    for x in sorted(cells)
+    for point in _points(
+      Grid.of(cells[x], study), (parameter, others, split, x)
+    )
+  ]
+
+
+def _points(
+  grid: Grid, place: tuple[str, str, str, float]
+) -> Iterator[SweepPoint]:
+  value, low, high = grid.estimate(held_in)
+  for index in np.ndindex(value.shape):
+    if not np.isnan(value[index]):
+      i, b, m, k = index
+      yield SweepPoint(
+        grid.sizes[i],
+        grid.bases[b],
+        grid.methods[m],
+        grid.ns[k],
+        *place,
+        float(value[index]),
+        float(low[index]),
+        float(high[index]),
+      )

@@ -1,0 +1,211 @@
+"""The numbers of the report as CSV, and the verdicts as Markdown.
+
+merges.csv    every size, base, method, N and setting: the paper's full table
+cells.csv     every merge, with what made it
+verdicts.csv  every finding, setting and measure
+parts.csv     what each effect is the mean of
+gates.csv     every gate
+untestable.csv  categories that are left out, and why
+sweeps.csv    every point of a curve
+law.csv       measured losses beside the law's
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.scale_study.analysis import measures, names
+from experiments.scale_study.analysis.aggregate import SEED, Study, SUBSET
+from experiments.scale_study.analysis.law import Fit
+from experiments.scale_study.analysis.measures import Measure
+from experiments.scale_study.analysis.sweeps import sweep_points
+from experiments.scale_study.analysis.verdicts import Verdict
+
+Row = Mapping[str, Any]
+
+MEASURES: Mapping[str, Measure] = {
+  'held_in': measures.held_in,
+  'gain_kept': measures.corrected,
+  'held_in_base': measures.held_in_base,
+  'held_in_multitask': measures.held_in_multitask,
+  'held_out': measures.held_out,
+  'held_out_multitask': measures.held_out_multitask,
+  'drift': measures.drift,
+  'loss': measures.loss,
+}
+
+
+def write_all(
+  study: Study, verdicts: Sequence[Verdict], fits: Sequence[Fit], folder: Path
+) -> None:
+  """Writes every table into a folder."""
+  tables = {
+    'merges': merge_rows(study),
+    'cells': _cell_rows(study),
+    'verdicts': _verdict_rows(verdicts),
+    'parts': _part_rows(verdicts),
+    'gates': gate_rows(study),
+    'untestable': [exclusion._asdict() for exclusion in study.exclusions],
+    'sweeps': [point._asdict() for point in sweep_points(study)],
+    'law': _law_rows(fits),
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, rows in tables.items():
+    rows = list(rows)
+    with open(folder / f'{name}.csv', 'w', newline='') as file:
+      writer = csv.DictWriter(file, rows[0] if rows else [])
+      writer.writeheader()
+      writer.writerows(rows)
+  (folder / 'verdicts.md').write_text(verdict_markdown(verdicts))
+
+
+def merge_rows(study: Study) -> Iterator[Row]:
+  """Tabulates every size, base, method, N and setting, with intervals."""
+  for setting in ('validated', 'fixed'):
+    grid = study.grid(setting)
+    if setting not in {cell.setting for cell in grid.cells.values()}:
+      continue
+    estimates = {
+      name: grid.estimate(measure) for name, measure in MEASURES.items()
+    }
+    run = ~np.isnan(grid.values(measures.drift))
+    merges = run.sum(axis=(SEED, SUBSET))
+    seeds = np.any(run, axis=SUBSET).sum(axis=0)
+    for index in np.ndindex(merges.shape):
+      if not merges[index]:
+        continue
+      i, b, m, k = index
+      row = {
+        'setting': setting,
+        'size': grid.sizes[i],
+        'parameters': study.sizes[grid.sizes[i]],
+        'base': grid.bases[b],
+        'method': grid.methods[m],
+        'n': grid.ns[k],
+        'seeds': int(seeds[index]),
+        'merges': int(merges[index]),
+      }
+      for name, (value, low, high) in estimates.items():
+        row[name] = _written(float(value[index]))
+        row[f'{name}_low'] = _written(float(low[index]))
+        row[f'{name}_high'] = _written(float(high[index]))
+      yield row
+
+
+def gate_rows(study: Study) -> list[Row]:
+  """Tabulates the gates."""
+  return [
+    {
+      'size': gate.size,
+      'base': gate.base,
+      'category': gate.category,
+      'split': gate.split,
+      'gate': gate.gate,
+      'seed': '' if gate.seed is None else gate.seed,
+      'score': _written(gate.score),
+      'chance': '' if gate.chance is None else _written(gate.chance),
+      'pass': gate.passed,
+    }
+    for gate in study.gates
+  ]
+
+
+def verdict_markdown(verdicts: Sequence[Verdict]) -> str:
+  """Writes the verdicts as a table for a README."""
+  lines = [
+    '| | finding of the paper | verdict | effect (95 % interval) | of '
+    '| seeds | merges |',
+    '|---|---|---|---|---|---|---|',
+  ]
+  for verdict in verdicts:
+    if verdict.is_main:
+      effect = names.interval(
+        verdict.effect, verdict.low, verdict.high, signed=True, digits=3
+      )
+      cells = [
+        verdict.finding,
+        verdict.claim,
+        f'**{verdict.verdict}**',
+        effect,
+        verdict.unit or verdict.reason,
+        str(verdict.seeds),
+        str(verdict.cells),
+      ]
+      lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines) + '\n'
+
+
+def _cell_rows(study: Study) -> Iterator[Row]:
+  for cell in study.cells:
+    countable = study.countable[cell.size, cell.base]
+    row = {
+      'size': cell.size,
+      'parameters': cell.parameters,
+      'base': cell.base,
+      'method': cell.method,
+      'n': cell.n,
+      'subset': ' '.join(cell.subset),
+      'subset_number': cell.subset_number,
+      'seed': cell.seed,
+      'setting': cell.setting,
+      'split': cell.split,
+      'hyperparameters': json.dumps(dict(cell.hyperparameters)),
+    }
+    row |= {
+      name: _written(measure(cell, countable))
+      for name, measure in MEASURES.items()
+    }
+    row |= {
+      'scores': json.dumps(dict(cell.scores)),
+      'checkpoints': json.dumps(dict(cell.checkpoints)),
+      'command': cell.command,
+    }
+    yield row
+
+
+def _verdict_rows(verdicts: Sequence[Verdict]) -> Iterator[Row]:
+  for verdict in verdicts:
+    yield {
+      'finding': verdict.finding,
+      'claim': verdict.claim,
+      'setting': verdict.setting,
+      'measure': verdict.measure,
+      'verdict': verdict.verdict,
+      'effect': _written(verdict.effect),
+      'low': _written(verdict.low),
+      'high': _written(verdict.high),
+      'unit': verdict.unit,
+      'seeds': verdict.seeds,
+      'cells': verdict.cells,
+      'reason': verdict.reason,
+    }
+
+
+def _part_rows(verdicts: Sequence[Verdict]) -> Iterator[Row]:
+  for verdict in verdicts:
+    for part in verdict.parts:
+      yield {
+        'finding': verdict.finding,
+        'setting': verdict.setting,
+        'measure': verdict.measure,
+        'part': ', '.join(part.where),
+        'effect': _written(part.effect),
+        'low': _written(part.low),
+        'high': _written(part.high),
+      }
+
+
+def _law_rows(fits: Sequence[Fit]) -> Iterator[Row]:
+  for fit in fits:
+    for point in fit.points:
+      where = {'base': fit.base, 'method': fit.method, 'form': fit.form}
+      yield where | dataclasses.asdict(point)
+
+
+def _written(value: float) -> str:
+  return '' if np.isnan(value) else f'{value:.6g}'

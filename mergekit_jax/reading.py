@@ -33,11 +33,11 @@ class Model:
   checkpoint: Checkpoint
   paths: Mapping[str, str]
 
-  def read_into(
-    self, path: str, index: Sequence[slice], out: np.ndarray
+  def read_parts(
+    self, path: str, parts: Sequence[tuple[Sequence[slice], np.ndarray]]
   ) -> Callable[[], None]:
-    """Starts a read; calling the result waits for it."""
-    future = self.checkpoint.read_into(self.paths[path], index, out)
+    """Starts to read boxes into buffers; calling the result waits for it."""
+    future = self.checkpoint.read_parts(self.paths[path], parts)
 
     def wait() -> None:
       try:
@@ -113,6 +113,18 @@ class Loading:
     for wait in self.waits:
       wait()
 
+  def array(self, model: int, mesh: Mesh) -> jax.Array:
+    """The box of one model on the mesh; on CPU devices, without a copy."""
+    return jax.make_array_from_single_device_arrays(
+      self.unit.box.shape,
+      NamedSharding(mesh, self.unit.box.spec),
+      [
+        jax.device_put(buffer, device)
+        for part, buffer in zip(self.parts, self.buffers[model], strict=True)
+        for device in part.devices
+      ],
+    )
+
 
 def read_ahead(
   plan: plans.Plan, models: Sequence[Model], done: Container[int]
@@ -139,9 +151,11 @@ def _load(
   memory = iter(slot.buffers([(p.shape, d) for d in dtypes for p in parts]))
   buffers = [[next(memory) for _ in parts] for _ in dtypes]
   waits = [
-    model.read_into(unit.tensor.path, part.index, buffer)
+    model.read_parts(
+      unit.tensor.path,
+      [(part.index, buffer) for part, buffer in zip(parts, own, strict=True)],
+    )
     for model, own in zip(models, buffers, strict=False)
-    for part, buffer in zip(parts, own, strict=True)
   ]
   return Loading(unit, slot, parts, buffers, waits)
 

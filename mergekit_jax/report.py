@@ -12,6 +12,8 @@ from etils import epath
 import jax
 import numpy as np
 
+from mergekit_jax.checkpoint.remote import as_path
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorReport:
@@ -111,7 +113,7 @@ class MergeReport:
 
 def report_path(output: epath.PathLike) -> epath.Path:
   """Where the report of a merge lies: beside its output."""
-  output = epath.Path(output)
+  output = as_path(output)
   return output.parent / f'{output.name}.report.json'
 
 

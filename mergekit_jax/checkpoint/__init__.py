@@ -56,8 +56,11 @@ def write_checkpoint(
   *,
   format: str | None = None,
   shard_size: int | str | None = None,
+  zarr3: bool | None = None,
+  compression: str | None = None,
   chunks: Mapping[str, Sequence[int]] | None = None,
   metadata: Mapping[str, Any] | None = None,
+  arrays_at: epath.Path | None = None,
 ) -> None:
   """Writes a checkpoint that is like another one, box by box.
 
@@ -71,8 +74,11 @@ def write_checkpoint(
     produce: see `write_orbax` and `write_safetensors`.
     format: one of `FORMATS`; None keeps the one of `like`.
     shard_size: for safetensors, see `write_safetensors`.
+    zarr3: for Orbax, see `write_orbax`.
+    compression: for Orbax, see `write_orbax`.
     chunks: for Orbax, see `write_orbax`.
     metadata: custom metadata, added to that of `like`.
+    arrays_at: for Orbax, see `write_orbax`.
 
   Raises:
     ValueError: the format cannot hold the tree.
@@ -88,8 +94,11 @@ def write_checkpoint(
     specs if like.format == 'orbax' else _nested(specs),
     like.layout,
     produce,
+    zarr3=zarr3,
+    compression=compression,
     chunks=chunks,
     metadata={**like.metadata, **(metadata or {})},
+    arrays_at=arrays_at,
   )
 
 

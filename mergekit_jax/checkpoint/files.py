@@ -36,3 +36,11 @@ def sync(path: epath.Path) -> None:
     os.fsync(opened)
   finally:
     os.close(opened)
+
+
+def sync_all(directory: epath.Path) -> None:
+  """Waits until a directory, with all that is in it, is on the disk."""
+  for here, _, names in os.walk(directory):
+    for name in names:
+      sync(epath.Path(here) / name)
+    sync(epath.Path(here))

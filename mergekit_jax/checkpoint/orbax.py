@@ -4,28 +4,28 @@ Orbax says which arrays there are; TensorStore reads them, since Orbax has no
 way to read a part of an array.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import functools
 import math
+import os
 from typing import Any
 
 from etils import epath
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from mergekit_jax.checkpoint import orbax_layout, remote, source
+from mergekit_jax.checkpoint import (
+  chunks,
+  ocdbt_values,
+  orbax_layout,
+  orbax_tree,
+  ranges,
+  remote,
+  source,
+)
 
 _STRINGS = '_strings.json'
-# What Orbax calls the types whose leaves are stored as arrays.
-_ARRAY_TYPES = {
-  'jax.Array': jax.Array,
-  'np.ndarray': np.ndarray,
-  'scalar': np.number,
-}
-# Codecs that leave every element where arithmetic finds it.
-_PLAIN_CODECS = {'bytes', 'crc32c', 'sharding_indexed', 'transpose'}
 
 
 class OrbaxCheckpoint(source.Checkpoint):
@@ -58,9 +58,11 @@ class OrbaxCheckpoint(source.Checkpoint):
     self._context = _context(item)
     self._stores: dict[str, ts.TensorStore] = {}
     self._readers: dict[str, ts.TensorStore] = {}
+    self._raw: dict[str, Any] = {}
+    self._ranges = ranges.Reader()
 
-    tree = self._read_tree()
-    arrays = list(_arrays(tree, ()))
+    tree = orbax_tree.read(self._item, self._open_all)
+    arrays = list(orbax_tree.arrays(tree))
     # What Orbax calls the array, which is also where it is stored.
     self._names = {path: leaf.name for path, leaf in arrays}
     super().__init__(
@@ -69,7 +71,7 @@ class OrbaxCheckpoint(source.Checkpoint):
         (path, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
         for path, leaf in arrays
       ),
-      tree=_plain_tree(tree, (), _read_strings(item)),
+      tree=orbax_tree.plain(tree, _read_strings(item)),
       metadata=self._custom_metadata(header),
       layout=self._layout,
     )
@@ -79,8 +81,9 @@ class OrbaxCheckpoint(source.Checkpoint):
     return source.Storage(
       # TensorStore says None for scalars.
       chunk=store.chunk_layout.read_chunk.shape or (),
-      compressed=not source.is_local(self._item)
-      or _is_compressed(store.codec.to_json()),
+      compressed=self._raw_blocks(path) is None
+      if not source.is_local(self._item)
+      else chunks.is_compressed(store),
     )
 
   def fingerprint(self) -> str:
@@ -97,24 +100,75 @@ class OrbaxCheckpoint(source.Checkpoint):
     return source.digest(metadata, files)
 
   def _start_read(
-    self, path: str, box: source.Index, out: np.ndarray
+    self, path: str, parts: Sequence[tuple[source.Index, np.ndarray]]
   ) -> source.Future:
+    if blocks := self._raw_blocks(path):
+      return self._ranges.read(blocks, parts, self._open(path).fill_value)
     store = self._reader(path)
-    if box:
-      store = store[box][ts.d[:].translate_to[(0,) * len(box)]]
-    read = ts.array(out, copy=False).write(store)
-    return remote.Read.of(read, self._item)
+    return source.Joined(
+      remote.Read.of(
+        ts.array(out, copy=False).write(
+          store[box][ts.d[:].translate_to[(0,) * len(box)]] if box else store
+        ),
+        self._item,
+      )
+      for box, out in parts
+    )
 
   @functools.cached_property
   def decoding_bytes(self) -> int:
+    if source.is_local(self._item):
+      fetched = 0
+    else:
+      sizes = (s.size * s.dtype.itemsize for s in self.specs.values())
+      fetched = ranges.fetching_bytes(max(sizes, default=0))
+    return fetched + self._cached_bytes
+
+  @functools.cached_property
+  def _cached_bytes(self) -> int:
     # The chunk in use and the next one, so that boxes of a chunk that are read
     # one after the other decode it once.
-    chunks = (
+    sizes = (
       math.prod(stored.chunk) * spec.dtype.itemsize
       for path, spec in self.specs.items()
       if (stored := self.storage(path)).compressed
     )
-    return 2 * max(chunks, default=0)
+    return 2 * max(sizes, default=0)
+
+  def _raw_blocks(self, path: str) -> Any:
+    """Where the bytes of an array lie that are as they are, else None."""
+    local = source.is_local(self._item)
+    if local and self._places is None:
+      return None
+    if path not in self._raw:
+      self._raw[path] = chunks.raw_blocks(
+        self._open(path),
+        lambda inside: _kvstore(
+          self._item, f'{self._names[path]}/{inside}', self._layout.use_ocdbt
+        ),
+        self._context,
+        name=f'{self._item}: {path}',
+        may_lack=not self._stores_zeros,
+        local=self._place if local else None,
+      )
+    return self._raw[path]
+
+  @functools.cached_property
+  def _places(self) -> dict[bytes, Any] | None:
+    """Where a local OCDBT database keeps its values, if that can be told."""
+    if not self._layout.use_ocdbt:
+      return {}
+    try:
+      return ocdbt_values.places(self._item)
+    except (KeyError, ValueError):
+      return None
+
+  def _place(self, key: str) -> ocdbt_values.Place | bytes | None:
+    if self._layout.use_ocdbt:
+      return (self._places or {}).get(key.encode())
+    exists = os.path.exists(key)
+    size = os.path.getsize(key) if exists else 0
+    return ocdbt_values.Place(key, 0, size) if exists else None
 
   def _reader(self, path: str) -> ts.TensorStore:
     """The array, with a cache of decoded chunks if it is compressed."""
@@ -130,7 +184,7 @@ class OrbaxCheckpoint(source.Checkpoint):
 
   @functools.cached_property
   def _decoding_context(self) -> ts.Context:
-    return _context(self._item, self.decoding_bytes)
+    return _context(self._item, self._cached_bytes)
 
   def _open(self, path: str) -> ts.TensorStore:
     self._spec(path)
@@ -147,22 +201,6 @@ class OrbaxCheckpoint(source.Checkpoint):
       'fill_missing_data_reads': not self._stores_zeros,
     }
     return ts.open(spec, open=True, read=True, context=self._context)
-
-  def _read_tree(self) -> Any:
-    options: dict[str, Any] = {}
-    if not source.is_local(self._item):
-      # Orbax would open the arrays without our endpoint and retries.
-      options['type_handler_registry'] = _registry(self._open_all)
-    try:
-      handler = ocp.PyTreeCheckpointHandler(**options)
-      return handler.metadata(self._item).tree
-    except Exception as error:
-      if isinstance(error, OSError) and not source.is_local(self._item):
-        raise
-      raise ValueError(
-        f'{self._item} is damaged: Orbax cannot read the metadata of its arrays'
-        f' ({error}). Restore it from a copy.'
-      ) from error
 
   def _open_all(self, names: Sequence[str]) -> list[Any]:
     opening = {
@@ -185,43 +223,6 @@ class OrbaxCheckpoint(source.Checkpoint):
     return isinstance(handlers, dict) and self._item.name in handlers
 
 
-class _RemoteMetadata(ocp.type_handlers.ArrayHandler):
-  """Tells Orbax the shapes of arrays that we opened."""
-
-  def __init__(
-    self, typestr: str, open_all: Callable[[Sequence[str]], list[Any]]
-  ):
-    super().__init__()
-    self._typestr = typestr
-    self._open_all = open_all
-
-  def typestr(self) -> str:
-    return self._typestr
-
-  async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
-    stores = self._open_all([info.name for info in infos])
-    return [
-      ocp.metadata.ArrayMetadata(
-        name=info.name,
-        directory=info.parent_dir,
-        shape=store.shape,
-        sharding=None,
-        dtype=store.dtype.numpy_dtype,
-      )
-      for info, store in zip(infos, stores, strict=True)
-    ]
-
-
-def _registry(open_all: Callable[[Sequence[str]], list[Any]]) -> Any:
-  return ocp.type_handlers.create_type_handler_registry(
-    *(
-      (type_, _RemoteMetadata(typestr, open_all))
-      for typestr, type_ in _ARRAY_TYPES.items()
-    ),
-    (str, ocp.type_handlers.StringHandler()),
-  )
-
-
 def _context(item: epath.Path, decoded_bytes: int = 0) -> ts.Context:
   """One context a checkpoint: a shared one could serve a replaced file."""
   options: dict[str, Any] = {
@@ -240,57 +241,6 @@ def _kvstore(item: epath.Path, name: str, use_ocdbt: bool) -> dict[str, Any]:
     'path': name,
     'cache_pool': 'cache_pool#ocdbt',
   }
-
-
-def _is_compressed(codec: dict[str, Any]) -> bool:
-  if codec['driver'] == 'zarr':
-    return codec['compressor'] is not None or bool(codec['filters'])
-  return not set(_codec_names(codec['codecs'])) <= _PLAIN_CODECS
-
-
-def _codec_names(codecs: list[dict[str, Any]]) -> Iterator[str]:
-  for codec in codecs:
-    yield codec['name']
-    yield from _codec_names(codec.get('configuration', {}).get('codecs', []))
-
-
-def _children(node: Any) -> list[tuple[str, Any]] | None:
-  if isinstance(node, dict):
-    return [(str(key), child) for key, child in node.items()]
-  if isinstance(node, (list, tuple)):
-    return [(str(key), child) for key, child in enumerate(node)]
-  return None
-
-
-def _is_array(leaf: Any) -> bool:
-  return isinstance(
-    leaf, (ocp.metadata.ArrayMetadata, ocp.metadata.ScalarMetadata)
-  )
-
-
-def _arrays(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-  children = _children(node)
-  if children is not None:
-    for key, child in children:
-      yield from _arrays(child, (*keys, key))
-  elif _is_array(node):
-    yield '/'.join(keys), node
-
-
-def _plain_tree(node: Any, keys: tuple[str, ...], strings: dict) -> Any:
-  if isinstance(node, dict):
-    return {
-      key: _plain_tree(child, (*keys, str(key)), strings)
-      for key, child in node.items()
-    }
-  if isinstance(node, (list, tuple)):
-    return type(node)(
-      _plain_tree(child, (*keys, str(key)), strings)
-      for key, child in enumerate(node)
-    )
-  if isinstance(node, ocp.metadata.StringMetadata):
-    return strings[node.name]
-  return '/'.join(keys) if _is_array(node) else node
 
 
 def _read_strings(item: epath.Path) -> dict[str, str]:

@@ -27,7 +27,8 @@ from orbax.checkpoint._src.serialization import (
 )
 import tensorstore as ts
 
-from mergekit_jax.checkpoint import source
+from mergekit_jax import checks
+from mergekit_jax.checkpoint import remote, source
 from mergekit_jax.checkpoint.writer import BoxWriter, Write
 
 
@@ -37,8 +38,11 @@ def write_orbax(
   like: source.OrbaxLayout | None,
   produce: Callable[[Write], None],
   *,
+  zarr3: bool | None = None,
+  compression: str | None = None,
   chunks: Mapping[str, Sequence[int]] | None = None,
   metadata: Mapping[str, Any] | None = None,
+  arrays_at: epath.Path | None = None,
 ) -> None:
   """Writes a checkpoint whose arrays are handed over box by box.
 
@@ -59,13 +63,19 @@ def write_orbax(
       device. The block is not copied where that can be avoided: leave it
       alone until the future's `result()` has returned. `produce` may return
       with writes under way.
+    zarr3: store the arrays as zarr3, else as zarr2; None does as `like` says.
+    compression: 'zstd' compresses as Orbax does by default; None does not.
     chunks: shape of the stored chunks by path; one shard if not given. No two
-      processes may write to the same chunk. Arrays are not compressed.
+      processes may write to the same chunk, and a box that ends inside a chunk
+      makes TensorStore read the chunk and write it again.
     metadata: custom metadata of the checkpoint, as JSON can hold it.
+    arrays_at: a directory in an object store. If it is given, the arrays are
+      written there, without OCDBT, whose parts would have to be merged, and
+      `path`, which each process has to itself, gets everything else.
 
   Raises:
-    ValueError: there are no arrays, two have the same path, one is empty, or
-      `write` is given a box that does not fit.
+    ValueError: there are no arrays, two have the same path, one is empty,
+      `compression` is unknown, or `write` is given a box that does not fit.
     BaseException: whatever `produce` raises.
   """
   path = epath.Path(path)
@@ -73,12 +83,22 @@ def write_orbax(
     path = path.absolute()
   if not _arrays(specs):
     raise ValueError('The tree to write has no jax.ShapeDtypeStruct leaf.')
+  if compression is not None:
+    checks.one_of('compression', compression, ['zstd'])
   like = like or source.OrbaxLayout()
+  # Without a primary host each one has directories of its own.
+  processes = ocp.options.MultiprocessingOptions(
+    primary_host=0 if arrays_at is None else None
+  )
+  item_at = None if arrays_at is None else arrays_at / like.item
   handler: Any = ocp.PyTreeCheckpointHandler(
-    use_ocdbt=like.use_ocdbt,
-    use_zarr3=like.use_zarr3,
-    use_compression=False,
-    type_handler_registry=_registry(_StreamHandler(produce, chunks or {})),
+    use_ocdbt=like.use_ocdbt and arrays_at is None,
+    use_zarr3=like.use_zarr3 if zarr3 is None else zarr3,
+    use_compression=compression is not None,
+    multiprocessing_options=processes,
+    type_handler_registry=_registry(
+      _StreamHandler(produce, chunks or {}, item_at)
+    ),
   )
   save_args: Any = ocp.args.PyTreeSave(specs)
   step, _, item = like.item.rpartition('/')
@@ -86,14 +106,17 @@ def write_orbax(
     handler = ocp.CompositeCheckpointHandler(
       # Our writes do not wait for Orbax to make the directory meanwhile.
       composite_options=ocp.CompositeOptions(
-        async_options=ocp.AsyncOptions(create_directories_asynchronously=False)
+        multiprocessing_options=processes,
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
       ),
       **{item: handler},
     )
     save_args = ocp.args.Composite(**{item: save_args})
 
   checkpointer = ocp.Checkpointer(
-    handler, temporary_path_class=_KeptTemporaryPath
+    handler,
+    multiprocessing_options=processes,
+    temporary_path_class=_KeptTemporaryPath,
   )
   checkpointer.save(
     path / step, args=save_args, custom_metadata=dict(metadata or {})
@@ -144,11 +167,14 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
     self,
     produce: Callable[[Write], None],
     chunks: Mapping[str, Sequence[int]],
+    item_at: epath.Path | None,
   ):
     self._metadata_store = array_metadata_store.Store()
     super().__init__(array_metadata_store=self._metadata_store)
     self._produce = produce
     self._chunks = chunks
+    self._item_at = item_at
+    self._context: ts.Context | None = None
 
   async def serialize(self, values: Any, infos, args=None):
     """Called by Orbax once, with all arrays, in the temporary directory."""
@@ -171,7 +197,10 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
       jax.process_index(),
     )
     stores = await asyncio.gather(
-      *(self._create(s.json, infos[0].ts_context) for s in write_specs.values())
+      *(
+        self._create(*self._placed(spec.json, info))
+        for spec, info in zip(write_specs.values(), infos, strict=True)
+      )
     )
     writer = _Writer(
       dict(zip(write_specs, values, strict=True)),
@@ -201,6 +230,15 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
         info.is_ocdbt_checkpoint
       ),
     )
+
+  def _placed(self, spec: Any, info: Any) -> tuple[Any, ts.Context | None]:
+    """Where TensorStore is to write an array, and in which context."""
+    if self._item_at is None:
+      return spec, info.ts_context
+    if self._context is None:
+      self._context = ts.Context(remote.context_options(self._item_at))
+    kvstore = remote.kvstore(self._item_at, info.name)
+    return {**spec, 'kvstore': kvstore}, self._context
 
   async def _create(
     self, spec: Any, context: ts.Context | None

@@ -5,7 +5,7 @@ further packages, and with other credentials and retries than the weights.
 Endpoint, region and credentials are those of the usual environment variables.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import io
 import os
 from typing import Any
@@ -43,13 +43,19 @@ def as_path(path: epath.PathLike) -> epath.Path:
   return RemotePath(path)
 
 
-def demand_local_output(path: epath.PathLike) -> None:
-  """Raises ValueError if an output is in an object store."""
-  if not is_local(path):
+def demand_possible_output(path: epath.Path, format: str) -> None:
+  """Raises ValueError if no output of a format can be written to `path`."""
+  if is_local(path):
+    return
+  if len(path.parts) <= 3:
     raise ValueError(
-      f'output={os.fspath(path)} is not on a local file system. Sources may be'
-      ' remote, but a merge is written in place and then renamed, which object'
-      ' stores cannot do. Give a local directory and copy it when it is done.'
+      f'output={os.fspath(path)} is a whole bucket. Give a path in it.'
+    )
+  if format == 'safetensors':
+    raise ValueError(
+      f'output={os.fspath(path)} is in an object store, and safetensors files'
+      " are written in place, which objects cannot be. Give format='orbax', or"
+      ' a local directory and copy it when it is done.'
     )
 
 
@@ -94,12 +100,15 @@ def context_options(path: epath.Path) -> dict[str, Any]:
   return options
 
 
-def translated(error: Exception, path: epath.PathLike) -> OSError:
+def translated(error: Exception, path: epath.PathLike) -> Exception:
   """What TensorStore says of a remote failure, as the OSError it is.
 
-  TensorStore has ValueError for most of them.
+  TensorStore has ValueError for most of them. Bytes behind the end of an object
+  are an EOFError.
   """
   text = str(error)
+  if text.startswith('OUT_OF_RANGE'):
+    return EOFError(f'{path} is cut off: {text}')
   if text.startswith('NOT_FOUND'):
     return FileNotFoundError(f'There is nothing at {path}: {text}')
   if text.startswith(_DENIED) or any(code in text for code in _DENIED_CODES):
@@ -107,7 +116,21 @@ def translated(error: Exception, path: epath.PathLike) -> OSError:
       f'Access to {path} was denied. Check the credentials in the environment'
       f' (AWS_ACCESS_KEY_ID, AWS_PROFILE, ...): {text}'
     )
-  return OSError(f'{path} could not be read: {text}')
+  return OSError(f'{path} could not be read or written: {text}')
+
+
+def wait(future: Any, path: epath.PathLike) -> Any:
+  """The result; a remote failure is the OSError it is."""
+  try:
+    return future.result()
+  except Exception as error:
+    raise translated(error, path) from error
+
+
+def open_store(directory: epath.Path) -> ts.KvStore:
+  """The objects below a remote directory."""
+  context = ts.Context(context_options(directory))
+  return wait(ts.KvStore.open(kvstore(directory), context=context), directory)
 
 
 class Read:
@@ -123,31 +146,11 @@ class Read:
     return future if is_local(path) else cls(future, path)
 
   def result(self) -> Any:
-    return _wait(self._future, self._path)
-
-
-def states(files: Sequence[epath.Path]) -> list[str]:
-  """What changes when a file does; reads none of them."""
-  if all(map(is_local, files)):
-    status = [os.stat(file) for file in files]
-    return [f'{s.st_size}\0{s.st_mtime_ns}' for s in status]
-  # What the store calls the content: S3's ETag, GCS's generation. All requests
-  # are under way before any is waited for.
-  context = ts.Context(context_options(files[0]))
-  top = files[0].parent.parts[:3]
-  store = _wait(
-    ts.KvStore.open(kvstore(RemotePath(*top)), context=context), files[0]
-  )
-  reads = [
-    store.read('/'.join(file.parts[3:]), byte_range=slice(0, 0))
-    for file in files
-  ]
-  found = [_wait(read, file) for file, read in zip(files, reads, strict=True)]
-  return [result.stamp.generation.hex() for result in found]
+    return wait(self._future, self._path)
 
 
 class RemotePath(gpath.PosixGPath):
-  """A path in an object store that can be looked at and read.
+  """A path in an object store.
 
   A directory is there if any object's key lies below it.
   """
@@ -161,10 +164,10 @@ class RemotePath(gpath.PosixGPath):
   def is_file(self) -> bool:
     if len(self.parts) <= 3:
       return False
-    store = self._open(self.parent)
+    store = open_store(self.parent)
     # No byte is sent for this.
     read = store.read(self.name, byte_range=slice(0, 0))
-    return _wait(read, self).state == 'value'
+    return wait(read, self).state == 'value'
 
   def iterdir(self) -> Iterator['RemotePath']:
     names = {key.partition('/')[0] for key in self._keys()}
@@ -177,31 +180,35 @@ class RemotePath(gpath.PosixGPath):
 
   def open(self, mode: str = 'r', **kwargs: Any) -> Any:
     if mode not in ('r', 'rb'):
-      raise ValueError(f'{self} can only be read, not opened with {mode!r}.')
+      raise ValueError(
+        f'{self} can be opened for reading only, not with {mode!r}.'
+      )
     data = io.BytesIO(self._read().value)
     return data if mode == 'rb' else io.TextIOWrapper(data, encoding='utf-8')
+
+  def write_bytes(self, data: bytes) -> int:
+    wait(open_store(self.parent).write(self.name, data), self)
+    return len(data)
+
+  def write_text(self, data: str, *args: Any, **kwargs: Any) -> int:
+    return self.write_bytes(data.encode())
+
+  def unlink(self, missing_ok: bool = False) -> None:
+    wait(open_store(self.parent).write(self.name, None), self)
+
+  def rmtree(self, missing_ok: bool = False) -> None:
+    wait(open_store(self).delete_range(ts.KvStore.KeyRange()), self)
 
   def absolute(self) -> 'RemotePath':
     return self
 
   def _read(self) -> Any:
-    result = _wait(self._open(self.parent).read(self.name), self)
+    result = wait(open_store(self.parent).read(self.name), self)
     if result.state != 'value':
       raise FileNotFoundError(f'There is nothing at {self}.')
     return result
 
   def _keys(self) -> list[str]:
     """The keys of all objects below it, relative to it."""
-    keys = _wait(self._open(self).list(), self)
+    keys = wait(open_store(self).list(), self)
     return [key.decode() for key in keys]
-
-  def _open(self, directory: epath.Path) -> ts.KvStore:
-    context = ts.Context(context_options(self))
-    return _wait(ts.KvStore.open(kvstore(directory), context=context), self)
-
-
-def _wait(future: Any, path: epath.Path) -> Any:
-  try:
-    return future.result()
-  except Exception as error:
-    raise translated(error, path) from error

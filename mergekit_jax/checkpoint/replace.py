@@ -4,20 +4,34 @@ In a job of several processes only the first touches the directories.
 """
 
 from collections.abc import Callable
+import pathlib
 
 from etils import epath
 import orbax.checkpoint as ocp
 
-from mergekit_jax.checkpoint import orbax_layout, safetensors_layout
+from mergekit_jax.checkpoint import (
+  files,
+  orbax_layout,
+  remote,
+  safetensors_layout,
+)
+
+_MAKES_A_CHECKPOINT = orbax_layout.ITEM_METADATA
 
 
 def check_destination(path: epath.Path, overwrite: bool) -> None:
-  """Raises FileExistsError if `path` exists and may not be replaced."""
-  if not path.exists():
+  """Raises FileExistsError if `path` is taken and may not be replaced."""
+  if not path.exists() or _is_begun(path):
     return
+  if not remote.is_local(path):
+    raise FileExistsError(
+      f'{path} exists. Objects cannot be replaced all at once, so overwrite is'
+      ' not for object stores. Give another path, or delete it yourself.'
+    )
   if not overwrite:
     raise FileExistsError(
-      f'{path} exists. Give another path, or overwrite=True to replace it.'
+      f'{path} exists. Give another path, or pass overwrite=True (--overwrite):'
+      ' it is then replaced once the new one is complete.'
     )
   # A mistyped path must not cost somebody a home directory.
   if orbax_layout.find_item(path) is None and not _is_safetensors(path):
@@ -25,6 +39,15 @@ def check_destination(path: epath.Path, overwrite: bool) -> None:
       f'{path} exists and is not a checkpoint and nothing else, so it is not'
       ' replaced. Give another path, or delete it yourself.'
     )
+
+
+def _is_begun(path: epath.Path) -> bool:
+  """Whether objects at `path` are but what a killed merge left there."""
+  if (
+    not isinstance(path, remote.RemotePath) or not beside(path, 'tmp').exists()
+  ):
+    return False
+  return all(file.name != _MAKES_A_CHECKPOINT for file in path.walk_files())
 
 
 def _is_safetensors(path: epath.Path) -> bool:
@@ -52,16 +75,27 @@ def make_empty(path: epath.Path) -> None:
   path.mkdir(parents=True)
 
 
-def move(new: epath.Path, path: epath.Path) -> None:
-  """Moves `new` to `path`; what was at `path` is deleted after that.
+def publish(new: epath.Path, path: epath.Path) -> None:
+  """Puts the finished checkpoint `new` at `path`.
 
-  If the process dies in between, both lie complete beside `path`.
+  A local one is moved once it is all on the disk, and what was at `path` is
+  deleted after that: if the process dies in between, both lie complete beside
+  `path`, and if the power fails, there is one or the other. To an object store
+  the files of `new` are copied, and what makes the objects there a checkpoint
+  comes last: until then nobody takes them for one.
   """
+  if not remote.is_local(path):
+    small = [f for f in pathlib.Path(new).rglob('*') if f.is_file()]
+    for file in sorted(small, key=lambda f: f.name == _MAKES_A_CHECKPOINT):
+      (path / file.relative_to(new)).write_bytes(file.read_bytes())
+    return
+  files.sync_all(new)
   old = beside(path, 'old')
   if path.exists():
     remove(old)
     path.rename(old)
   new.rename(path)
+  files.sync(path.parent)
   remove(old)
 
 

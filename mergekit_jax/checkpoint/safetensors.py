@@ -1,21 +1,22 @@
 """Reading safetensors checkpoints: one file, or shards with an index.
 
-The safetensors library gives numpy no float8 and copies a slice twice, so the
-header is read here and the data is mapped.
+The safetensors library gives numpy no float8 and reads whole tensors of remote
+files, so the header is read here, and boxes as ranges of bytes.
 """
 
-from collections.abc import Mapping
-from concurrent import futures
+from collections.abc import Mapping, Sequence
 import functools
-import os
+from typing import Any
 
 from etils import epath
 import numpy as np
 
-from mergekit_jax.checkpoint import safetensors_layout, source
-
-# Enough reads in flight to keep a disk busy.
-_THREADS = 8
+from mergekit_jax.checkpoint import (
+  contents,
+  ranges,
+  safetensors_layout,
+  source,
+)
 
 
 class SafetensorsCheckpoint(source.Checkpoint):
@@ -30,20 +31,21 @@ class SafetensorsCheckpoint(source.Checkpoint):
   def __init__(
     self, path: epath.Path, shards: Mapping[epath.Path, set[str] | None]
   ):
-    """Reads the headers and maps the files.
+    """Reads the headers, and maps the files that are local.
 
     Args:
       path: the path the user gave.
       shards: see `safetensors_layout.find_shards`.
 
     Raises:
-      ValueError: a shard is damaged, lacks a tensor, or is not on a local disk.
+      ValueError: a shard is damaged or lacks a tensor.
+      OSError: a shard is remote and cannot be reached.
     """
     self.places: dict[str, str] = {}
     self._headers: list[bytes] = []
     self._files = sorted(shards)
-    # The bytes of every tensor, not read before they are looked at.
-    self._bytes: dict[str, np.ndarray] = {}
+    self._blocks: dict[str, ranges.Block] = {}
+    self._reader = ranges.Reader()
     specs, metadata = {}, {}
     for file in self._files:
       header = safetensors_layout.read_header(file)
@@ -58,15 +60,22 @@ class SafetensorsCheckpoint(source.Checkpoint):
           f' {safetensors_layout.INDEX} says it holds ({len(missing)} missing'
           ' in all). Restore the file from a copy.'
         )
-      mapped = np.memmap(os.fspath(file), np.uint8, 'r')
+      fetch = contents.bytes_of(file)
+      local = source.is_local(file)
       for name, spec in header.specs.items():
         if name in names:
-          start = header.starts[name]
           specs[name] = spec
           self.places[name] = file.name
-          self._bytes[name] = mapped[
-            start : start + safetensors_layout.nbytes(spec)
-          ]
+          self._blocks[name] = ranges.Block(
+            functools.partial(_fetch_from, fetch, header.starts[name]),
+            (0,) * len(spec.shape),
+            spec.shape,
+            contents.reads_into(
+              str(file), header.starts[name], safetensors_layout.nbytes(spec)
+            )
+            if local
+            else None,
+          )
     super().__init__(
       path,
       specs=specs,
@@ -77,21 +86,24 @@ class SafetensorsCheckpoint(source.Checkpoint):
   def storage(self, path: str) -> source.Storage:
     return source.Storage(chunk=self._spec(path).shape, compressed=False)
 
+  @property
+  def decoding_bytes(self) -> int:
+    if source.is_local(self.path):
+      return 0
+    sizes = map(safetensors_layout.nbytes, self.specs.values())
+    return ranges.fetching_bytes(max(sizes, default=0))
+
   def fingerprint(self) -> str:
     return source.digest(
       self._headers, [(file.name, file) for file in self._files]
     )
 
   def _start_read(
-    self, path: str, box: source.Index, out: np.ndarray
+    self, path: str, parts: Sequence[tuple[source.Index, np.ndarray]]
   ) -> source.Future:
-    def copy() -> None:
-      spec = self.specs[path]
-      out[...] = self._bytes[path].view(spec.dtype).reshape(spec.shape)[box]
-
-    return _pool().submit(copy)
+    return self._reader.read(lambda box: [self._blocks[path]], parts)
 
 
-@functools.cache
-def _pool() -> futures.ThreadPoolExecutor:
-  return futures.ThreadPoolExecutor(_THREADS, 'read_safetensors')
+def _fetch_from(fetch: Any, origin: int, start: int, stop: int) -> Any:
+  """Bytes counted from the beginning of a tensor."""
+  return fetch(origin + start, origin + stop)

@@ -10,7 +10,6 @@ import dataclasses
 import fnmatch
 import json
 import math
-import os
 from typing import Any
 
 from etils import epath
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mergekit_jax.checkpoint import source
+from mergekit_jax.checkpoint import contents
 
 SUFFIX = '.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -156,27 +155,26 @@ def read_header(file: epath.Path) -> Header:
   """Reads and checks the header of a file; reads none of its tensors.
 
   Raises:
-    ValueError: the file is damaged, cut off or not on a local disk, or holds a
-      dtype that numpy lacks.
+    ValueError: the file is damaged or cut off, or holds a dtype that numpy
+      lacks.
+    OSError: it is remote and cannot be reached.
   """
-  if not source.is_local(file):
-    raise ValueError(
-      f'{file} is not on a local file system, and safetensors files are read'
-      ' by mapping them. Copy them to a disk, or convert them to Orbax.'
-    )
-  with open(file, 'rb') as opened:
-    size = os.fstat(opened.fileno()).st_size
-    if size <= _LENGTH_BYTES:
-      raise _damaged(file, 'it is too short to have a header')
-    length = opened.read(_LENGTH_BYTES)
-    longest = min(size - _LENGTH_BYTES, _LONGEST_HEADER)
-    if (said := int.from_bytes(length, 'little')) > longest:
-      raise _damaged(
-        file,
-        f'its header should be {said} bytes long, but the file has room for'
-        f' {size - _LENGTH_BYTES} and a header is {_LONGEST_HEADER} at most',
-      )
-    raw = length + opened.read(said)
+  fetch = contents.bytes_of(file)
+  try:
+    length = bytes(fetch(0, _LENGTH_BYTES))
+  except EOFError as error:
+    raise _damaged(file, 'it is too short to have a header') from error
+  said = int.from_bytes(length, 'little')
+  try:
+    if said > _LONGEST_HEADER:
+      raise EOFError
+    raw = length + bytes(fetch(_LENGTH_BYTES, _LENGTH_BYTES + said))
+  except EOFError as error:
+    raise _damaged(
+      file,
+      f'its header should be {said} bytes long, but the file is shorter, or'
+      f' that is more than the {_LONGEST_HEADER} of any header',
+    ) from error
   try:
     entries = _parse(raw[_LENGTH_BYTES:])
     metadata = entries.pop(_METADATA, {})
@@ -196,7 +194,11 @@ def read_header(file: epath.Path) -> Header:
     for name, (dtype, shape, _) in parsed.items()
   }
   offsets = {name: offsets for name, (_, _, offsets) in parsed.items()}
-  _demand_tiled(file, specs, offsets, size - len(raw))
+  size = len(raw) + _demand_tiled(file, specs, offsets)
+  if longer := contents.compare_size(file, size):
+    what = 'bytes follow' if longer > 0 else 'it ends before the end of'
+    last = max(offsets, key=offsets.__getitem__, default='')
+    raise _damaged(file, f'{what} the last tensor, {last!r}')
   starts = {name: len(raw) + start for name, (start, _) in offsets.items()}
   return Header(raw, specs, starts, metadata, size)
 
@@ -275,22 +277,24 @@ def _demand_tiled(
   file: epath.Path,
   specs: Mapping[str, jax.ShapeDtypeStruct],
   offsets: Mapping[str, tuple[int, int]],
-  size: int,
-) -> None:
-  """Raises ValueError unless the tensors fill the data, each byte once."""
+) -> int:
+  """The bytes of all tensors.
+
+  Raises:
+    ValueError: they do not fill the data, each byte once.
+  """
   end = 0
   for name in sorted(offsets, key=offsets.__getitem__):
     (start, stop), spec = offsets[name], specs[name]
-    if start != end or stop - start != nbytes(spec) or stop > size:
+    if start != end or stop - start != nbytes(spec):
       raise _damaged(
         file,
         f'the tensor {name!r} ({spec.dtype}{list(spec.shape)}, {nbytes(spec)}'
-        f' bytes) lies in bytes {start} to {stop} of {size}, and the ones'
-        f' before it end at {end}',
+        f' bytes) lies in bytes {start} to {stop}, and the ones before it end'
+        f' at {end}',
       )
     end = stop
-  if end != size:
-    raise _damaged(file, f'{size - end} bytes follow the last tensor')
+  return end
 
 
 def _damaged(file: epath.Path, why: str) -> ValueError:

@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 from typing import Any
 
 from etils import epath
@@ -20,7 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mergekit_jax import checks
-from mergekit_jax.checkpoint import files, replace, safetensors_layout, source
+from mergekit_jax.checkpoint import (
+  configuration,
+  files,
+  replace,
+  safetensors_layout,
+  source,
+)
 from mergekit_jax.checkpoint.safetensors import SafetensorsCheckpoint
 from mergekit_jax.checkpoint.writer import BoxWriter, Write
 
@@ -51,7 +56,8 @@ def write_safetensors(
       for which the format has no place, are left out.
     like: the checkpoint to be like. If it is a safetensors checkpoint of
       several shards, each tensor lies in the shard of the same name as there,
-      and its configuration and tokenizer are copied. Its metadata is kept.
+      and its configuration and tokenizer are copied, the configuration with
+      the dtype that the tensors now have. Its metadata is kept.
     produce: called once with `write(path, index, block) -> future`, where
       `path` is the name of a tensor, `index` has one slice per dimension and
       `block` is that box of the tensor, on the host or a CPU device. The block
@@ -91,8 +97,6 @@ def write_safetensors(
   replace.on_primary(lambda: _make_files(stage, headers))
   with _opened(stage, headers) as opened:
     _fill(opened, headers, arrays, produce)
-    for file in opened.values():
-      os.fsync(file)
   ocp.multihost.sync_global_processes('mergekit_jax:safetensors_written')
   replace.on_primary(lambda: _commit(stage, path, headers, like))
 
@@ -156,6 +160,7 @@ def _make_files(
       files.allocate(file, header.size, stage / name)
       # Last, since a file with a header is taken for one that has its size.
       files.write_at(file, memoryview(header.raw), 0)
+      os.fsync(file)
     finally:
       os.close(file)
 
@@ -244,6 +249,8 @@ def _write_box(
     offset = sum(i * stride for i, stride in zip(index, strides, strict=False))
     part = data[number * run : (number + 1) * run]
     files.write_at(file, part, begin + offset)
+  # What is told to be written is not written again after a power failure.
+  os.fsync(file)
 
 
 def _commit(
@@ -255,9 +262,13 @@ def _commit(
   """Adds what lies beside the weights, and moves the stage to its place."""
   if isinstance(like, SafetensorsCheckpoint):
     directory = like.path if like.path.is_dir() else like.path.parent
+    dtype = _changed_dtype(headers, like)
     for file in directory.iterdir():
       if safetensors_layout.is_beside_weights(file.name) and file.is_file():
-        shutil.copyfile(file, stage / file.name)
+        content = file.read_bytes()
+        if dtype and file.name == configuration.NAME:
+          content = configuration.with_dtype(content, dtype)
+        (stage / file.name).write_bytes(content)
         files.sync(stage / file.name)
   if list(headers) != [_ONE_FILE]:
     specs = [spec for h in headers.values() for spec in h.specs.values()]
@@ -273,3 +284,16 @@ def _commit(
   files.sync(stage)
   stage.rename(path)
   files.sync(path.parent)
+
+
+def _changed_dtype(
+  headers: Mapping[str, safetensors_layout.Header], like: source.Checkpoint
+) -> str | None:
+  """The dtype of the tensors that have another one than in `like`."""
+  dtypes = {
+    spec.dtype.name
+    for header in headers.values()
+    for name, spec in header.specs.items()
+    if name in like.specs and spec.dtype != like.specs[name].dtype
+  }
+  return dtypes.pop() if len(dtypes) == 1 else None

@@ -15,7 +15,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from mergekit_jax.checkpoint import remote
+from mergekit_jax.checkpoint import contents, remote
 
 is_local = remote.is_local
 
@@ -28,14 +28,31 @@ class Future(Protocol):
   def result(self) -> Any: ...
 
 
+class Joined:
+  """Several reads as one; after `result` none of them is under way."""
+
+  def __init__(self, futures: Iterable[Future]):
+    self._futures = list(futures)
+
+  def result(self) -> None:
+    errors = []
+    for future in self._futures:
+      try:
+        future.result()
+      except Exception as error:
+        errors.append(error)
+    if errors:
+      raise errors[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Storage:
   """How an array lies on disk.
 
   Attributes:
     chunk: shape of the boxes in which the array is stored.
-    compressed: whether reading a part of a chunk means decoding all of it, or
-      fetching it: from an object store TensorStore gets whole chunks.
+    compressed: whether reading a part of a chunk means reading all of it,
+      because it must be decoded.
   """
 
   chunk: tuple[int, ...]
@@ -117,23 +134,21 @@ class Checkpoint(abc.ABC):
     if sharding is None:
       sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    # Replicas share one read, and all reads are under way before any is
-    # waited for.
+    # Replicas share one read.
     parts = {}
     for inner in sharding.addressable_devices_indices_map(shape).values():
       box = resolve_index(inner, shape, path)
       if _bounds(box) not in parts:
-        out = np.empty(box_shape(box), spec.dtype)
         moved = tuple(
           slice(o.start + i.start, o.start + i.stop)
           for o, i in zip(outer, box, strict=True)
         )
-        parts[_bounds(box)] = out, self.read_into(path, moved, out)
+        out = np.empty(box_shape(box), spec.dtype)
+        parts[_bounds(box)] = moved, out
+    self.read_parts(path, list(parts.values())).result()
 
     def part(inner: Index | None) -> np.ndarray:
-      out, future = parts[_bounds(resolve_index(inner, shape, path))]
-      future.result()
-      return out
+      return parts[_bounds(resolve_index(inner, shape, path))][1]
 
     with jax.enable_x64(True):
       return jax.make_array_from_callback(shape, sharding, part)
@@ -141,38 +156,54 @@ class Checkpoint(abc.ABC):
   def read_into(
     self, path: str, index: Sequence[slice] | None, out: np.ndarray
   ) -> Future:
-    """Starts to read box `index` of an array into `out`.
+    """Starts to read box `index` of an array into `out`; see `read_parts`."""
+    return self.read_parts(path, [(index, out)])
+
+  def read_parts(
+    self,
+    path: str,
+    parts: Sequence[tuple[Sequence[slice] | None, np.ndarray]],
+  ) -> Future:
+    """Starts to read boxes of an array, each into its buffer.
+
+    What several devices hold of a box is better read together: from an object
+    store the parts of a row come with one request.
 
     Args:
       path: a key of `specs`.
-      index: one slice of step 1 per dimension; the whole array if None.
-      out: C-contiguous buffer of the box's shape and the stored dtype. It must
-        not be touched before the future is done.
+      parts: boxes, as one slice of step 1 per dimension or None for the whole
+        array, and C-contiguous buffers of their shape and the stored dtype. A
+        buffer must not be touched before the future is done.
 
     Returns:
-      A future whose `result()` waits until `out` is filled.
+      A future whose `result()` waits until all buffers are filled.
 
     Raises:
       ValueError: unknown path, or an index or a buffer that does not fit.
     """
     spec = self._spec(path)
-    box = resolve_index(index, spec.shape, path)
-    if (
-      out.shape != box_shape(box)
-      or out.dtype != spec.dtype
-      or not out.flags.c_contiguous
-      or not out.flags.writeable
-    ):
-      raise ValueError(
-        f'{path}: the buffer is {out.dtype}{list(out.shape)}, but box'
-        f' {index} of this array needs a writeable C-contiguous'
-        f' {spec.dtype}{list(box_shape(box))}.'
-      )
-    return self._start_read(path, box, out)
+    boxes = []
+    for index, out in parts:
+      box = resolve_index(index, spec.shape, path)
+      if (
+        out.shape != box_shape(box)
+        or out.dtype != spec.dtype
+        or not out.flags.c_contiguous
+        or not out.flags.writeable
+      ):
+        raise ValueError(
+          f'{path}: the buffer is {out.dtype}{list(out.shape)}, but box'
+          f' {index} of this array needs a writeable C-contiguous'
+          f' {spec.dtype}{list(box_shape(box))}.'
+        )
+      boxes.append((box, out))
+    return self._start_read(path, boxes)
 
   @abc.abstractmethod
-  def _start_read(self, path: str, box: Index, out: np.ndarray) -> Future:
-    """`read_into` once the arguments are known to fit."""
+  def _start_read(
+    self, path: str, parts: Sequence[tuple[Index, np.ndarray]]
+  ) -> Future:
+    """`read_parts` once the arguments are known to fit."""
 
   @abc.abstractmethod
   def storage(self, path: str) -> Storage:
@@ -246,22 +277,22 @@ def collect_specs(
 
 
 def digest(
-  contents: Iterable[bytes], files: Iterable[tuple[str, epath.Path]]
+  metadata: Iterable[bytes], files: Iterable[tuple[str, epath.Path]]
 ) -> str:
-  """Hashes metadata by content and data files by name and `remote.states`.
+  """Hashes metadata by content and data files by name and `contents.states`.
 
   Args:
-    contents: metadata, in a fixed order.
+    metadata: contents of files, in a fixed order.
     files: names that do not depend on where the checkpoint lies, and paths.
 
   Returns:
     32 hex digits.
   """
   state = hashlib.blake2b(digest_size=16)
-  for content in contents:
+  for content in metadata:
     state.update(len(content).to_bytes(8, 'little') + content)
   names_paths = list(files)
-  found = remote.states([path for _, path in names_paths])
+  found = contents.states([path for _, path in names_paths])
   for (name, _), file_state in zip(names_paths, found, strict=True):
     state.update(f'{name}\0{file_state}\0'.encode())
   return state.hexdigest()

@@ -1,26 +1,33 @@
-"""Where an output is made until it is complete: one directory beside it.
+"""Where an output is made until it is complete.
 
-`<output>.mergekit-tmp` holds the unfinished checkpoint, the plan it was begun
-with, and for every process a journal of the units that are written. A killed
-merge leaves it; the same merge started again finds it and does what is missing.
+`<output>.mergekit-tmp` beside it holds the plan it was begun with, and of every
+process a journal of the units that are written. On a local disk it holds the
+unfinished checkpoint too, which is moved to its place. Objects cannot be moved:
+there the arrays are written where they are to stay, and the small files without
+which they are no checkpoint come last.
+
+A killed merge leaves the stage. The same merge, started again, finds it and
+does what is missing: in an object store on other machines as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import fcntl
 import json
 import os
 import socket
+import tempfile
 from typing import Any
+import uuid
 
 from absl import logging
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from mergekit_jax.checkpoint import remote, replace
+from mergekit_jax.checkpoint import journal, remote, replace
 
 _PLAN = 'plan.json'
 _LOCK = 'lock'
@@ -30,38 +37,48 @@ class Stage:
   """The stage of one output, as one process sees it.
 
   Attributes:
-    checkpoint: where the new checkpoint is to be written.
+    checkpoint: the local directory of the new checkpoint, not made yet.
+    arrays: where its arrays are to be written, if that is an object store.
     done: what was recorded of each unit that all processes have written.
   """
 
-  def __init__(self, directory: epath.Path):
+  def __init__(
+    self,
+    directory: epath.Path,
+    checkpoint: epath.Path,
+    arrays: epath.Path | None,
+    demand_ours: Callable[[], None],
+  ):
     self.directory = directory
-    self.checkpoint = directory / 'checkpoint'
-    self.done: dict[int, dict[str, Any]] = {}
+    self.checkpoint = checkpoint
+    self.arrays = arrays
+    self.demand_ours = demand_ours
+    self.done: journal.Journal = {}
     self._journal: Any = None
 
   def open_journal(self) -> None:
     """Reads what all processes have done, then begins to add to it."""
-    journals = self._read_journals()
-    if journals:
-      finished = set.intersection(*(set(journal) for journal in journals))
-      own = journals[min(jax.process_index(), len(journals) - 1)]
+    journals = journal.read_all(self.directory)
+    if len(journals) == jax.process_count():
+      finished = set.intersection(*(set(each) for each in journals))
+      own = journals[jax.process_index()]
       self.done = {unit: own[unit] for unit in sorted(finished)}
     _barrier('journals read')
-    name = f'journal.{jax.process_index()}.jsonl'
-    self._journal = open(self.directory / name, 'a', encoding='utf-8')
+    self._journal = journal.Writer(
+      self.directory, jax.process_index(), self.demand_ours
+    )
 
   def record(self, unit: int, facts: Mapping[str, Any]) -> None:
     """Notes that this process has written its part of a unit."""
-    self._journal.write(json.dumps({'unit': unit, **facts}) + '\n')
-    self._journal.flush()
+    self._journal.add(unit, facts)
 
   def records(self) -> list[dict[str, Any]]:
     """What was recorded of every unit, with the parts of all processes."""
+    self._journal.flush()
     _barrier('journals written')
     units: dict[int, dict[str, Any]] = {}
-    for journal in self._read_journals():
-      for number, facts in journal.items():
+    for each in journal.read_all(self.directory):
+      for number, facts in each.items():
         if number in units:
           parts = units[number]['parts'] + facts['parts']
           facts = {**units[number], 'parts': parts}
@@ -70,32 +87,19 @@ class Stage:
 
   def close(self) -> None:
     if self._journal is not None:
-      os.fsync(self._journal.fileno())
       self._journal.close()
       self._journal = None
 
-  def _read_journals(self) -> list[dict[int, dict[str, Any]]]:
-    files = sorted(
-      self.directory.glob('journal.*.jsonl'),
-      key=lambda file: int(file.name.split('.')[1]),
-    )
-    if len(files) not in (0, jax.process_count()):
-      return [{}]
-    journals = []
-    for file in files:
-      journal = {}
-      for line in file.read_text().splitlines():
-        # The last line of a killed process may be cut off.
-        with contextlib.suppress(ValueError):
-          facts = json.loads(line)
-          journal[facts['unit']] = facts
-      journals.append(journal)
-    return journals
+  def remove(self) -> None:
+    """Removes it, and the beginnings of arrays that lie in an object store."""
+    if self.arrays is not None:
+      replace.remove(self.arrays)
+    replace.remove(self.directory)
 
 
 @contextlib.contextmanager
 def staged(
-  output: epath.Path,
+  output: epath.PathLike,
   plan: Mapping[str, Any],
   *,
   overwrite: bool,
@@ -106,34 +110,51 @@ def staged(
   Args:
     output: where the finished checkpoint is to lie.
     plan: what decides the output bit by bit, by name, as JSON can hold it.
-    overwrite: replace an output that exists, once the new one is complete.
+    overwrite: replace an output that exists, once the new one is complete; not
+      in object stores.
     resume: continue the stage of a killed merge; else it is thrown away.
 
   Yields:
     The stage. If the body raises, the stage stays for a resume if any unit was
-    recorded, else it is removed; nothing appears at `output`.
+    recorded, else it is removed; nothing that is taken for a checkpoint appears
+    at `output`.
 
   Raises:
     FileExistsError: if the output exists and may not be replaced.
-    ValueError: if the output is remote, another merge into it is running, or
-      one with another plan was left unfinished.
+    ValueError: if another merge into it is running, or one with another plan
+      was left unfinished.
+    OSError: if the output is remote and cannot be written.
   """
-  remote.demand_local_output(output)
-  output = epath.Path(output).absolute()
+  output = remote.as_path(output).absolute()
   replace.check_destination(output, overwrite)
-  stage = Stage(replace.beside(output, 'tmp'))
-  with _locked(stage.directory):
-    replace.on_primary(lambda: _prepare(stage, plan, resume))
-    stage.open_journal()
-    try:
-      yield stage
-    except BaseException:
+  directory = replace.beside(output, 'tmp')
+  with _workspace(output, directory) as (checkpoint, arrays):
+    with _locked(directory) as demand_ours:
+      stage = Stage(directory, checkpoint, arrays, demand_ours)
+      replace.on_primary(lambda: _prepare(stage, plan, resume))
+      stage.open_journal()
+      try:
+        yield stage
+      except BaseException:
+        _keep_or_remove(stage)
+        raise
       stage.close()
-      _keep_or_remove(stage)
-      raise
-    stage.close()
-    replace.on_primary(lambda: replace.move(stage.checkpoint, output))
-    replace.on_primary(lambda: replace.remove(stage.directory))
+      demand_ours()
+      replace.on_primary(lambda: replace.publish(stage.checkpoint, output))
+      replace.on_primary(lambda: replace.remove(stage.directory))
+
+
+@contextlib.contextmanager
+def _workspace(
+  output: epath.Path, directory: epath.Path
+) -> Iterator[tuple[epath.Path, epath.Path | None]]:
+  """Where the checkpoint is written, and where its arrays are."""
+  if remote.is_local(output):
+    yield directory / 'checkpoint', None
+    return
+  # Each process writes the small files for itself; those of the first count.
+  with tempfile.TemporaryDirectory(prefix='mergekit_jax.') as own:
+    yield epath.Path(own) / 'checkpoint', output
 
 
 def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
@@ -154,6 +175,8 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
         '(--noresume) to throw it away.'
       )
     return
+  if stage.arrays is not None:
+    replace.remove(stage.arrays)
   for child in stage.directory.iterdir():
     if child.name != _LOCK:
       child.rmtree() if child.is_dir() else child.unlink()
@@ -161,26 +184,46 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
 
 
 def _keep_or_remove(stage: Stage) -> None:
-  if jax.process_index() != 0:
+  try:
+    stage.close()
+    if jax.process_index() != 0:
+      return
+    # Not what another merge has begun, which took this over.
+    stage.demand_ours()
+    written = sum(map(len, journal.read_all(stage.directory)))
+    if not written:
+      stage.remove()
+      return
+  except (OSError, ValueError) as error:
+    logging.warning('%s is left as it is: %s', stage.directory, error)
     return
-  written = sum(len(journal) for journal in stage._read_journals())
-  if written:
-    logging.warning(
-      'The merge stopped after %d units. They are kept in %s; the same merge, '
-      'started again, does what is missing.',
-      written,
-      stage.directory,
-    )
-  else:
-    replace.remove(stage.directory)
+  logging.warning(
+    'The merge stopped after %d units. They are kept in %s; the same merge, '
+    'started again, does what is missing.',
+    written,
+    stage.directory if stage.arrays is None else stage.arrays,
+  )
 
 
 @contextlib.contextmanager
-def _locked(directory: epath.Path) -> Iterator[None]:
-  """Holds the stage for this job. The system frees a dead owner's lock."""
+def _locked(directory: epath.Path) -> Iterator[Callable[[], None]]:
+  """Holds the stage for this job.
+
+  Yields:
+    A function that raises ValueError if another merge has taken it over.
+  """
   if jax.process_index() != 0:
-    yield
-    return
+    yield lambda: None
+  elif remote.is_local(directory):
+    with _file_locked(directory):
+      yield lambda: None
+  else:
+    yield _claimed(directory)
+
+
+@contextlib.contextmanager
+def _file_locked(directory: epath.Path) -> Iterator[None]:
+  """Holds a local directory. The system frees a dead owner's lock."""
   directory.mkdir(parents=True, exist_ok=True)
   with open(directory / _LOCK, 'a+', encoding='utf-8') as lock:
     lock.seek(0)
@@ -200,6 +243,33 @@ def _locked(directory: epath.Path) -> Iterator[None]:
     lock.write(f'process {os.getpid()} on {socket.gethostname()}')
     lock.flush()
     yield
+
+
+def _claimed(directory: epath.Path) -> Callable[[], None]:
+  """Claims a directory in an object store, which has no locks.
+
+  Nobody can tell there whether an owner is alive. So the newest one has it, and
+  an older one that is still running stops when it next notes what is written.
+  """
+  lock = directory / _LOCK
+  if lock.exists():
+    logging.warning(
+      'Taking over %s from %s. If that is still running, it will stop.',
+      directory,
+      lock.read_text(),
+    )
+  own = f'process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4()})'
+  lock.write_text(own)
+
+  def demand_ours() -> None:
+    owner = lock.read_text() if lock.exists() else 'nobody'
+    if owner != own:
+      raise ValueError(
+        f'Another merge ({owner}) has taken over {directory}. Let that one '
+        'finish, or give another output.'
+      )
+
+  return demand_ours
 
 
 def _barrier(name: str) -> None:

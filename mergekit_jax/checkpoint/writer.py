@@ -20,7 +20,7 @@ class BoxWriter(abc.ABC):
 
   def __init__(self, specs: Mapping[str, jax.ShapeDtypeStruct]):
     self._specs = specs
-    self._pending: collections.deque[Any] = collections.deque()
+    self._pending: collections.deque[tuple[str, Any]] = collections.deque()
 
   def __call__(
     self,
@@ -41,10 +41,10 @@ class BoxWriter(abc.ABC):
         f' {index} needs {spec.dtype}{list(source.box_shape(box))}.'
       )
     # A write that failed is raised by the next one, not at the very end.
-    while self._pending and self._pending[0].done():
-      self._pending.popleft().result()
+    while self._pending and self._pending[0][1].done():
+      self._wait_for_oldest()
     future = self._start(path, box, block)
-    self._pending.append(future)
+    self._pending.append((path, future))
     return future
 
   @abc.abstractmethod
@@ -54,9 +54,16 @@ class BoxWriter(abc.ABC):
   def finish(self) -> None:
     """Waits for all writes; raises if one failed."""
     while self._pending:
-      self._pending.popleft().result()
+      self._wait_for_oldest()
 
   def abandon(self) -> None:
     """Waits until nothing is written any more, whatever came of it."""
     while self._pending:
-      self._pending.popleft().exception()
+      self._pending.popleft()[1].exception()
+
+  def _wait_for_oldest(self) -> None:
+    path, future = self._pending.popleft()
+    try:
+      future.result()
+    except Exception as error:  # TensorStore's are of every class
+      raise OSError(f'{path} could not be written: {error}') from error

@@ -317,6 +317,6 @@ def test_merged_and_restored(tmp_path, name):
 def test_a_cycle_is_stacked_and_what_is_left_over_is_not(tmp_path):
   layout = LAYOUTS['gemma3_cycle']
   layout.save(tmp_path / 'base', params(layout, 0))
-  made = job.make_job(mk.average(), [tmp_path / 'base'], None)
+  made = job.make_job([mk.average()], [tmp_path / 'base'], None)
   for tensor in made.plan.scopes[0].tensors:
     assert tensor.stacked == ((1,) if '/layers/' in tensor.path else ())

@@ -1,6 +1,7 @@
 """What we write is an ordinary Orbax checkpoint, complete or not there."""
 
 import inspect
+import itertools
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.experimental import v1
 import pytest
+import tensorstore as ts
 
 from mergekit_jax.checkpoint import open_checkpoint, orbax_write
 from mergekit_jax.checkpoint.orbax_write import write_orbax
@@ -200,6 +202,90 @@ def test_a_chunk_is_a_shard_unless_given(tmp_path, specs, produce):
   checkpoint = open_checkpoint(tmp_path / 'out')
   assert checkpoint.storage(TABLE).chunk == (2, 3)
   assert checkpoint.storage('params/layers/0').chunk == (1, 6)
+
+
+@pytest.fixture(scope='module')
+def ragged():
+  """Arrays whose shape their chunks do not divide, and that compress well."""
+  arrays = {
+    'kernel': np.arange(100 * 300, dtype=np.float32).reshape(100, 300) // 1000,
+    'bias': np.ones(700, jnp.bfloat16),
+  }
+  chunks = {'kernel': (16, 300), 'bias': (512,)}
+  return arrays, chunks
+
+
+def _codec(path, name, zarr3):
+  """How the bytes of an array are encoded on disk, by TensorStore alone."""
+  kvstore = {'driver': 'ocdbt', 'base': f'file://{path}/', 'path': f'{name}/'}
+  driver = 'zarr3' if zarr3 else 'zarr'
+  store = ts.open({'driver': driver, 'kvstore': kvstore}, read=True).result()
+  return store.codec.to_json()
+
+
+def _size(path):
+  return sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
+
+
+@pytest.mark.parametrize('compression', [None, 'zstd'])
+@pytest.mark.parametrize('zarr3', [False, True])
+def test_zarr3_and_compression(tmp_path, flat, ragged, zarr3, compression):
+  """As chosen, whatever the base has, and as Orbax itself would write it."""
+  arrays, chunks = ragged
+  specs = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in arrays.items()}
+  boxes = [
+    (path, tuple(slice(i, i + n) for i, n in zip(start, chunk, strict=True)))
+    for path, chunk in chunks.items()
+    for start in itertools.product(
+      *map(range, itertools.repeat(0), arrays[path].shape, chunk)
+    )
+  ]
+
+  def produce(write):
+    for path, box in boxes:
+      write(path, box, arrays[path][box])
+
+  def written(name, **options):
+    like = OrbaxLayout(use_zarr3=not zarr3)
+    write_orbax(tmp_path / name, specs, like, produce, chunks=chunks, **options)
+    return tmp_path / name
+
+  def inner_chunk(codec):
+    return codec['codecs'][0]['configuration'].pop('chunk_shape')
+
+  plain = written('plain')
+  out = written('out', zarr3=zarr3, compression=compression)
+  assert open_checkpoint(plain).layout == OrbaxLayout(use_zarr3=not zarr3)
+  assert open_checkpoint(out).layout == OrbaxLayout(use_zarr3=zarr3)
+  assert (_size(out) < _size(plain) / 2) == (compression is not None)
+
+  flat(
+    tmp_path / 'orbax',
+    {k: jnp.asarray(x) for k, x in arrays.items()},
+    use_zarr3=zarr3,
+    use_compression=compression is not None,
+  )
+  for path in arrays:
+    ours = _codec(out, path, zarr3)
+    theirs = _codec(tmp_path / 'orbax', path, zarr3)
+    assert ('zstd' in str(ours)) == (compression is not None)
+    if zarr3:  # chunks inside of chunks: one in each
+      assert inner_chunk(ours) == list(chunks[path])
+      assert inner_chunk(theirs) == list(arrays[path].shape)
+    assert ours == theirs
+
+  with ocp.StandardCheckpointer() as checkpointer:
+    trees = [checkpointer.restore(out), checkpointer.restore(plain)]
+  for tree in [*trees, ocp.PyTreeCheckpointer().restore(out)]:
+    for path, array in arrays.items():
+      assert np.asarray(tree[path]).tobytes() == array.tobytes()
+
+
+def test_an_unknown_compression_is_refused(tmp_path):
+  specs, produce = _tiny()
+  with pytest.raises(ValueError, match="compression='gzip' was given"):
+    write_orbax(tmp_path / 'out', specs, None, produce, compression='gzip')
+  assert os.listdir(tmp_path) == []
 
 
 def test_blocks_of_jax_arrays(tmp_path):

@@ -174,12 +174,15 @@ def _entry(*offsets, shape=(4,), dtype='U8'):
 @pytest.mark.parametrize(
   'header, why',
   [
-    ({'a': _entry(0, 4), 'b': _entry(2, 6)}, "'b'.* bytes 2 to 6 of 8"),
+    ({'a': _entry(0, 4), 'b': _entry(2, 6)}, "'b'.* bytes 2 to 6, "),
     ({'a': _entry(0, 4), 'b': _entry(0, 4)}, "'b'.* the ones before it end at"),
-    ({'a': _entry(0, 4), 'b': _entry(5, 9)}, "'b'.* bytes 5 to 9 of 8"),
-    ({'a': _entry(4, 8)}, "'a'.* bytes 4 to 8 of 8"),
-    ({'a': _entry(0, 4)}, '4 bytes follow the last tensor'),
-    ({'a': _entry(0, 4), 'b': _entry(4, 12, shape=[8])}, "'b'.*4 to 12 of 8"),
+    ({'a': _entry(0, 4), 'b': _entry(5, 9)}, "'b'.* bytes 5 to 9, "),
+    ({'a': _entry(4, 8)}, "'a'.* bytes 4 to 8, "),
+    ({'a': _entry(0, 4)}, "bytes follow the last tensor, 'a'"),
+    (
+      {'a': _entry(0, 4), 'b': _entry(4, 12, shape=[8])},
+      "ends before the end of the last tensor, 'b'",
+    ),
     ({'a': _entry(0, 8)}, r"'a' \(uint8\[4\], 4 bytes\).*0 to 8"),
     ({'a': _entry(8, 4)}, "'a'.*8 to 4"),
     ({'a': _entry(-4, 4, shape=[8])}, 'whole numbers of 0 or more'),

@@ -279,7 +279,7 @@ class TestDisk:
       return whole(file, data, offset)
 
     monkeypatch.setattr(os, 'pwrite', fails)
-    with pytest.raises(OSError, match='Input/output error'):
+    with pytest.raises(OSError, match='a could not be written: .*output error'):
       write(tmp_path / 'out', {'a': np.ones(2)})
     assert not (tmp_path / 'out').exists()
 
@@ -299,6 +299,31 @@ class TestResume:
     write_safetensors(tmp_path / 'out', specs, None, write_whole(rest))
     check(tmp_path / 'out' / 'model.safetensors', tensors)
     assert os.listdir(tmp_path) == ['out']
+
+  def test_written_is_on_the_disk(self, tmp_path, monkeypatch):
+    """Before its future is done, which is before it is recorded."""
+    whole, sync, unsynced = os.pwrite, os.fsync, set()
+
+    def pwrite(file, data, offset):
+      unsynced.add(file)
+      return whole(file, data, offset)
+
+    def fsync(file):
+      sync(file)
+      unsynced.discard(file)
+
+    monkeypatch.setattr(os, 'pwrite', pwrite)
+    monkeypatch.setattr(os, 'fsync', fsync)
+
+    def produce(write):
+      assert not unsynced  # the headers
+      for start in range(0, 8, 2):
+        box = slice(start, start + 2), slice(0, 2)
+        write('a', box, np.ones((2, 2))).result()
+        assert not unsynced
+
+    specs = specs_of({'a': np.ones((8, 4))})
+    write_safetensors(tmp_path / 'out', specs, None, produce)
 
   def test_a_file_that_was_not_finished_being_made(self, tmp_path, tensors):
     (tmp_path / 'out.mergekit-tmp').mkdir()
@@ -372,11 +397,36 @@ class TestMerge:
       # As the Hugging Face cache has them.
       (base / name).symlink_to(blobs / name)
     for source in (base, base / 'model.safetensors'):
-      self.copy(source, self.out, overwrite=True)
+      # Another dtype, and a configuration in which nothing names one.
+      self.copy(source, self.out, dtype='float16', overwrite=True)
       assert set(os.listdir(self.out)) == {*kept, 'model.safetensors'}
       for name in kept:
         assert not (self.out / name).is_symlink()
         assert (self.out / name).read_text() == name
+
+  def test_configuration_names_the_dtype(self):
+    """Where it is another one; else the file stays as it is, byte for byte."""
+    base = self.base({'w': np.ones(2, 'float32'), 'n': np.ones(2, 'int32')})
+    said = {
+      'architectures': ['Gemma3ForConditionalGeneration'],
+      'torch_dtype': 'float32',
+      'text_config': {'dtype': 'float32', 'hidden_size': 2},
+      'vision_config': {'torch_dtype': None, 'dtype': ['float32']},
+      'quantization_config': {'dtype': 'int8'},
+    }
+    text = json.dumps(said, indent=None)
+    (base / 'config.json').write_text(text)
+    self.copy(base, self.out)
+    assert (self.out / 'config.json').read_text() == text
+    self.copy(base, self.out, dtype='bfloat16', overwrite=True)
+    said['torch_dtype'] = said['text_config']['dtype'] = 'bfloat16'
+    written = (self.out / 'config.json').read_text()
+    assert written == json.dumps(said, indent=2) + '\n'
+    found = open_checkpoint(self.out).specs
+    assert {n: str(s.dtype) for n, s in found.items()} == {
+      'w': 'bfloat16',
+      'n': 'int32',
+    }
 
   @pytest.mark.parametrize('shard_size', [None, 30])
   def test_from_orbax_and_back(self, shard_size):
@@ -425,7 +475,7 @@ class TestMerge:
       path = write(
         self.directory / said, tensors, metadata={'scan_layers': said == 'true'}
       )
-      made = job.make_job(mk.average(), [path], None)
+      made = job.make_job([mk.average()], [path], None)
       assert made.plan.scopes[0].tensors[0].stacked == axes
 
   def test_overwrite(self):
@@ -507,7 +557,9 @@ class TestMerge:
     base = self.base()
     for options, message in [
       ({'format': 'safetensor'}, "Did you mean 'safetensors'"),
-      ({'format': 'orbax', 'shard_size': 5}, 'has no shards'),
+      ({'format': 'orbax', 'shard_size': 5}, 'an option of safetensors, but'),
+      ({'zarr3': False}, 'zarr3=False was given, which is an option of orbax'),
+      ({'compression': 'zstd'}, 'an option of orbax, but the output'),
       ({'shard_size': 'big'}, "shard_size='big' was given"),
     ]:
       with pytest.raises(ValueError, match=message):

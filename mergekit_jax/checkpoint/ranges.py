@@ -1,0 +1,240 @@
+"""Boxes of arrays whose bytes lie in row-major order, fetched by byte ranges.
+
+An object store takes about as long to answer at all as it takes to send a
+megabyte. So what lies between short runs is fetched with them, and thrown away;
+long runs are fetched in pieces, which bounds the memory they take.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from mergekit_jax.checkpoint import source
+
+# Bytes of one request, if it is not a single element.
+_PIECE = 2**21
+# Bytes of a run that is read straight into the buffer it is wanted in.
+_RUN = 2**23
+# Bytes between two runs that are fetched rather than asked around.
+_HOLE = 2**18
+# Bytes of a run of a local file that is read without what lies beside it: to
+# ask there costs less than to read what belongs to another process.
+_APART = 2**14
+# Requests of one reader at once.
+_THREADS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """A part of an array that lies in one place, in row-major order.
+
+  Attributes:
+    fetch: gives its bytes from one offset up to another, or None if it is not
+      stored, because all of it is the fill value.
+    origin: where it begins in the array.
+    shape: its shape.
+    read_into: fills a buffer with its bytes from an offset on; None where they
+      can only be fetched.
+  """
+
+  fetch: Callable[[int, int], Any]
+  origin: tuple[int, ...]
+  shape: tuple[int, ...]
+  read_into: Callable[[int, memoryview], None] | None = None
+
+
+class Reader:
+  """Reads boxes out of blocks, in threads."""
+
+  def __init__(self, threads: int = _THREADS):
+    self._pool = futures.ThreadPoolExecutor(threads, 'read_ranges')
+
+  def read(
+    self,
+    blocks: Callable[[source.Index], Iterable[Block]],
+    parts: Sequence[tuple[source.Index, np.ndarray]],
+    fill: Any = None,
+  ) -> source.Future:
+    """Starts to read several boxes of one array, each into its buffer.
+
+    Args:
+      blocks: gives the blocks that a box touches.
+      parts: boxes that do not overlap, and buffers of their shape. If the boxes
+        fill the one around them, nothing is asked for twice: the columns of a
+        row that lie on several devices come with one request.
+      fill: what elements are that are not stored.
+    """
+    around = tuple(
+      slice(min(s.start for s in along), max(s.stop for s in along))
+      for along in zip(*(box for box, _ in parts), strict=True)
+    )
+    size = sum(out.size for _, out in parts)
+    if size == np.prod(source.box_shape(around), dtype=np.int64):
+      groups = [(around, parts)]
+    else:
+      groups = [(box, [(box, out)]) for box, out in parts]
+    return source.Joined(
+      self._pool.submit(work)
+      for box, group in groups
+      for block in blocks(box)
+      for work in _work(block, box, group, fill)
+    )
+
+
+def _work(
+  block: Block,
+  box: source.Index,
+  parts: Sequence[tuple[source.Index, np.ndarray]],
+  fill: Any,
+) -> Iterator[Callable[[], None]]:
+  """What is to be done to put a block's elements of a box into the parts."""
+  end = tuple(o + n for o, n in zip(block.origin, block.shape, strict=True))
+  own = tuple(slice(o, e) for o, e in zip(block.origin, end, strict=True))
+  common = _overlap(box, own)
+  inside = _moved(common, [-o for o in block.origin])
+  itemsize = parts[0][1].itemsize
+  if block.read_into is not None and len(parts) == 1:
+    ((_, out),) = parts
+    to = _moved(common, [-s.start for s in box])
+    if _is_run(block.shape, inside) and _is_run(out.shape, to):
+      start = sum(
+        s.start * step
+        for s, step in zip(inside, _strides(block.shape, itemsize), strict=True)
+      )
+      flat: Any = out[(*to, ...)].reshape(-1).view(np.uint8)
+      buffer = memoryview(flat)
+      for first in range(0, len(buffer), _RUN):
+        yield functools.partial(
+          block.read_into, start + first, buffer[first : first + _RUN]
+        )
+      return
+  apart = None if block.read_into is None else _APART
+  for span in spans(block.shape, inside, itemsize, apart):
+    yield functools.partial(_copy, block, span, parts, fill)
+
+
+def _is_run(shape: Sequence[int], box: source.Index) -> bool:
+  """Whether a box of a row-major array is a run of bytes."""
+  counts = source.box_shape(box)
+  first = next((i for i, n in enumerate(counts) if n != 1), len(counts))
+  return tuple(counts[first + 1 :]) == tuple(shape[first + 1 :])
+
+
+def fetching_bytes(largest: int) -> int:
+  """Host memory a reader takes at most, if the largest array has so many bytes.
+
+  TensorStore holds an answer twice while it hands it over.
+  """
+  return 2 * _THREADS * min(_PIECE, largest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """Bytes of a block that are fetched at once, for the elements of a box.
+
+  Attributes:
+    start: offset of the first byte.
+    stop: offset behind the last byte.
+    box: the elements, counted from the origin of the block.
+  """
+
+  start: int
+  stop: int
+  box: source.Index
+
+
+def spans(
+  shape: Sequence[int],
+  box: source.Index,
+  itemsize: int,
+  apart: int | None = None,
+) -> Iterator[Span]:
+  """Cuts a box of a row-major block into what one request each should bring.
+
+  Args:
+    shape: shape of the block.
+    box: a box of it.
+    itemsize: bytes of an element.
+    apart: bytes of a run from which on no hole is fetched with it; None if
+      there is no such length.
+  """
+  steps = _strides(shape, itemsize)
+
+  def cut(box: source.Index) -> Iterator[Span]:
+    counts = source.box_shape(box)
+    start = sum(s.start * step for s, step in zip(box, steps, strict=True))
+    extents = [(n - 1) * step for n, step in zip(counts, steps, strict=True)]
+    stop = start + sum(extents) + itemsize
+    axis = next((i for i, count in enumerate(counts) if count > 1), None)
+    if axis is None:
+      yield Span(start, stop, box)
+      return
+    # The largest one: those along the later axes lie inside of rows.
+    run = stop - start - extents[axis]
+    hole = steps[axis] - run
+    joined = not hole or hole <= _HOLE and (apart is None or run < apart)
+    rows = max(1, _PIECE // steps[axis]) if joined else 1
+    if rows >= counts[axis]:
+      yield Span(start, stop, box)
+      return
+    for first in range(box[axis].start, box[axis].stop, rows):
+      last = min(first + rows, box[axis].stop)
+      yield from cut((*box[:axis], slice(first, last), *box[axis + 1 :]))
+
+  if 0 not in source.box_shape(box):
+    yield from cut(tuple(box))
+
+
+def _strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+  strides = [itemsize]
+  for size in reversed(shape[1:]):
+    strides.append(strides[-1] * size)
+  return tuple(reversed(strides)) if shape else ()
+
+
+def _copy(
+  block: Block,
+  span: Span,
+  parts: Sequence[tuple[source.Index, np.ndarray]],
+  fill: Any,
+) -> None:
+  """Fetches a span and puts each element where it belongs."""
+  dtype = parts[0][1].dtype
+  here = _moved(span.box, block.origin)
+  data = block.fetch(span.start, span.stop)
+  if data is None:
+    elements = np.broadcast_to(
+      np.asarray(0 if fill is None else fill, dtype),
+      source.box_shape(span.box),
+    )
+  else:
+    elements = np.ndarray(
+      source.box_shape(span.box),
+      dtype,
+      data,
+      strides=_strides(block.shape, dtype.itemsize),
+    )
+  for box, out in parts:
+    common = _overlap(box, here)
+    to = _moved(common, [-s.start for s in box])
+    out[to] = elements[_moved(common, [-s.start for s in here])]
+
+
+def _overlap(one: source.Index, other: source.Index) -> source.Index:
+  """What two boxes have in common; slices without elements if nothing."""
+  starts = [max(a.start, b.start) for a, b in zip(one, other, strict=True)]
+  stops = [min(a.stop, b.stop) for a, b in zip(one, other, strict=True)]
+  return tuple(
+    slice(start, max(start, stop))
+    for start, stop in zip(starts, stops, strict=True)
+  )
+
+
+def _moved(box: source.Index, by: Sequence[int]) -> source.Index:
+  return tuple(
+    slice(s.start + b, s.stop + b) for s, b in zip(box, by, strict=True)
+  )

@@ -1,0 +1,194 @@
+"""Which bytes are asked for when a box of an array is read."""
+
+import itertools
+import threading
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mergekit_jax.checkpoint import ranges
+
+SHAPE = (3, 5, 4, 6)
+
+
+def boxes():
+  """Boxes of many kinds: whole, rows, columns, corners, single elements."""
+  per_axis = [
+    [slice(0, size), slice(1, 2), slice(1, size - 1)] for size in SHAPE
+  ]
+  yield from itertools.product(*per_axis)
+
+
+class Objects:
+  """An array cut into row-major blocks; notes what is asked for."""
+
+  def __init__(self, array, cuts, lacking=()):
+    self.array = array
+    self.asked = []
+    self._blocks = []
+    pieces = [
+      np.split(np.arange(n), c) for n, c in zip(array.shape, cuts, strict=True)
+    ]
+    for number, indices in enumerate(itertools.product(*pieces)):
+      part = array[np.ix_(*indices)] if indices else array
+      self._blocks.append(
+        ranges.Block(
+          self._fetch(None if number in lacking else part.tobytes()),
+          tuple(int(along[0]) for along in indices),
+          part.shape,
+        )
+      )
+
+  def _fetch(self, data):
+    def fetch(start, stop):
+      self.asked.append(stop - start)
+      assert 0 <= start < stop and (data is None or stop <= len(data))
+      return data and data[start:stop]
+
+    return fetch
+
+  def blocks(self, box):
+    """Only those that the box touches."""
+    for block in self._blocks:
+      if all(
+        s.start < o + n and o < s.stop
+        for s, o, n in zip(box, block.origin, block.shape, strict=True)
+      ):
+        yield block
+
+
+@pytest.fixture(scope='module')
+def array():
+  return np.arange(np.prod(SHAPE)).astype(jnp.bfloat16).reshape(SHAPE)
+
+
+@pytest.mark.parametrize('piece, hole', [(2**21, 2**18), (40, 7), (1, 0)])
+def test_every_element_comes_from_its_place(monkeypatch, array, piece, hole):
+  monkeypatch.setattr(ranges, '_PIECE', piece)
+  monkeypatch.setattr(ranges, '_HOLE', hole)
+  reader = ranges.Reader()
+  objects = Objects(array, [[2], [], [1, 3], [4]])
+  for box in boxes():
+    out = np.zeros([s.stop - s.start for s in box], array.dtype)
+    reader.read(objects.blocks, [(box, out)]).result()
+    np.testing.assert_array_equal(out, array[box])
+
+
+def spans(shape, box, itemsize=4):
+  return [(s.start, s.stop) for s in ranges.spans(shape, box, itemsize)]
+
+
+def test_a_run_of_rows_is_one_request():
+  box = slice(10, 30), slice(0, 50)
+  assert spans((100, 50), box) == [(10 * 200, 30 * 200)]
+  box = slice(2, 3), slice(10, 30), slice(0, 50)
+  assert spans((4, 100, 50), box) == [(2 * 20_000 + 2000, 2 * 20_000 + 6000)]
+
+
+def test_a_long_run_is_fetched_in_pieces():
+  pieces = spans((2**10, 2**10), (slice(0, 2**10), slice(0, 2**10)))
+  assert pieces == [(0, 2**21), (2**21, 2**22)]
+  # Rows that are longer than a piece are cut themselves.
+  row = spans((2, 2**20), (slice(1, 2), slice(0, 2**20)))
+  assert row == [(2**22, 2**22 + 2**21), (2**22 + 2**21, 2**23)]
+
+
+def test_short_holes_are_fetched_and_long_ones_are_not():
+  columns = slice(10, 20)
+  assert spans((3, 100), (slice(0, 3), columns)) == [(40, 880)]
+  long = 2**18
+  assert spans((3, long), (slice(0, 3), columns)) == [
+    (4 * (row * long + 10), 4 * (row * long + 20)) for row in range(3)
+  ]
+
+
+def test_long_runs_of_local_files_are_read_without_holes():
+  def apart(columns):
+    box = slice(0, 3), slice(0, columns)
+    found = ranges.spans((3, 2**13), box, 4, apart=2**14)
+    return [(s.start, s.stop) for s in found]
+
+  rows = [(row * 2**15, row * 2**15 + 2**14) for row in range(3)]
+  assert apart(2**12) == rows
+  assert apart(2**12 - 1) == [(0, 2 * 2**15 + 2**14 - 4)]
+  assert apart(2**13) == [(0, 3 * 2**15)]
+
+
+def test_scalars_and_boxes_without_elements():
+  assert spans((), ()) == [(0, 4)]
+  assert spans((3, 4), (slice(1, 1), slice(0, 4))) == []
+  out = np.zeros((), np.float32)
+  objects = Objects(np.asarray(2.5, np.float32), [])
+  ranges.Reader().read(objects.blocks, [((), out)]).result()
+  assert out == 2.5
+
+
+def test_columns_on_several_devices_are_fetched_once(array):
+  objects = Objects(array, [[], [], [], []])
+  box = (slice(0, 3), slice(1, 5), slice(0, 4))
+  parts = [((*box, slice(i, i + 2)), i) for i in (0, 2, 4)]
+  outs = [(part, np.zeros((3, 4, 4, 2), array.dtype)) for part, _ in parts]
+  ranges.Reader().read(objects.blocks, outs).result()
+  for (_, i), (_, out) in zip(parts, outs, strict=True):
+    np.testing.assert_array_equal(out, array[:, 1:, :, i : i + 2])
+  # From the first element to the last one, with the holes in between.
+  assert objects.asked == [array.nbytes - array[0, 0].nbytes]
+  # Parts with others between them are fetched each for itself.
+  objects.asked.clear()
+  ranges.Reader().read(objects.blocks, [outs[0], outs[2]]).result()
+  assert len(objects.asked) == 2
+
+
+def test_what_is_not_stored_is_the_fill_value(array):
+  objects = Objects(array, [[1], [], [], []], lacking=[0])
+  out = np.zeros(SHAPE, array.dtype)
+  everything = tuple(slice(0, size) for size in SHAPE)
+  ranges.Reader().read(objects.blocks, [(everything, out)], 7).result()
+  assert (out[0] == 7).all()
+  np.testing.assert_array_equal(out[1:], array[1:])
+
+
+def test_memory_is_bounded(monkeypatch):
+  """What is held at once is no more than what the plan counts."""
+  monkeypatch.setattr(ranges, '_PIECE', 1000)
+  array = np.zeros(100_000, np.uint8)
+  lock = threading.Lock()
+  held, most = 0, 0
+
+  def fetch(start, stop):
+    nonlocal held, most
+    with lock:
+      held += stop - start
+      most = max(most, held)
+    time.sleep(0.002)
+    with lock:
+      held -= stop - start
+    return bytes(stop - start)
+
+  block = ranges.Block(fetch, (0,), array.shape)
+  box = (slice(0, array.size),)
+  ranges.Reader().read(lambda _: [block], [(box, array)]).result()
+  assert 1000 < most <= ranges.fetching_bytes(array.nbytes) <= 40_000
+  assert ranges.fetching_bytes(10) <= 400
+
+
+def test_an_error_comes_after_all_reads_have_ended(array):
+  ended = []
+
+  def fetch(start, stop):
+    if start:
+      ended.append(start)
+      return array.tobytes()[start:stop]
+    raise OSError('no such object')
+
+  def blocks(box):
+    yield ranges.Block(fetch, (0,) * 4, SHAPE)
+
+  out = np.zeros(SHAPE, array.dtype)
+  box = tuple(slice(0, size) for size in SHAPE)
+  parts = [((slice(i, i + 1), *box[1:]), out[i : i + 1]) for i in (0, 2)]
+  with pytest.raises(OSError, match='no such object'):
+    ranges.Reader().read(blocks, parts).result()
+  assert len(ended) == 1 and (out[2] == array[2]).all()

@@ -28,6 +28,7 @@ from mergekit_jax.stages import (
   weighted_sum,
 )
 from mergekit_jax.streamed import merge_checkpoints
+from mergekit_jax.sweep import sweep
 from mergekit_jax.version import __version__
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
   'Report',
   'rule',
   'scale',
+  'sweep',
   'task_arithmetic',
   'ties',
   'together',

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+import ctypes
 import inspect
 from logging import WARNING
 import os
+import platform
 import sys
 from typing import Any
 
@@ -14,6 +16,9 @@ from absl import app, logging
 from absl.flags import argparse_flags
 
 from mergekit_jax import flags
+
+# Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _HEARTBEAT_TIMEOUT_SECONDS = 15
 
@@ -39,13 +44,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
   merging: Any = argparse.ArgumentParser(add_help=False)
   add = merging.add_argument
-  add('--method', required=True, help='a name that `methods` prints')
+  add(
+    '--method',
+    nargs='+',
+    required=True,
+    metavar='NAME',
+    help='a name that `methods` prints, or several to merge from one read',
+  )
   add(
     '--set',
     action='append',
     default=[],
     metavar='NAME=VALUE',
     help="an option of the method, as 'density=0.2'; may be repeated",
+  )
+  add(
+    '--sweep',
+    action='append',
+    default=[],
+    metavar='NAME=VALUE,VALUE,...',
+    help="a merge for each value, from one read, as 'scale=0.3,0.5,1'",
   )
   add('--base', help='checkpoint of the base model')
   add('--experts', nargs='+', required=True, help='checkpoints of the experts')
@@ -71,6 +89,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     metavar='REGEX=AXES,...',
     help="mesh axes by dimension, as '.*/kernel=fsdp,-' ('-': not sharded)",
   )
+  add(
+    '--seed',
+    nargs='+',
+    type=int,
+    default=[0],
+    help='of random masks; a merge for each',
+  )
   add('--mesh', help="as 'fsdp=4,tensor=2'; all devices on one axis if absent")
   add('--devices', type=int, help='CPU devices to make; one a core if absent')
   add('--memory_budget', default='4GiB', help='host memory, as 512MiB or 4GiB')
@@ -79,8 +104,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   merge = commands.add_parser(
     'merge', parents=[merging], help='merge', epilog=_EPILOGUE
   )
-  merge.add_argument('--output', required=True, help='a new directory')
-  merge.add_argument('--seed', type=int, default=0, help='of random masks')
+  merge.add_argument(
+    '--output',
+    required=True,
+    help='a new directory; of several merges, where theirs are made',
+  )
   merge.add_argument(
     '--format',
     choices=['orbax', 'safetensors'],
@@ -88,6 +116,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   )
   merge.add_argument(
     '--shard_size', help='of safetensors files, as 5GB; as the base if absent'
+  )
+  for flag, zarr3 in (('--zarr3', True), ('--nozarr3', False)):
+    merge.add_argument(
+      flag,
+      dest='zarr3',
+      action='store_const',
+      const=zarr3,
+      help=f'arrays of Orbax in zarr{2 + zarr3}; as the base if absent',
+    )
+  merge.add_argument(
+    '--compression', choices=['zstd'], help='of Orbax; none if absent'
   )
   merge.add_argument('--allow_nonfinite', action='store_true')
   merge.add_argument('--overwrite', action='store_true')
@@ -112,6 +151,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     help='print what a merge will read, write and need; write nothing',
     epilog=_EPILOGUE,
   )
+  plan.add_argument(
+    '--model',
+    help="a described model instead of checkpoints, as '64b'; --experts is "
+    'then their number',
+  )
+  plan.add_argument(
+    '--hosts',
+    type=int,
+    help='hosts of the mesh; its devices need not be there',
+  )
+  plan.add_argument(
+    '--bandwidth', help='at which a host reads, as 2GB/s, to tell the seconds'
+  )
+  plan.add_argument(
+    '--compile',
+    action='store_true',
+    help="compile the largest kernels, for the devices' memory (with --model "
+    'this is always done)',
+  )
   plan.set_defaults(run=_plan)
 
   look = commands.add_parser('inspect', help="print a checkpoint's leaves")
@@ -134,9 +192,10 @@ def main(arguments: argparse.Namespace) -> int:
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
   _keep_compiled_programs()
-  _make_cpu_devices(getattr(arguments, 'devices', None))
-  _join_processes(arguments)
+  _keep_memory()
   try:
+    _make_devices(arguments)
+    _join_processes(arguments)
     return arguments.run(arguments) or 0
   except (ValueError, OSError, FloatingPointError) as error:
     if logging.vlog_is_on(1):
@@ -162,13 +221,36 @@ def _keep_compiled_programs() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
-def _make_cpu_devices(count: int | None) -> None:
-  """One CPU device a core, unless the user has said otherwise."""
+def _keep_memory() -> None:
+  """Lets freed memory be used again, unless the user has said otherwise.
+
+  The GNU C library gives large blocks back to the system at once, and XLA
+  allocates large blocks for every box: to get fresh pages for all of them took
+  TIES more time than its arithmetic.
+  """
+  if any(name.startswith('MALLOC_') for name in os.environ):
+    return
+  if platform.libc_ver()[0] == 'glibc':
+    set_option = ctypes.CDLL(None).mallopt
+    set_option(_M_ARENA_MAX, 1)
+    set_option(_M_MMAP_MAX, 0)
+    set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _make_devices(arguments: argparse.Namespace) -> None:
+  """One CPU device a core, unless the user has said otherwise.
+
+  A plan for devices that are not there is made on as many CPU devices.
+  """
   import jax
 
+  imagined = flags.imagined_devices(arguments)
+  if imagined:
+    jax.config.update('jax_platforms', 'cpu')
   if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
     return
-  jax.config.update('jax_num_cpu_devices', count or os.cpu_count() or 1)
+  given = imagined or getattr(arguments, 'devices', None)
+  jax.config.update('jax_num_cpu_devices', given or os.cpu_count() or 1)
 
 
 def _join_processes(arguments: argparse.Namespace) -> None:
@@ -197,28 +279,47 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _merge(arguments: argparse.Namespace) -> None:
   import mergekit_jax as mk
 
-  report = mk.merge_checkpoints(
-    output=arguments.output,
-    seed=arguments.seed,
+  what = flags.what_to_merge(arguments)
+  merged = mk.merge_checkpoints(
+    **flags.outputs(arguments, what.pop('methods')),
     format=arguments.format,
     shard_size=arguments.shard_size,
+    zarr3=arguments.zarr3,
+    compression=arguments.compression,
     allow_nonfinite=arguments.allow_nonfinite,
     overwrite=arguments.overwrite,
     resume=not arguments.noresume,
-    **flags.what_to_merge(arguments),
+    **what,
   )
-  print(report.table())
-  print(f'merged checkpoint: {report.output}')
+  for report in merged.values() if isinstance(merged, dict) else [merged]:
+    print(report.table())
+    print(f'merged checkpoint: {report.output}')
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-  from mergekit_jax import job
+  from mergekit_jax import compiled, described, forecast, job
 
-  what = flags.what_to_merge(arguments)
+  bandwidth = flags.bandwidth(arguments.bandwidth)
+  what = flags.what_to_merge(arguments) | {'hosts': arguments.hosts}
+  methods = [*what.pop('methods').values()] * len(arguments.seed)
+  experts, base = what.pop('experts'), what.pop('base')
+  if arguments.model:
+    model = described.model(arguments.model)
+    count = flags.number_of_experts(arguments)
+    plan = described.make_plan(model, methods, count, **what)
+    print(
+      f'{arguments.model}: {model.parameters:,} parameters in bfloat16; a base '
+      f'and {count} experts'
+    )
+  else:
+    plan = job.make_job(methods, experts, base, **what).plan
+  kernels = []
+  if arguments.model or arguments.compile:
+    kernels = compiled.compile_kernels(plan, bool(arguments.model or base))
   print(
-    job.make_job(
-      what.pop('method'), what.pop('experts'), what.pop('base'), **what
-    ).describe()
+    forecast.describe(
+      plan, hosts=arguments.hosts, bandwidth=bandwidth, kernels=kernels
+    )
   )
 
 

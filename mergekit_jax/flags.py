@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import inspect
+import itertools
+import math
+import os
 import re
 from typing import Any
 
@@ -18,12 +21,8 @@ def all_methods() -> dict[str, Callable[..., Any]]:
 
 
 def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
-  """The arguments that `merge` and `plan` share."""
-  methods = all_methods()
-  make = methods[checks.one_of('method', arguments.method, list(methods))]
-  options = _options(make, ','.join(arguments.set))
-  if arguments.weights:
-    options['weights'] = tuple(arguments.weights)
+  """The arguments that `merge` and `plan` share; `methods` are {name: rule}."""
+  merges = _merges(arguments)
   overrides = {}
   for override in arguments.override:
     found = re.fullmatch(r'(.+):(base|\w+=.*)', override)
@@ -35,15 +34,22 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
     regex, change = found.groups()
     if change == 'base':
       overrides[regex] = 'base'
+    elif len(merges) > 1:
+      raise ValueError(
+        f'--override {override!r} was given for {len(merges)} merges. Options '
+        "would be the same in all of them: give 'REGEX:base', or one merge."
+      )
     else:
-      overrides[regex] = make(**options | _options(make, change))
+      make = all_methods()[arguments.method[0]]
+      options = _set_options(make, arguments) | _options(make, change)
+      overrides[regex] = make(**options)
   stacked = {}
   for rule in arguments.stacked_axes:
     regex, axes = _split(rule, 'stacked_axes', '.*/layers/.*=1')
     stacked[regex] = tuple(_integer('stacked_axes', a) for a in axes.split(','))
   axes = _mesh_axes(arguments.mesh) if arguments.mesh else None
   return {
-    'method': make(**options),
+    'methods': merges,
     'experts': arguments.experts,
     'base': arguments.base,
     'mesh': sharding.make_mesh(axes),
@@ -53,6 +59,108 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
     'dtype': arguments.dtype,
     'partition_rules': _partition_rules(arguments.partition_rules),
   }
+
+
+def imagined_devices(arguments: argparse.Namespace) -> int | None:
+  """How many devices a plan is for that need not be there, or None.
+
+  Raises:
+    ValueError: if there is no mesh of them, or hosts do not divide it.
+  """
+  model = getattr(arguments, 'model', None)
+  hosts = getattr(arguments, 'hosts', None)
+  if model is None and hosts is None:
+    return None
+  if not arguments.mesh:
+    raise ValueError(
+      '--model and --hosts plan for devices that need not be there. Give the '
+      "mesh of all of them, as --mesh 'fsdp=256'."
+    )
+  devices = math.prod(_mesh_axes(arguments.mesh).values())
+  if hosts is not None and (hosts < 1 or devices % hosts):
+    raise ValueError(
+      f'--hosts {hosts} was given for the {devices} devices of --mesh '
+      f'{arguments.mesh}; give a number that divides them.'
+    )
+  return devices
+
+
+def number_of_experts(arguments: argparse.Namespace) -> int:
+  """How many experts of a described model there are."""
+  if arguments.base or len(arguments.experts) > 1:
+    raise ValueError(
+      f'--model {arguments.model} describes the base and the experts: give no '
+      '--base, and the number of experts, as --experts 8.'
+    )
+  count = _integer('experts', arguments.experts[0])
+  if count < 1:
+    raise ValueError(f'--experts {count} was given; give at least 1.')
+  return count
+
+
+def bandwidth(text: str | None) -> int | None:
+  """Bytes a second from text such as '2GB/s'; None stays None."""
+  if text is None:
+    return None
+  return checks.size('bandwidth', text.removesuffix('/s'))
+
+
+def outputs(
+  arguments: argparse.Namespace, methods: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Method, output and seed of `merge`: dictionaries if they are several."""
+  seeds = arguments.seed
+  if len(methods) == 1 and len(seeds) == 1:
+    (method,) = methods.values()
+    return {'method': method, 'output': arguments.output, 'seed': seeds[0]}
+  several = len(seeds) > 1
+  merges = {
+    '-'.join(filter(None, [name, several * f'seed={seed}'])): (rule, seed)
+    for name, rule in methods.items()
+    for seed in seeds
+  }
+  return {
+    'method': {name: rule for name, (rule, _) in merges.items()},
+    'output': {name: os.path.join(arguments.output, name) for name in merges},
+    'seed': {name: seed for name, (_, seed) in merges.items()},
+  }
+
+
+def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
+  """{name: rule}: every method with every combination of swept values.
+
+  A name tells the merges apart, as 'ties-scale=0.5': it has the method only if
+  there are several.
+  """
+  known = all_methods()
+  choices = []
+  for sweep in arguments.sweep:
+    option, values = _split(sweep, 'sweep', 'scale=0.3,0.5,1')
+    choices.append([f'{option}={value}' for value in values.split(',')])
+  merges = {}
+  for name in arguments.method:
+    make = known[checks.one_of('method', name, list(known))]
+    for chosen in itertools.product(*choices):
+      options = _set_options(make, arguments) | _options(make, ','.join(chosen))
+      parts = [name] if len(arguments.method) > 1 else []
+      merges['-'.join([*parts, *chosen])] = make(**options)
+  wanted = len(arguments.method) * math.prod(map(len, choices))
+  if len(merges) < wanted or len(set(arguments.seed)) < len(arguments.seed):
+    raise ValueError(
+      f'--method {" ".join(arguments.method)}, --sweep or --seed names the '
+      'same merge twice. Give each method and value once.'
+    )
+  return merges
+
+
+def _set_options(
+  make: Callable[..., Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+  """What --set and --weights say."""
+  options = _options(make, ','.join(arguments.set))
+  if arguments.weights:
+    options['weights'] = tuple(arguments.weights)
+  return options
 
 
 def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+import numpy as np
 
-from mergekit_jax import checks, planner, scopes, sharding, tree
+from mergekit_jax import checks, forecast, planner, scopes, sharding, tree
 from mergekit_jax import plan as plans
 from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
+from mergekit_jax.kernels.random import keys_for
 from mergekit_jax.reading import Model
-from mergekit_jax.report import readable
 
 _BESIDE_ROOT = 'nnx_aux'
 
@@ -30,7 +31,7 @@ class Job:
   """A merge that has been checked and planned; nothing has been read yet.
 
   Attributes:
-    method: the rule.
+    methods: the rules, one for each merge that is made from one read.
     models: the sources, the base first if there is one.
     has_base: whether there is one.
     root: where the parameters begin in the output.
@@ -39,7 +40,7 @@ class Job:
     left_out: leaves of the base beside its parameter root.
   """
 
-  method: Any
+  methods: tuple[Any, ...]
   models: tuple[Model, ...]
   has_base: bool
   root: str
@@ -52,37 +53,56 @@ class Job:
     """The checkpoint whose structure and layout the output takes."""
     return self.models[0].checkpoint
 
+  def keys(self, seed: int) -> dict[str, np.ndarray]:
+    """The random key of every merged leaf, uint32 `[2]`."""
+    paths = [
+      tensor.path
+      for scope in self.plan.scopes
+      if scope.rules
+      for tensor in scope.tensors
+    ]
+    names = [tree.mask_name(path, self.root) for path in paths]
+    return dict(zip(paths, keys_for(seed, names), strict=True))
+
+  def output_specs(self) -> Any:
+    """The tree to write: the base's from its root down, nnx_aux beside."""
+    specs = {
+      tensor.path: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
+      for scope in self.plan.scopes
+      for tensor in scope.tensors
+    }
+
+    above = {
+      '/'.join(keys[:depth])
+      for keys in (path.split('/') for path in specs)
+      for depth in range(1, len(keys) + 1)
+    }
+
+    def prune(node: Any, path: str) -> Any:
+      if not isinstance(node, Mapping) or tree.below(self.root, path):
+        return node
+      children = {key: f'{path}/{key}' if path else str(key) for key in node}
+      return {
+        key: prune(node[key], child)
+        for key, child in children.items()
+        if child in above
+      }
+
+    pruned = prune(self.template.tree, '')
+    return jax.tree.map_with_path(
+      lambda keys, leaf: specs.get(
+        jax.tree_util.keystr(keys, simple=True, separator='/'), leaf
+      ),
+      pruned,
+    )
+
   def describe(self) -> str:
     """What the merge will read, write and need, for people."""
-    plan = self.plan
-    tensors = [t for scope in plan.scopes for t in scope.tensors]
-    worst = max(tensors, key=lambda t: t.amplification, default=None)
-    lines = [
-      f'{"tensor":60} {"shape":20} {"boxes":>5} {"reads":>5}  sharding',
-      *(
-        f'{t.path:60} {str(list(t.shape)):20} {len(t.boxes):5} '
-        f'{1 if t.read_once else scope.rounds + 1:5}  {t.boxes[0].spec}'
-        for scope in plan.scopes
-        for t in scope.tensors
-      ),
-      f'{len(tensors) - len(self.copied)} tensors merged, '
-      f'{len(self.copied)} copied, {sum(1 for _ in plan.units())} units',
-      f'rounds: {plan.rounds}',
-      f'bytes read: {readable(plan.bytes_read)}',
-      f'bytes written: {readable(plan.bytes_written)}',
-      f'host memory: {readable(plan.host_bytes)} of a budget of '
-      f'{readable(plan.memory_budget)}, beside imports and runtime',
-    ]
-    if worst is not None and worst.amplification > 1:
-      lines.append(
-        f'compressed chunks: up to {worst.amplification:.2f} bytes decoded for '
-        f'each byte used ({worst.path})'
-      )
-    return '\n'.join(lines)
+    return forecast.describe(self.plan)
 
 
 def make_job(
-  method: Any,
+  methods: Sequence[Any],
   experts: Sequence[epath.PathLike],
   base: epath.PathLike | None,
   *,
@@ -92,14 +112,19 @@ def make_job(
   overrides: Mapping[str, Any] | None = None,
   dtype: Any = None,
   partition_rules: Mapping[str, PartitionSpec] | None = None,
+  hosts: int | None = None,
 ) -> Job:
-  """Opens, compares and plans. For the arguments see `merge_checkpoints`."""
-  scopes.demand_rule('A method is a rule', method)
+  """Opens, compares and plans.
+
+  For the arguments see `merge_checkpoints`, and `planner.make_plan` for hosts.
+  """
+  for method in methods:
+    scopes.demand_rule('A method is a rule', method)
   if isinstance(experts, (str, bytes)) or not experts:
     raise ValueError(
       f'experts={experts!r} was given; give a list of at least one checkpoint.'
     )
-  dtype = _floating(dtype)
+  dtype = floating(dtype)
   named = [('base', base)] if base is not None else []
   named += [(f'experts[{i}]', path) for i, path in enumerate(experts)]
   opened = [(name, open_checkpoint(path)) for name, path in named]
@@ -119,7 +144,7 @@ def make_job(
   if stacked_axes is None:
     stacked_axes = _known_stacks(template, merged)
   stacks = tree.stacked_axes(stacked_axes, merged)
-  groups = scopes.group(method, overrides, merged)
+  groups = scopes.group(methods, overrides, merged)
   covered = {path for _, paths in groups for path in paths}
   copied = [path for path in reference if path not in covered]
   beside = [p for p in template.specs if tree.below(_BESIDE_ROOT, p)]
@@ -143,9 +168,11 @@ def make_job(
       tuple(map(max, *chunks, chunks[0])) if chunks else None,
     )
 
-  planned = [(rule, [leaf(p, models) for p in paths]) for rule, paths in groups]
+  planned = [
+    (rules, [leaf(path, models) for path in paths]) for rules, paths in groups
+  ]
   if copied:
-    planned.append((None, [leaf(path, models[:1]) for path in copied]))
+    planned.append(((), [leaf(path, models[:1]) for path in copied]))
   plan = planner.make_plan(
     planned,
     mesh,
@@ -153,9 +180,11 @@ def make_job(
     base is not None,
     partition_rules,
     sum(model.checkpoint.decoding_bytes for model in models),
+    len(methods),
+    hosts,
   )
   return Job(
-    method,
+    tuple(methods),
     tuple(models),
     base is not None,
     root,
@@ -165,7 +194,7 @@ def make_job(
   )
 
 
-def _floating(dtype: Any) -> Any:
+def floating(dtype: Any) -> Any:
   """The dtype of the merged leaves; None stays None."""
   if dtype is None:
     return None

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mergekit_jax.drive import Block
 from mergekit_jax.kernels.sums import sums_in_passing
-from mergekit_jax.rule import PyTree
+from mergekit_jax.packed import Flags
 
 
-@jax.jit
-def measure(block: Block, merged: jax.Array, flags: PyTree) -> dict[str, Any]:
+def measure(block: Block, merged: jax.Array, flags: Flags) -> dict[str, Any]:
+  """The sums that the report needs of a merged block: see `measure_on`."""
+  return measure_on(block.experts[0].sharding, block, merged, flags)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measure_on(
+  sharding: NamedSharding, block: Block, merged: jax.Array, flags: Flags
+) -> dict[str, Any]:
   """The sums that the report needs of a merged block.
 
   This is a computation of its own: a sum over what the merge computes would
@@ -24,6 +34,7 @@ def measure(block: Block, merged: jax.Array, flags: PyTree) -> dict[str, Any]:
   squared. An expert's units are all but the base's.
 
   Args:
+    sharding: how the arrays lie on the mesh.
     block: the block.
     merged: its merge.
     flags: what the rule reported.
@@ -42,18 +53,39 @@ def measure(block: Block, merged: jax.Array, flags: PyTree) -> dict[str, Any]:
   powers = jnp.zeros_like(deltas[0])
   if block.base is not None and max(eps) > jnp.finfo(jnp.float32).eps:
     powers = _power_of_two(base)
-  leaves, structure = jax.tree.flatten(flags)
   squares = [
     x * x for x in (merged.astype(jnp.float32) - base, powers, *deltas)
   ]
-  merged_sum, powers_sum, *sums = sums_in_passing([*squares, *leaves])
+  merged_sum, powers_sum, *sums = _over_devices(
+    sharding, [*squares, *flags.arrays()]
+  )
   with jax.enable_x64(True):
     return {
       'merged': merged_sum,
       'experts': jnp.stack(sums[: len(deltas)]),
       'rounding': jnp.asarray([e * e / 12 for e in eps]) * powers_sum,
-      'flags': jax.tree.unflatten(structure, sums[len(deltas) :]),
+      'flags': jax.tree.unflatten(flags.structure, sums[len(deltas) :]),
     }
+
+
+def _over_devices(
+  sharding: NamedSharding, values: Sequence[jax.Array]
+) -> list[jax.Array]:
+  """The sums of arrays on a mesh, each device adding what it holds first.
+
+  XLA gathers the arrays of one reduction along a dimension that is spread over
+  devices, if they are several.
+  """
+  names = jax.tree.leaves(tuple(sharding.spec))
+  if not names or not values[0].size:
+    return sums_in_passing(values)
+
+  def add(*held):
+    return jax.lax.psum(sums_in_passing(held), tuple(names))
+
+  return jax.shard_map(
+    add, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=PartitionSpec()
+  )(*values)
 
 
 def _power_of_two(x: jax.Array) -> jax.Array:

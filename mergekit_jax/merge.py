@@ -73,7 +73,7 @@ def merge(
   }
   stacked = tree.stacked_axes(stacked_axes, shapes)
   root = tree.parameter_root(template)
-  groups = scopes.group(method, overrides, shapes)
+  groups = scopes.group([method], overrides, shapes)
 
   def merge_leaves(base, experts, key):
     def block(path: str) -> Block:
@@ -89,7 +89,7 @@ def merge(
 
     return {
       path: value
-      for rule, paths in groups
+      for (rule,), paths in groups
       for path, value in zip(
         paths, run(rule, [*map(block, paths)]), strict=True
       )

@@ -2,9 +2,9 @@
 
 A *unit* is a box of one tensor, read from every model at once. The boxes tile
 the tensor; each is spread evenly over the mesh, and what does not divide
-becomes smaller boxes, so that nothing is ever padded. The plan is made from
-shapes alone, is linear in the number of tensors, and is what `mergekit-jax
-plan` prints.
+becomes smaller boxes, so that nothing is ever padded. Several merges of the
+same models share every read. The plan is made from shapes alone, is linear in
+the number of tensors, and is what `mergekit-jax plan` prints.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Tensor:
     dtype: the dtype of the output.
     stacked: the axes over which layers are stacked.
     boxes: the boxes that tile it.
-    read_once: whether each box holds whole layer slices under `scope='tensor'`,
-      so that all rounds are answered from one read.
+    whole_layers: whether no box cuts a layer slice, so that totals under
+      `scope='tensor'` need only the box itself.
     amplification: bytes decoded for each byte used; 1 if nothing is compressed.
   """
 
@@ -62,7 +62,7 @@ class Tensor:
   dtype: jnp.dtype
   stacked: tuple[int, ...]
   boxes: tuple[Box, ...]
-  read_once: bool
+  whole_layers: bool
   amplification: float
 
   @property
@@ -77,27 +77,51 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-  """Tensors that share a rule (None: copied) and, under 'model', its totals."""
+  """Tensors that are merged by the same rules.
 
-  rule: Any
-  rounds: int
+  Attributes:
+    rules: one for each merge that is made; none if the tensors are copied.
+    rounds: the rounds of totals of each rule.
+    tensors: the tensors; under `scope='model'` their totals are added up.
+  """
+
+  rules: tuple[Any, ...]
+  rounds: tuple[int, ...]
   tensors: tuple[Tensor, ...]
 
-  def groups(self) -> Iterator[list[tuple[Tensor, Box]]]:
-    """The boxes whose totals are taken together.
+  @property
+  def spans_tensors(self) -> bool:
+    """Whether a rule must see all tensors before it merges the first."""
+    return any(scope_of(rule) == 'model' for rule in self.rules)
 
-    All of them under `scope='model'`; else those that hold the same layers of a
-    tensor.
+  def reads(self, tensor: Tensor) -> int:
+    """How often a tensor is read.
+
+    Once if each rule can be answered from one read, else once a round of those
+    that cannot and once more.
     """
-    if self.rule is None or scope_of(self.rule) == 'model':
-      yield [(t, box) for t in self.tensors for box in t.boxes]
-      return
+    return 1 + max(
+      (
+        rounds
+        for rule, rounds in zip(self.rules, self.rounds, strict=True)
+        if not answered_at_once(rule, tensor)
+      ),
+      default=0,
+    )
+
+  def layers(self) -> Iterator[list[tuple[Tensor, Box]]]:
+    """The boxes of each tensor, those that hold the same layers together."""
     for tensor in self.tensors:
       layers = collections.defaultdict(list)
       for box in tensor.boxes:
         held = [(box.origin[i], box.shape[i]) for i in tensor.stacked]
         layers[tuple(held)].append((tensor, box))
       yield from layers.values()
+
+
+def answered_at_once(rule: Any, tensor: Tensor) -> bool:
+  """Whether all totals of a rule on a box need nothing but the box."""
+  return tensor.whole_layers and scope_of(rule) == 'tensor'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,22 +131,28 @@ class Unit:
   Attributes:
     number: its place in the whole plan.
     scope: the number of its scope.
-    group: which boxes it shares its totals with.
+    layers: the number of the layers it belongs to, over the whole plan: the
+      boxes that share their totals under `scope='tensor'`.
     tensor: the tensor.
     box: the box.
-    round: which round of its scope this is.
-    written: whether this is the last round, after which the box is written.
-    ends_round: whether the totals of the round are complete after it.
+    rounds_left: how often the box is read again; after the last read it is
+      written. A rule asks its totals in the last rounds before that.
+    ends_layers: whether its layers are complete after it, in this round.
+    ends_scope: whether its scope is.
   """
 
   number: int
   scope: int
-  group: int
+  layers: int
   tensor: Tensor
   box: Box
-  round: int
-  written: bool
-  ends_round: bool = False
+  rounds_left: int
+  ends_layers: bool
+  ends_scope: bool
+
+  @property
+  def written(self) -> bool:
+    return self.rounds_left == 0
 
   @property
   def source_bytes(self) -> int:
@@ -136,6 +166,7 @@ class Plan:
 
   Attributes:
     scopes: the scopes in order; leaves that are copied are the last one.
+    merges: how many merges are made from one read.
     mesh: the mesh, with Auto axes.
     host_bytes: the most host memory that the merge takes at once, by the plan's
       own estimate, without imports and runtime.
@@ -143,49 +174,67 @@ class Plan:
   """
 
   scopes: tuple[Scope, ...]
+  merges: int
   mesh: Mesh
   host_bytes: int
   memory_budget: int
 
   def units(self, done: Container[int] = ()) -> Iterator[Unit]:
-    """All reads in order. Every group ends with the reads that are written.
+    """All reads in order; those that are written come last in their group.
+
+    A group is what is read together round by round: a whole scope if a rule
+    asks about all its tensors, else the boxes that hold the same layers.
 
     Args:
       done: numbers of units whose output is written already. They are left out,
         and so are the rounds of groups that have nothing else to write.
     """
-    number = group = 0
+    number = layer = 0
     for scope_number, scope in enumerate(self.scopes):
-      for boxes in scope.groups():
-        reads = []
-        for round_ in range(scope.rounds + 1):
-          last = round_ == scope.rounds
-          for tensor, box in boxes:
-            if last or not tensor.read_once:
-              reads.append(
-                Unit(number, scope_number, group, tensor, box, round_, last)
+      layers = list(enumerate(scope.layers(), layer))
+      layer += len(layers)
+      for group in [layers] if scope.spans_tensors else ([l] for l in layers):
+        reads = [scope.reads(boxes[0][0]) for _, boxes in group]
+        units = []
+        for rounds_left in reversed(range(max(reads))):
+          for (of, boxes), own_reads in zip(group, reads, strict=True):
+            if rounds_left >= own_reads:
+              continue
+            for tensor, box in boxes:
+              ends_layers = box is boxes[-1][1]
+              units.append(
+                Unit(
+                  number,
+                  scope_number,
+                  of,
+                  tensor,
+                  box,
+                  rounds_left,
+                  ends_layers,
+                  ends_layers and of == group[-1][0],
+                )
               )
               number += 1
-          if reads and not last:
-            reads[-1] = dataclasses.replace(reads[-1], ends_round=True)
-        group += 1
-        writes = [u for u in reads if u.written and u.number not in done]
+        writes = [u for u in units if u.written and u.number not in done]
         if writes:
-          yield from (u for u in reads if not u.written)
+          yield from (u for u in units if not u.written)
           yield from writes
 
   @property
   def bytes_read(self) -> int:
     return sum(
-      tensor.source_bytes * (1 if tensor.read_once else scope.rounds + 1)
+      tensor.source_bytes * scope.reads(tensor)
       for scope in self.scopes
       for tensor in scope.tensors
     )
 
   @property
   def bytes_written(self) -> int:
-    return sum(t.output_bytes for scope in self.scopes for t in scope.tensors)
+    """Bytes of all merges together."""
+    return self.merges * sum(
+      t.output_bytes for scope in self.scopes for t in scope.tensors
+    )
 
   @property
   def rounds(self) -> int:
-    return max((scope.rounds for scope in self.scopes), default=0)
+    return max((max(s.rounds, default=0) for s in self.scopes), default=0)

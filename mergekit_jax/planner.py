@@ -41,22 +41,28 @@ class Leaf:
 
 
 def make_plan(
-  scopes: Sequence[tuple[Any, Sequence[Leaf]]],
+  scopes: Sequence[tuple[tuple[Any, ...], Sequence[Leaf]]],
   mesh: Mesh,
   memory_budget: int,
   has_base: bool,
   partition_rules: Mapping[str, PartitionSpec] | None = None,
   decoding_bytes: int = 0,
+  merges: int = 1,
+  hosts: int | None = None,
 ) -> Plan:
   """Cuts every leaf into boxes that fit the memory budget.
 
   Args:
-    scopes: rules (None to copy) and their leaves.
+    scopes: leaves, and the rules that merge them: one for each merge that is
+      made of them, none to copy.
     mesh: a mesh with Auto axes.
     memory_budget: bytes of host memory.
     has_base: whether the first source of each leaf is the base.
     partition_rules: partition specs by regular expression of a path.
     decoding_bytes: host memory that the sources take beside the buffers.
+    merges: how many merges are made from one read.
+    hosts: over how many hosts the devices of the mesh are spread; as they say
+      themselves if None.
 
   Returns:
     The plan.
@@ -67,19 +73,21 @@ def make_plan(
   """
   shapes = {leaf.path: leaf.shape for _, leaves in scopes for leaf in leaves}
   given = sharding.partitions(partition_rules, shapes, mesh)
-  costs = _Costs(mesh, memory_budget, has_base, decoding_bytes)
+  costs = _Costs(mesh, memory_budget, has_base, merges, decoding_bytes, hosts)
+  cuts: dict[Any, Tensor] = {}
+
+  def cut(rules: tuple[Any, ...], leaf: Leaf) -> Tensor:
+    spec = given.get(leaf.path)
+    key = (*map(id, rules), dataclasses.replace(leaf, path=''), spec)
+    if key not in cuts:
+      cuts[key] = _cut(rules, leaf, spec, costs)
+    return dataclasses.replace(cuts[key], path=leaf.path)
+
   planned = []
-  for rule, leaves in scopes:
-    rounds = costs.rounds(rule, leaves[0])
+  for rules, leaves in scopes:
+    rounds = tuple(costs.rounds(rule, leaves[0]) for rule in rules)
     planned.append(
-      Scope(
-        rule,
-        rounds,
-        tuple(
-          _cut(rule, rounds, leaf, given.get(leaf.path), costs)
-          for leaf in leaves
-        ),
-      )
+      Scope(rules, rounds, tuple(cut(rules, leaf) for leaf in leaves))
     )
   most, leaf = costs.most
   if most > memory_budget:
@@ -87,31 +95,44 @@ def make_plan(
       f'memory_budget={memory_budget:,} bytes is too small: the smallest unit '
       f'of {leaf} takes {most:,} bytes. Give at least that.'
     )
-  return Plan(tuple(planned), mesh, most, memory_budget)
+  return Plan(tuple(planned), merges, mesh, most, memory_budget)
 
 
 class _Costs:
   """Host memory of a unit, and the largest seen so far."""
 
   def __init__(
-    self, mesh: Mesh, budget: int, has_base: bool, decoding_bytes: int
+    self,
+    mesh: Mesh,
+    budget: int,
+    has_base: bool,
+    merges: int,
+    decoding_bytes: int,
+    hosts: int | None,
   ):
     self.mesh = mesh
     self.budget = budget
     self.has_base = has_base
+    self.merges = merges
     self.decoding_bytes = decoding_bytes
     self.most: tuple[int, str] = (0, '')
-    self.hosts = len({device.process_index for device in mesh.devices.flat})
+    self.hosts = hosts or len({d.process_index for d in mesh.devices.flat})
     self.local_devices = mesh.size // self.hosts
     self._partials: dict[Any, tuple[int, int]] = {}
+
+  def held(self, shape: Sequence[int], shards: int) -> int:
+    """The elements of a box, spread over so many devices, on one host."""
+    return -(-math.prod(shape) * min(shards, self.local_devices) // shards)
+
+  def replicas(self, shards: int) -> int:
+    """How many devices of a host hold, and compute, the same elements."""
+    return max(1, self.local_devices // shards)
 
   def rounds(self, rule: Any, leaf: Leaf) -> int:
     return self._asked(rule, leaf)[0]
 
   def _asked(self, rule: Any, leaf: Leaf) -> tuple[int, int]:
     """The rounds of a rule, and the bytes of the partials of a layer slice."""
-    if rule is None:
-      return 0, 0
     rank = len(leaf.shape) - len(leaf.stacked)
     key = (id(rule), rank, len(leaf.sources))
     if key not in self._partials:
@@ -135,43 +156,47 @@ class _Costs:
     return self._partials[key]
 
   def of(
-    self, rule: Any, leaf: Leaf, shape: Sequence[int], replicas: int
+    self,
+    rules: Sequence[Any],
+    leaf: Leaf,
+    shape: Sequence[int],
+    shards: int,
   ) -> int:
     """Host memory, in bytes, while boxes of this shape are merged.
 
     The buffers of the reads under way and of the unit being merged, the outputs
-    being written, what the kernels keep of each element (measured: a float32
-    for every model and one more), the partial sums of each layer slice with the
-    copies that answering them takes, and what decoding the sources takes.
+    of every merge being written, what the kernels keep of each element
+    (measured: a float32 for every model and one more), the partial sums of each
+    layer slice with the copies that answering them takes, and what decoding the
+    sources takes.
     """
-    elements = -(-math.prod(shape) // self.hosts)
+    elements = self.held(shape, shards)
     layers = math.prod(shape[axis] for axis in leaf.stacked)
-    _, partial_bytes = self._asked(rule, leaf)
+    partial_bytes = sum(self._asked(rule, leaf)[1] for rule in rules)
     stored = sum(dtype.itemsize for dtype in leaf.sources)
-    computed = leaf.dtype.itemsize * (1 + WRITE_BEHIND)
-    if rule is not None:
+    computed = leaf.dtype.itemsize * (1 + WRITE_BEHIND) * self.merges
+    if rules:
       computed += 4 * (len(leaf.sources) + 1)
-    per_element = stored * (1 + READ_AHEAD) + computed * replicas
+    per_element = stored * (1 + READ_AHEAD) + computed * self.replicas(shards)
     return (
       elements * per_element + 4 * layers * partial_bytes + self.decoding_bytes
     )
 
 
 def _cut(
-  rule: Any,
-  rounds: int,
+  rules: Sequence[Any],
   leaf: Leaf,
   spec: PartitionSpec | None,
   costs: _Costs,
 ) -> Tensor:
   """Cuts one leaf into boxes."""
   if spec is None:
-    spec = sharding.partition(
-      leaf.shape, costs.mesh, leaf.stacked, _SMALLEST_PART // leaf.itemsize
-    )
-  spec = _undivided(spec, leaf, rule, costs.mesh)
+    # What is not spread, every host reads: on many, smaller parts are worth it.
+    smallest = _SMALLEST_PART // leaf.itemsize // costs.hosts
+    spec = sharding.partition(leaf.shape, costs.mesh, leaf.stacked, smallest)
+  spec = _undivided(spec, leaf, rules, costs.mesh)
   shards = sharding.shards(spec, len(leaf.shape), costs.mesh)
-  extents = _extents(rule, rounds, leaf, shards, costs)
+  extents = _extents(rules, leaf, shards, costs)
   boxes = tuple(
     Box(
       tuple(start for start, _, _ in segments),
@@ -189,7 +214,7 @@ def _cut(
       *map(_segments, leaf.shape, extents, shards)
     )
   )
-  whole = all(
+  whole_layers = all(
     size == leaf.shape[axis]
     for box in boxes
     for axis, size in enumerate(box.shape)
@@ -202,23 +227,25 @@ def _cut(
     leaf.dtype,
     leaf.stacked,
     boxes,
-    rounds == 0 or (whole and scope_of(rule) == 'tensor'),
+    whole_layers,
     _amplification(leaf, extents),
   )
 
 
-def _cuttable(leaf: Leaf, rule: Any) -> list[int]:
+def _cuttable(leaf: Leaf, rules: Sequence[Any]) -> list[int]:
   """The axes, stacked ones apart, along which a leaf may be cut."""
   unstacked = [i for i in range(len(leaf.shape)) if i not in leaf.stacked]
-  needs = 'element' if rule is None else needs_of(rule)
-  return {'element': unstacked, 'row': unstacked[:-1], 'matrix': []}[needs]
+  needs = {needs_of(rule) for rule in rules}
+  if 'matrix' in needs:
+    return []
+  return unstacked[:-1] if 'row' in needs else unstacked
 
 
 def _undivided(
-  spec: PartitionSpec, leaf: Leaf, rule: Any, mesh: Mesh
+  spec: PartitionSpec, leaf: Leaf, rules: Sequence[Any], mesh: Mesh
 ) -> PartitionSpec:
   """The spec without axes whose remainder would cut what must stay whole."""
-  free = {*_cuttable(leaf, rule), *leaf.stacked}
+  free = {*_cuttable(leaf, rules), *leaf.stacked}
   rank = len(leaf.shape)
   entries = sharding.padded(spec, rank)
   counts = sharding.shards(spec, rank, mesh)
@@ -229,7 +256,7 @@ def _undivided(
 
 
 def _extents(
-  rule: Any, rounds: int, leaf: Leaf, shards: Sequence[int], costs: _Costs
+  rules: Sequence[Any], leaf: Leaf, shards: Sequence[int], costs: _Costs
 ) -> list[int]:
   """The shape of the largest boxes of a leaf that fit the budget.
 
@@ -237,20 +264,21 @@ def _extents(
   leading axes, so that a box stays a run of bytes.
   """
   unstacked = [i for i in range(len(leaf.shape)) if i not in leaf.stacked]
-  cuttable = _cuttable(leaf, rule)
+  cuttable = _cuttable(leaf, rules)
+  asking = [rule for rule in rules if costs.rounds(rule, leaf)]
+  saves_reads = asking and all(scope_of(rule) == 'tensor' for rule in asking)
   extents = list(leaf.shape)
-  replicas = max(1, costs.local_devices // math.prod(shards))
+  spread = math.prod(shards)
   # A part that every device holds may be smaller: each of them computes it.
-  smallest = _SMALLEST_PART // leaf.itemsize * math.prod(shards) // replicas
+  smallest = _SMALLEST_PART // leaf.itemsize * spread // costs.replicas(spread)
 
   def fits() -> bool:
-    if costs.of(rule, leaf, extents, replicas) > costs.budget:
+    if costs.of(rules, leaf, extents, spread) > costs.budget:
       return False
-    if rounds and scope_of(rule) == 'tensor':
+    if saves_reads:
       if all(extents[i] == leaf.shape[i] for i in unstacked):
         return True
-    on_host = math.prod(extents) * leaf.itemsize // costs.hosts
-    return on_host <= _LARGEST_BOX
+    return costs.held(extents, spread) * leaf.itemsize <= _LARGEST_BOX
 
   for axis in (*leaf.stacked, *cuttable):
     while extents[axis] > shards[axis] and not fits():
@@ -259,7 +287,7 @@ def _extents(
       extents[axis] = _half(extents[axis], shards[axis], leaf, axis)
   costs.most = max(
     costs.most,
-    (costs.of(rule, leaf, extents, replicas), f'{leaf.path} {leaf.shape}'),
+    (costs.of(rules, leaf, extents, spread), f'{leaf.path} {leaf.shape}'),
   )
   return extents
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 import inspect
 from typing import Any
 
@@ -11,19 +12,22 @@ from mergekit_jax.rule import scope_of
 
 
 def group(
-  method: Any, overrides: Mapping[str, Any] | None, paths: Iterable[str]
-) -> list[tuple[Any, list[str]]]:
+  methods: Sequence[Any],
+  overrides: Mapping[str, Any] | None,
+  paths: Iterable[str],
+) -> list[tuple[tuple[Any, ...], list[str]]]:
   """Groups leaves into scopes.
 
   Args:
-    method: the rule for all leaves that no override names.
-    overrides: {regex: 'base' or a rule}.
+    methods: the rules for all leaves that no override names, one for each
+      merge that is made of them.
+    overrides: {regex: 'base' or a rule}, the same for all merges.
     paths: the leaves that are merged.
 
   Returns:
-    Pairs of a rule and the leaves over which its totals are taken: one leaf
-    under `scope='tensor'`, all leaves of the rule under 'model'. Leaves that
-    are kept as the base has them are in none.
+    Pairs of the rules, one a merge, and the leaves over which their totals are
+    taken: one leaf if all rules have `scope='tensor'`, else all leaves of these
+    rules. Leaves that are kept as the base has them are in none.
 
   Raises:
     ValueError: if an override matches nothing or is neither.
@@ -35,14 +39,17 @@ def group(
   matched = tree.first_match(
     {regex: i for i, regex in enumerate(overrides or {})}, paths, 'overrides'
   )
-  rules = [*(overrides or {}).values(), method]
+  leaves = collections.defaultdict(list)
+  for path in paths:
+    leaves[matched.get(path)].append(path)
   result = []
-  for i, rule in enumerate(rules):
-    own = [path for path in paths if matched.get(path, len(rules) - 1) == i]
-    if rule == 'base' or not own:
+  for i, rule in [*enumerate((overrides or {}).values()), (None, None)]:
+    rules = tuple(methods) if i is None else (rule,) * len(methods)
+    if rule == 'base' or not leaves[i]:
       continue
-    groups = [own] if scope_of(rule) == 'model' else [[path] for path in own]
-    result += [(rule, group) for group in groups]
+    together = any(scope_of(rule) == 'model' for rule in rules)
+    own = [leaves[i]] if together else [[path] for path in leaves[i]]
+    result += [(rules, group) for group in own]
   return result
 
 

@@ -90,10 +90,11 @@ def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
 def partition(
   shape: Sequence[int], mesh: Mesh, stacked: Sequence[int], smallest: int
 ) -> PartitionSpec:
-  """Lays each mesh axis, largest first, on the largest dimension it divides.
+  """Lays each mesh axis, largest first, on the first dimension it divides.
 
-  Where it divides none, on the largest. Stacked dimensions are never sharded,
-  nor is anything into parts of fewer than `smallest` elements.
+  What a device holds is then a run of bytes where the tensor is stored. Where
+  the axis divides no dimension, it lies on the largest. Stacked dimensions are
+  never sharded, nor is anything into parts of fewer than `smallest` elements.
 
   Args:
     shape: shape of the tensor.
@@ -112,7 +113,8 @@ def partition(
     elements //= size
     if size == 1 or not dimensions or elements < smallest:
       continue
-    chosen = max(dimensions, key=lambda i: (rest[i] % size == 0, rest[i]))
+    divided = [i for i in dimensions if rest[i] % size == 0]
+    chosen = min(divided) if divided else max(dimensions, key=rest.__getitem__)
     axes[chosen] = (*axes[chosen], name)
     rest[chosen] //= size
   return PartitionSpec(*(names or None for names in axes))

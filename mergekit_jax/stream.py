@@ -8,33 +8,57 @@ order of everything else, collectives included, is the plan's.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Container, Mapping, Sequence
-import concurrent.futures
-import contextlib
-from typing import Any
-import zlib
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+import dataclasses
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import drive
+from mergekit_jax import drive, packed
 from mergekit_jax import plan as plans
 from mergekit_jax.measure import measure
-from mergekit_jax.reading import Loading, Model, read_ahead, Slot
+from mergekit_jax.reading import Loading, Model, read_ahead
+from mergekit_jax.rule import scope_of
 
-Write = Callable[[str, Sequence[slice], np.ndarray], Any]
+
+class Sink(Protocol):
+  """Where one merge goes, unit by unit.
+
+  Attributes:
+    keys: the random key of every merged leaf, uint32 `[2]`.
+    done: numbers of units that are there already.
+  """
+
+  keys: Mapping[str, np.ndarray]
+  done: Collection[int]
+
+  def take(
+    self, loading: Loading, merged: jax.Array, facts: Mapping[str, Any]
+  ) -> None:
+    """Takes a merged box: `merged` `[*box shape]`, and the sums of `measure`.
+
+    The buffers of the unit are read into again once this returns.
+    """
+
+  def copy(self, loading: Loading) -> None:
+    """Takes a box as the first model has it; the same holds."""
+
+  def finish(self) -> None:
+    """Returns when everything taken is where it belongs."""
+
+  def settle(self) -> None:
+    """After an error: keeps what can be kept."""
 
 
 def run(
   plan: plans.Plan,
   models: Sequence[Model],
+  sinks: Sequence[Sink],
   *,
   has_base: bool,
-  keys: Mapping[str, np.ndarray],
   done: Container[int],
-  write: Write,
-  record: Callable[[int, dict[str, Any]], None],
   allow_nonfinite: bool,
   advanced: Callable[[plans.Unit], None],
 ) -> None:
@@ -43,14 +67,9 @@ def run(
   Args:
     plan: the plan.
     models: the sources, the base first if there is one.
-    has_base: whether there is one.
-    keys: the random key of every merged leaf, uint32 `[2]`.
-    done: numbers of units that are written already.
-    write: `write(path, index, block)` starts to write a box of the output and
-      returns a future.
-    record: called with the number of every unit once it is written, and with
-      what is to be known of it: its path, the sums of `measure`, and the
-      checksums of the parts that this process wrote.
+    sinks: where the merges go, in the order of the rules of the plan's scopes.
+    has_base: whether there is a base.
+    done: numbers of units that are in all sinks already.
     allow_nonfinite: whether NaN and Inf may pass.
     advanced: called after every unit.
 
@@ -58,185 +77,118 @@ def run(
     FloatingPointError: if a model holds NaN or Inf and these are not allowed.
     OSError: if a model cannot be read or the output not written.
   """
-  writing = _WriteBehind(write, record)
   try:
-    _merge_units(
-      plan, models, has_base, keys, done, writing, allow_nonfinite, advanced
-    )
-    writing.finish(0)
+    merging = [_Merging(sink, plan.mesh) for sink in sinks]
+    for loading in read_ahead(plan, models, done):
+      _merge_unit(loading, plan, models, merging, has_base, allow_nonfinite)
+      advanced(loading.unit)
+    for sink in sinks:
+      sink.finish()
   except BaseException:
-    writing.settle()
+    for sink in sinks:
+      sink.settle()
     raise
 
 
-def _merge_units(
+def _merge_unit(
+  loading: Loading,
   plan: plans.Plan,
   models: Sequence[Model],
+  merging: Sequence[_Merging],
   has_base: bool,
-  keys: Mapping[str, np.ndarray],
-  done: Container[int],
-  writing: _WriteBehind,
   allow_nonfinite: bool,
-  advanced: Callable[[plans.Unit], None],
 ) -> None:
-  """Drives every unit through its rule."""
-  totals: Any = None
-  answers: dict[int, list[Any]] = collections.defaultdict(list)
-  for loading in read_ahead(plan, models, done):
-    unit, tensor = loading.unit, loading.unit.tensor
-    scope = plan.scopes[unit.scope]
-    if scope.rule is None:
-      parts = zip(loading.parts, loading.buffers[0], strict=True)
-      writing.start(
-        unit,
-        [(p.index, _cast(b, tensor.dtype)) for p, b in parts if p.is_first],
-      )
-      writing.finish(0)  # before the buffers are read into again
-      advanced(unit)
-      continue
-    block = _block(loading, plan.mesh, has_base, keys[tensor.path])
-    known = [] if tensor.read_once else answers[unit.group]
-    reached = drive.advance(
-      scope.rule, block, known, report=len(known) == scope.rounds
-    )
-    while tensor.read_once and reached.partials is not None:
-      summed = _added(None, reached.partials, plan.mesh)
-      known = [*known, _answer(scope.rule, block, summed, known)]
-      reached = drive.advance(
-        scope.rule, block, known, report=len(known) == scope.rounds
-      )
-    if reached.merged is None:
-      totals = _added(totals, reached.partials, plan.mesh)
-      if unit.ends_round:
-        known.append(_answer(scope.rule, block, totals, known))
-        totals = None
-    else:
-      measured = measure(block, reached.merged, reached.flags)
-      sums = jax.tree.map(
-        lambda x: np.asarray(x).tolist(), _everywhere(measured, plan.mesh)
-      )
-      if not allow_nonfinite:
-        _demand_finite(loading, models, reached.merged, sums)
-      writing.start(
-        unit, _boxes(unit.box, reached.merged, loading.slot), {'sums': sums}
-      )
-      writing.finish(plans.WRITE_BEHIND)
-    advanced(unit)
-
-
-class _WriteBehind:
-  """Writes that are under way, and what is recorded when they are done."""
-
-  def __init__(
-    self, write: Write, record: Callable[[int, dict[str, Any]], None]
-  ):
-    self._write = write
-    self._record = record
-    self._units: collections.deque[Any] = collections.deque()
-    self._checksums = concurrent.futures.ThreadPoolExecutor(1)
-
-  def start(
-    self,
-    unit: plans.Unit,
-    boxes: Sequence[tuple[tuple[slice, ...], np.ndarray]],
-    facts: Mapping[str, Any] | None = None,
-  ) -> None:
-    """Starts to write the parts of a unit."""
-    path = unit.tensor.path
-    parts = [
-      (
-        self._write(path, index, block),
-        self._checksums.submit(checksum, block),
-        [s.start for s in index],
-        block.shape,
-      )
-      for index, block in boxes
-    ]
-    self._units.append((unit.number, {'path': path, **(facts or {})}, parts))
-
-  def finish(self, behind: int) -> None:
-    """Waits until no more than `behind` units are being written."""
-    while len(self._units) > behind:
-      number, facts, parts = self._units.popleft()
-      written = []
-      for future, digest, origin, shape in parts:
-        try:
-          future.result()
-        except Exception as error:
-          raise OSError(
-            f'{facts["path"]} could not be written: {error}'
-          ) from error
-        written.append([origin, list(shape), digest.result()])
-      self._record(number, {**facts, 'parts': written})
-
-  def settle(self) -> None:
-    """After an error: records what was written all the same, for a resume."""
-    while self._units:
-      with contextlib.suppress(Exception):
-        self.finish(len(self._units) - 1)
-
-
-def checksum(block: np.ndarray) -> int:
-  """CRC-32 of the bytes of an array, in row-major order."""
-  flat: Any = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
-  return zlib.crc32(flat)
-
-
-def _block(
-  loading: Loading, mesh: Mesh, has_base: bool, key: np.ndarray
-) -> drive.Block:
-  """The unit as arrays on the mesh; on CPU devices, without a copy."""
+  """Takes every merge one unit further."""
   unit = loading.unit
-  sharding = NamedSharding(mesh, unit.box.spec)
-  arrays = [
-    jax.make_array_from_single_device_arrays(
-      unit.box.shape,
-      sharding,
-      [
-        jax.device_put(buffer, device)
-        for part, buffer in zip(loading.parts, buffers, strict=True)
-        for device in part.devices
-      ],
-    )
-    for buffers in loading.buffers
+  scope = plan.scopes[unit.scope]
+  wanting = [
+    i
+    for i, merge in enumerate(merging)
+    if not (unit.written and unit.number in merge.sink.done)
   ]
+  if not scope.rules:
+    for i in wanting:
+      merging[i].sink.copy(loading)
+    return
+  block = _block(loading, plan.mesh, has_base)
+  for i in wanting:
+    sink = merging[i].sink
+    own = dataclasses.replace(block, key=sink.keys[unit.tensor.path])
+    reached = merging[i].advance(scope.rules[i], scope.rounds[i], unit, own)
+    if reached is None:
+      continue
+    merged, flags = reached
+    measured = measure(own, merged, flags)
+    sums = jax.tree.map(
+      lambda x: np.asarray(x).tolist(), _everywhere(measured, plan.mesh)
+    )
+    if not allow_nonfinite:
+      _demand_finite(loading, models, merged, sums)
+    sink.take(loading, merged, {'sums': sums})
+
+
+class _Merging:
+  """One merge under way: the totals of the open round, the answers so far."""
+
+  def __init__(self, sink: Sink, mesh: Mesh):
+    self.sink = sink
+    self._mesh = mesh
+    self._totals: Any = None
+    self._answers: dict[Any, list[Any]] = collections.defaultdict(list)
+
+  def advance(
+    self, rule: Any, rounds: int, unit: plans.Unit, block: drive.Block
+  ) -> tuple[jax.Array, packed.Flags] | None:
+    """Takes a rule one read further; gives merge and flags at the last one."""
+    if plans.answered_at_once(rule, unit.tensor):
+      return self._run(rule, rounds, block) if unit.written else None
+    if unit.rounds_left > rounds:
+      return None
+    of_model = scope_of(rule) == 'model'
+    known = self._answers[
+      ('scope', unit.scope) if of_model else ('layers', unit.layers)
+    ]
+    if unit.written:
+      return packed.merge(rule, block, known)
+    partials = drive.advance(rule, block, known).partials
+    self._totals = self._added(self._totals, partials)
+    if unit.ends_scope if of_model else unit.ends_layers:
+      known.append(_answer(rule, block, self._totals, known))
+      self._totals = None
+    return None
+
+  def _run(
+    self, rule: Any, rounds: int, block: drive.Block
+  ) -> tuple[jax.Array, packed.Flags]:
+    """All rounds of a rule on a block that holds all its totals are about."""
+    known: list[Any] = []
+    for _ in range(rounds):
+      partials = drive.advance(rule, block, known).partials
+      known.append(_answer(rule, block, self._added(None, partials), known))
+    return packed.merge(rule, block, known)
+
+  def _added(self, totals: Any, partials: Any) -> Any:
+    """The totals so far with the partials of one more block, on the host."""
+    partials = jax.tree.map(np.asarray, _everywhere(partials, self._mesh))
+    with jax.default_device(jax.local_devices(backend='cpu')[0]):
+      return drive.wide_add(
+        [partials] if totals is None else [totals, partials]
+      )
+
+
+def _block(loading: Loading, mesh: Mesh, has_base: bool) -> drive.Block:
+  """The unit as arrays on the mesh; the key is still to be put in."""
+  unit = loading.unit
+  arrays = [loading.array(i, mesh) for i in range(len(loading.buffers))]
   return drive.Block(
     base=arrays[0] if has_base else None,
     experts=arrays[1:] if has_base else arrays,
-    key=key,
+    key=None,
     origin=tuple(np.int32(start) for start in unit.box.origin),
     whole=unit.tensor.shape,
     stacked=unit.tensor.stacked,
     dtype=unit.tensor.dtype,
   )
-
-
-def _boxes(
-  box: plans.Box, merged: jax.Array, slot: Slot
-) -> list[tuple[tuple[slice, ...], np.ndarray]]:
-  """The parts of a merged box that this process writes."""
-  boxes = []
-  for shard in merged.addressable_shards:
-    if shard.replica_id:
-      continue
-    block = np.asarray(shard.data)
-    # XLA may hand an input on as the output, and the input's buffer is reused.
-    block = block.copy() if slot.holds(block) else block
-    index = tuple(
-      slice(origin + (s.start or 0), origin + (s.start or 0) + size)
-      for origin, s, size in zip(
-        box.origin, shard.index, block.shape, strict=True
-      )
-    )
-    boxes.append((index, block))
-  return boxes
-
-
-def _added(totals: Any, partials: Any, mesh: Mesh) -> Any:
-  """The totals so far with the partials of one more block, on the host."""
-  partials = jax.tree.map(np.asarray, _everywhere(partials, mesh))
-  with jax.default_device(jax.local_devices(backend='cpu')[0]):
-    return drive.wide_add([partials] if totals is None else [totals, partials])
 
 
 def _answer(
@@ -254,10 +206,6 @@ def _everywhere(tree: Any, mesh: Mesh) -> Any:
   replicated = NamedSharding(mesh, PartitionSpec())
   with jax.enable_x64(True):
     return jax.jit(lambda tree: tree, out_shardings=replicated)(tree)
-
-
-def _cast(buffer: np.ndarray, dtype: Any) -> np.ndarray:
-  return buffer.astype(dtype, copy=False)
 
 
 def _demand_finite(

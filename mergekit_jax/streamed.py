@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import hashlib
-import importlib.metadata
-import os
-import resource
+import contextlib
 import time
 from typing import Any
 
@@ -14,17 +11,16 @@ from absl import logging
 from etils import epath
 import jax
 from jax.sharding import Mesh, PartitionSpec
-import numpy as np
 
-from mergekit_jax import checks, reading, stream, tree
+from mergekit_jax import plan as plans
+from mergekit_jax import provenance, reading, stream
 from mergekit_jax import report as reports
-from mergekit_jax.checkpoint import FORMATS, write_checkpoint
-from mergekit_jax.checkpoint.remote import demand_local_output, is_local
-from mergekit_jax.checkpoint.stage import staged
+from mergekit_jax.checkpoint import write_checkpoint
+from mergekit_jax.checkpoint.stage import Stage, staged
 from mergekit_jax.job import Job, make_job
-from mergekit_jax.kernels.random import key_for
+from mergekit_jax.outputs import Output, outputs_of
 from mergekit_jax.progress import progress
-from mergekit_jax.version import __version__
+from mergekit_jax.sink import CheckpointSink
 
 
 def merge_checkpoints(
@@ -32,12 +28,14 @@ def merge_checkpoints(
   *,
   experts: Sequence[epath.PathLike],
   base: epath.PathLike | None = None,
-  output: epath.PathLike,
+  output: epath.PathLike | Mapping[str, epath.PathLike],
   mesh: Mesh | None = None,
-  seed: int = 0,
+  seed: int | Mapping[str, int] = 0,
   memory_budget: int | str = '4GiB',
   format: str | None = None,
   shard_size: int | str | None = None,
+  zarr3: bool | None = None,
+  compression: str | None = None,
   stacked_axes: Mapping[str, int | tuple[int, ...]] | None = None,
   overrides: Mapping[str, Any] | None = None,
   dtype: Any = None,
@@ -45,7 +43,7 @@ def merge_checkpoints(
   allow_nonfinite: bool = False,
   resume: bool = True,
   overwrite: bool = False,
-) -> reports.MergeReport:
+) -> Any:
   """Merges checkpoints by streaming; no host ever holds a whole model.
 
   The output holds the base's tree from its parameter root down, at the same
@@ -53,33 +51,42 @@ def merge_checkpoints(
   appears at `output` only when it is complete; a report lies beside it, as
   `<output>.report.json`.
 
+  Many merges from one read: give `output` as {name: path}, and `method` or
+  `seed` or both as dictionaries of the same names. Every source is then read
+  as often as the method with the most rounds asks for, not once a merge.
+
   Args:
-    method: a merge rule, such as `mergekit_jax.ties(density=0.2)`.
+    method: a merge rule, such as `mergekit_jax.ties(density=0.2)`, or
+      {name: rule}.
     experts: the experts' checkpoints: Orbax or safetensors.
     base: the checkpoint of the model they were fine-tuned from.
-    output: directory of the new checkpoint.
+    output: directory of the new checkpoint, or {name: directory}.
     mesh: the devices to merge on; None takes all, on one axis.
-    seed: seed of the methods that draw random numbers: the same masks as
-      `merge(..., key=jax.random.key(seed))`.
+    seed: seed of the methods that draw random numbers, or {name: seed}: the
+      same masks as `merge(..., key=jax.random.key(seed))`.
     memory_budget: host memory that the merge may take, as bytes or as text such
       as '512MiB', without what imports and runtime take.
     format: 'orbax' or 'safetensors'; None keeps the base's. Tensors are called
       by their paths in both, so a merge can convert.
     shard_size: most bytes of tensors in a safetensors file, or text such as
       '5GB'; None keeps the base's shards.
+    zarr3: whether an Orbax output stores its arrays as zarr3, else as zarr2;
+      None does as the base.
+    compression: 'zstd' compresses an Orbax output as Orbax would; None, which
+      writes and reads much faster, does not, even where the base is compressed.
     stacked_axes: {regex of a path: axis or axes} of leaves that hold several
       layers. Checkpoints whose metadata says `scan_layers` are recognised.
     overrides: {regex of a path: 'base' or a rule}, the first match wins.
     dtype: dtype of the merged leaves; None keeps the base's.
     partition_rules: {regex of a path: PartitionSpec}; other leaves are sharded
-      by their largest dimensions.
+      by the first dimensions that the mesh divides.
     allow_nonfinite: let NaN and Inf in the sources through.
     resume: go on with what a killed merge into this output left behind, if it
       was the same merge; else throw it away.
     overwrite: replace an output that exists, once the new one is complete.
 
   Returns:
-    What was done.
+    What was done, a `MergeReport`; of several merges {name: report}.
 
   Raises:
     FileNotFoundError: if a source does not exist.
@@ -89,12 +96,9 @@ def merge_checkpoints(
     OSError: if a source cannot be read or the output not written.
   """
   start = time.perf_counter()
-  demand_local_output(output)
-  output = epath.Path(output)
-  if format is not None:
-    checks.one_of('format', format, FORMATS)
+  outputs = outputs_of(method, output, seed)
   job = make_job(
-    method,
+    [output.method for output in outputs],
     experts,
     base,
     mesh=mesh,
@@ -104,217 +108,108 @@ def merge_checkpoints(
     dtype=dtype,
     partition_rules=partition_rules,
   )
-  _demand_free(output, job.models, overwrite)
-  format = format or job.template.format
-  if shard_size is not None and format != 'safetensors':
-    raise ValueError(
-      f'shard_size={shard_size!r} was given, but the output is {format}, which '
-      "has no shards. Leave it out, or give format='safetensors'."
-    )
-  provenance = _provenance(job, overrides, seed)
-  begun_with = {
-    **provenance,
-    **_described_output(job),
+  options = {
     'format': format,
     'shard_size': shard_size,
+    'zarr3': zarr3,
+    'compression': compression,
   }
-  with staged(output, begun_with, overwrite=overwrite, resume=resume) as stage:
-
-    def produce(write: Any) -> None:
-      with progress(job.plan, stage.done) as advanced:
-        stream.run(
-          job.plan,
-          job.models,
-          has_base=job.has_base,
-          keys=_keys(job, seed),
-          done=stage.done.keys(),
-          write=write,
-          record=stage.record,
-          allow_nonfinite=allow_nonfinite,
-          advanced=advanced,
+  for each in outputs:
+    each.demand_possible(job, options, overwrite)
+  facts = [provenance.describe(job, each, overrides) for each in outputs]
+  with contextlib.ExitStack() as stack:
+    stages = [
+      stack.enter_context(
+        staged(
+          each.path,
+          provenance.of_bits(job, options, fact),
+          overwrite=overwrite,
+          resume=resume,
         )
-
-    if not stage.checkpoint.exists():
-      write_checkpoint(
-        stage.checkpoint,
-        _output_specs(job),
-        job.template,
-        produce,
-        format=format,
-        shard_size=shard_size,
-        chunks={
-          tensor.path: reading.part_shape(tensor.boxes[0], job.plan.mesh)
-          for scope in job.plan.scopes
-          for tensor in scope.tensors
-        },
-        metadata={'mergekit_jax': provenance},
       )
-    report = _report(
-      job,
-      output,
-      stage.records(),
-      len(stage.done),
-      provenance,
-      time.perf_counter() - start,
-    )
+      for each, fact in zip(outputs, facts, strict=True)
+    ]
+    _write(job, outputs, stages, facts, options, allow_nonfinite)
+    merged = {
+      each.name: provenance.report(
+        job, each, stage, fact, time.perf_counter() - start
+      )
+      for each, stage, fact in zip(outputs, stages, facts, strict=True)
+    }
     # Before the output appears, so that no output is ever without a report.
     if jax.process_index() == 0:
-      report.save(reports.report_path(output))
+      for each in merged.values():
+        each.save(reports.report_path(each.output))
   if jax.process_index() == 0:
-    for warning in report.warnings:
+    warnings = [w for each in merged.values() for w in each.warnings]
+    for warning in dict.fromkeys(warnings):
       logging.warning('%s', warning)
-  return report
+  return merged if isinstance(output, Mapping) else merged['']
 
 
-def _demand_free(
-  output: epath.Path, sources: Sequence[reading.Model], overwrite: bool
-) -> None:
-  """Refuses an output that exists, or that a source lies in or around."""
-  here = _real(output)
-  for source in sources:
-    there = _real(source.checkpoint.path)
-    if here == there or there in here.parents or here in there.parents:
-      raise ValueError(
-        f'output={output} and {source.name} ({source.checkpoint.path}) lie in '
-        'each other. Give an output outside of all sources; sources are never '
-        'written to.'
-      )
-  if output.exists() and not overwrite:
-    raise FileExistsError(
-      f'{output} exists. Give another output, or pass overwrite=True '
-      '(--overwrite): it is then replaced once the merge is complete.'
-    )
-
-
-def _real(path: epath.Path) -> epath.Path:
-  """The path without symbolic links, where there can be any."""
-  return epath.Path(os.path.realpath(path)) if is_local(path) else path
-
-
-def _keys(job: Job, seed: int) -> dict[str, np.ndarray]:
-  """The random key of every merged leaf."""
-  key = jax.random.key(seed, impl='threefry2x32')
-  return {
-    tensor.path: np.asarray(key_for(key, tree.mask_name(tensor.path, job.root)))
-    for scope in job.plan.scopes
-    if scope.rule is not None
-    for tensor in scope.tensors
-  }
-
-
-def _output_specs(job: Job) -> Any:
-  """The tree to write: the base's, from its root down, with nnx_aux beside."""
-  specs = {
-    tensor.path: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
-    for scope in job.plan.scopes
-    for tensor in scope.tensors
-  }
-
-  above = {
-    '/'.join(keys[:depth])
-    for keys in (path.split('/') for path in specs)
-    for depth in range(1, len(keys) + 1)
-  }
-
-  def prune(node: Any, path: str) -> Any:
-    if not isinstance(node, Mapping) or tree.below(job.root, path):
-      return node
-    children = {key: f'{path}/{key}' if path else str(key) for key in node}
-    return {
-      key: prune(node[key], child)
-      for key, child in children.items()
-      if child in above
-    }
-
-  pruned = prune(job.template.tree, '')
-  return jax.tree.map_with_path(
-    lambda keys, leaf: specs.get(
-      jax.tree_util.keystr(keys, simple=True, separator='/'), leaf
-    ),
-    pruned,
-  )
-
-
-def _provenance(
-  job: Job, overrides: Mapping[str, Any] | None, seed: int
-) -> dict[str, Any]:
-  packages = ('jax', 'orbax-checkpoint', 'tensorstore')
-  return {
-    'method': repr(job.method),
-    'overrides': {key: repr(rule) for key, rule in (overrides or {}).items()},
-    'seed': seed,
-    'sources': {
-      model.name: {
-        'path': str(model.checkpoint.path),
-        'fingerprint': model.checkpoint.fingerprint(),
-      }
-      for model in job.models
-    },
-    'mesh': dict(job.plan.mesh.shape),
-    'versions': {
-      'mergekit_jax': __version__,
-      **{name: importlib.metadata.version(name) for name in packages},
-    },
-  }
-
-
-def _described_output(job: Job) -> dict[str, Any]:
-  """What else than the provenance decides the bits of the output."""
-  boxes = [
-    [tensor.path, str(tensor.dtype), box.origin, box.shape, str(box.spec)]
-    for scope in job.plan.scopes
-    for tensor in scope.tensors
-    for box in tensor.boxes
-  ]
-  return {
-    'units': hashlib.blake2b(repr(boxes).encode(), digest_size=16).hexdigest(),
-    'memory_budget': job.plan.memory_budget,
-    'processes': jax.process_count(),
-    'layout': str(job.template.layout),
-  }
-
-
-def _report(
+def _write(
   job: Job,
-  output: epath.Path,
-  records: Sequence[Mapping[str, Any]],
-  resumed: int,
-  provenance: dict[str, Any],
-  seconds: float,
-) -> reports.MergeReport:
-  planned = {t.path: t for scope in job.plan.scopes for t in scope.tensors}
-  tensors = [
-    reports.tensor_report(path, planned[path].shape, sums)
-    for path, sums in reports.add_sums(records).items()
-  ]
-  experts = job.models[job.has_base :]
-  stored = [
-    ', '.join(
-      sorted({str(planned[t.path].sources[job.has_base + i]) for t in tensors})
+  outputs: Sequence[Output],
+  stages: Sequence[Stage],
+  facts: Sequence[Mapping[str, Any]],
+  options: Mapping[str, Any],
+  allow_nonfinite: bool,
+) -> None:
+  """Streams all merges into their stages.
+
+  The writers of checkpoints call back for what they write, so the writers of
+  several lie in each other; the innermost one streams.
+  """
+  chunks = {
+    tensor.path: reading.part_shape(tensor.boxes[0], job.plan.mesh)
+    for scope in job.plan.scopes
+    for tensor in scope.tensors
+  }
+  sinks: list[CheckpointSink] = []
+  # The memory of a second unit goes to the compressed copy of the first.
+  behind = 0 if options['compression'] else plans.WRITE_BEHIND
+
+  def write_from(number: int) -> None:
+    if number == len(outputs):
+      _stream(job, sinks, allow_nonfinite)
+      return
+    stage = stages[number]
+
+    def produce(write: Any) -> None:
+      keys = job.keys(outputs[number].seed)
+      sinks.append(
+        CheckpointSink(keys, stage.done, write, stage.record, behind)
+      )
+      write_from(number + 1)
+
+    if stage.checkpoint.exists():
+      produce(None)  # it was complete when the run was killed
+      return
+    write_checkpoint(
+      stage.checkpoint,
+      job.output_specs(),
+      job.template,
+      produce,
+      **options,
+      chunks=chunks,
+      metadata={'mergekit_jax': facts[number]},
+      arrays_at=stage.arrays,
     )
-    for i in range(len(experts))
-  ]
-  names = [f'{m.name} ({m.checkpoint.path})' for m in experts]
-  warnings = reports.rounding_warnings(tensors, names, stored)
-  checksums: dict[str, list[Any]] = {}
-  for record in records:
-    checksums.setdefault(record['path'], []).extend(record['parts'])
-  kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return reports.MergeReport(
-    output=str(output),
-    tensors=tensors,
-    copied=list(job.copied),
-    warnings=[
-      *(warnings if job.has_base else []),
-      *reports.left_out_warnings(job.left_out),
-    ],
-    rounds=job.plan.rounds,
-    units_done=len(records) - resumed,
-    units_resumed=resumed,
-    bytes_read=job.plan.bytes_read,
-    bytes_written=job.plan.bytes_written,
-    seconds=seconds,
-    peak_memory=kilobytes * 1024,
-    provenance=provenance,
-    checksums=checksums,
-  )
+
+  write_from(0)
+
+
+def _stream(
+  job: Job, sinks: Sequence[CheckpointSink], allow_nonfinite: bool
+) -> None:
+  done = frozenset.intersection(*(frozenset(sink.done) for sink in sinks))
+  with progress(job.plan, done) as advanced:
+    stream.run(
+      job.plan,
+      job.models,
+      sinks,
+      has_base=job.has_base,
+      done=done,
+      allow_nonfinite=allow_nonfinite,
+      advanced=advanced,
+    )

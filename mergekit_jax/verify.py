@@ -9,7 +9,7 @@ import numpy as np
 
 from mergekit_jax.checkpoint import open_checkpoint
 from mergekit_jax.report import report_path
-from mergekit_jax.stream import checksum
+from mergekit_jax.sink import checksum
 
 
 def verify(output: epath.PathLike) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,9 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
+# A process of which a peer has died must end by itself within this.
+SECONDS_TO_END = 30
 
 
 def free_port() -> int:
@@ -26,10 +30,11 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
 
   Args:
     job: arguments of `merge_checkpoints`, with `method` as Python text, and
-      `kill: [process, units]` to end a process after it has recorded so many.
+      `kill: [process, units]` to end a process after it has recorded so many,
+      and `first: [changes]` to merge something else before.
     processes: how many.
     devices: CPU devices of each.
-    timeout: seconds.
+    timeout: seconds; once a process has failed, `SECONDS_TO_END` for the rest.
     check: whether every process must end well.
   """
   port = free_port()
@@ -50,8 +55,11 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
       )
     )
   end = time.monotonic() + timeout
+  one_failed = False
   while time.monotonic() < end and any(p.poll() is None for p in running):
     time.sleep(0.05)
+    if not one_failed and any(p.poll() for p in running):
+      one_failed, end = True, time.monotonic() + SECONDS_TO_END
   hung = [p.poll() is None for p in running]
   for process in running:
     process.kill()
@@ -62,7 +70,8 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
     outputs.append(file.read())
   codes = [process.returncode for process in running]
   described = '\n'.join(text[-3000:] for text in outputs)
-  assert not any(hung), f'still running after {timeout} s:\n{described}'
+  limit = f'{SECONDS_TO_END} s after a peer' if one_failed else f'{timeout} s'
+  assert not any(hung), f'still running {limit}:\n{described}'
   if check:
     assert not any(codes), f'exit codes {codes}:\n{described}'
   return codes, outputs
@@ -94,27 +103,59 @@ def main(job: dict) -> None:
 
     Stage.record = record_and_die
 
-  if job.get('count_bytes'):
-    import tensorstore as ts
-
-    from mergekit_jax.checkpoint import orbax
-
-    # TensorStore counts what it reads, but not what it maps into memory.
-    caches = {'cache_pool#ocdbt': {'total_bytes_limit': 2**24}}
-    orbax._context = lambda item, decoded_bytes=0: ts.Context(caches)
-
+  read = count_preadv()
   names = ('experts', 'base', 'output', 'memory_budget', 'stacked_axes', 'seed')
+  names += ('format',)
   arguments = {name: job[name] for name in names if name in job}
-  report = mk.merge_checkpoints(eval(job['method'], {'mk': mk}), **arguments)
-  print(
-    'REPORT',
-    json.dumps({'done': report.units_done, 'resumed': report.units_resumed}),
-    json.dumps({'read': bytes_read()}),
-  )
+  method = eval(job['method'], {'mk': mk})
+  peaks = []
+  for changes in [*job.get('first', []), {}]:
+    with peak_memory(peaks):
+      report = mk.merge_checkpoints(method, **arguments | changes)
+  printed = {
+    'done': report.units_done,
+    'resumed': report.units_resumed,
+    'read': sum(read) + read_by_tensorstore(),
+    'peaks': peaks,
+  }
+  print('REPORT', json.dumps(printed))
 
 
-def bytes_read() -> int:
-  """Bytes that TensorStore has read from files in this process."""
+@contextlib.contextmanager
+def peak_memory(peaks: list[int]):
+  """Appends the most anonymous memory of the process meanwhile, in bytes."""
+  ended = threading.Event()
+  peaks.append(0)
+
+  def sample():
+    while not ended.wait(0.002):
+      status = pathlib.Path('/proc/self/status').read_text()
+      kilobytes = int(status.split('RssAnon:')[1].split()[0])
+      peaks[-1] = max(peaks[-1], 1024 * kilobytes)
+
+  sampler = threading.Thread(target=sample, daemon=True)
+  sampler.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    sampler.join()
+
+
+def count_preadv() -> list[int]:
+  """The bytes of every `os.preadv` from now on."""
+  read, preadv = [], os.preadv
+
+  def counted(*arguments):
+    read.append(preadv(*arguments))
+    return read[-1]
+
+  os.preadv = counted
+  return read
+
+
+def read_by_tensorstore() -> int:
+  """Bytes that it has read from files, without those it mapped."""
   import tensorstore as ts
 
   metrics = ts.experimental_collect_matching_metrics('/tensorstore/kvstore/')
@@ -129,8 +170,7 @@ def bytes_read() -> int:
 def report_of(output: str) -> dict:
   """What a process printed."""
   line = next(x for x in output.splitlines() if x.startswith('REPORT'))
-  done, end = json.JSONDecoder().raw_decode(line, len('REPORT '))
-  return done | json.loads(line[end:])
+  return json.loads(line.removeprefix('REPORT '))
 
 
 if __name__ == '__main__':

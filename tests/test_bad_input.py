@@ -1,6 +1,8 @@
 """What a streamed merge refuses: with a message that says what to do, and with
 nothing left at the output."""
 
+import json
+import os
 import pathlib
 import re
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
@@ -490,6 +493,23 @@ class TestDamage:
     file.write_text(file.read_text()[:-20])
     refused(ValueError, f'{file} is damaged', base=path)
 
+  @pytest.mark.parametrize('place', ['..', 'above'])
+  def test_orbax_leaf_that_leads_elsewhere(self, refused, tmp_path, place):
+    """Without OCDBT the name of a leaf is a part of the path of its data."""
+    saving = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
+    tree = {'w': np.ones(3, np.float32)}
+    for name in ('model', 'secret'):
+      saving.save(tmp_path / name, args=ocp.args.PyTreeSave(tree))
+    above = '..' if place == '..' else str(tmp_path)
+    file = tmp_path / 'model' / '_METADATA'
+    metadata = json.loads(file.read_text())
+    (leaf,) = metadata['tree_metadata'].values()
+    leaf['key_metadata'][0]['key'] = f'{above}/secret/w'
+    metadata['tree_metadata'] = {repr((f'{above}/secret/w',)): leaf}
+    file.write_text(json.dumps(metadata))
+    path = tmp_path / 'model'
+    refused(ValueError, 'Invalid file path', base=None, experts=[path])
+
 
 def test_full_disk(saved, tmp_path):
   """No file may grow beyond a part of the output, as if the disk were full."""
@@ -507,6 +527,8 @@ runpy.run_module('mergekit_jax', run_name='__main__', alter_sys=True)
       *('--output', output, '--devices', '2'),
     ],
     cwd=pathlib.Path(__file__).parents[1],
+    # Or it would leave a compiled program that is cut off to other tests.
+    env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
     capture_output=True,
     text=True,
     timeout=100,

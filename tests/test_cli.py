@@ -2,6 +2,7 @@
 
 import logging as standard_logging
 import pathlib
+import platform
 import re
 import subprocess
 import sys
@@ -36,7 +37,7 @@ class TestParse:
       ['', 'merge', '--method=ties', '--experts', 'a', 'b', '--output', 'out']
     )
     what = flags.what_to_merge(arguments)
-    assert what.pop('method') == mk.ties()
+    assert what.pop('methods') == {'': mk.ties()}
     assert dict(what.pop('mesh').shape) == {'fsdp': 8}
     assert what == {
       'experts': ['a', 'b'],
@@ -47,8 +48,9 @@ class TestParse:
       'dtype': None,
       'partition_rules': None,
     }
-    assert (arguments.output, arguments.seed) == ('out', 0)
+    assert (arguments.output, arguments.seed) == ('out', [0])
     assert arguments.format is None
+    assert arguments.zarr3 is None and arguments.compression is None
     assert not arguments.overwrite and not arguments.allow_nonfinite
 
   @pytest.mark.parametrize(
@@ -76,7 +78,74 @@ class TestParse:
   )
   def test_method(self, arguments, expected):
     """Equal in structure and numbers: they compile to one program."""
-    assert read('--method', *arguments)['method'] == expected
+    assert read('--method', *arguments)['methods'] == {'': expected}
+
+  def test_many_merges(self):
+    """Every method with every value, called by what tells them apart."""
+    what = read(
+      *('--method', 'ties', 'dare_ties', '--set', 'scope=tensor'),
+      *('--sweep', 'scale=0.5,1', '--sweep', 'density=0.1'),
+    )
+    assert what['methods'] == {
+      'ties-scale=0.5-density=0.1': mk.ties(0.1, 0.5, scope='tensor'),
+      'ties-scale=1-density=0.1': mk.ties(0.1, 1.0, scope='tensor'),
+      'dare_ties-scale=0.5-density=0.1': mk.dare_ties(
+        density=0.1, scale=0.5, scope='tensor'
+      ),
+      'dare_ties-scale=1-density=0.1': mk.dare_ties(
+        density=0.1, scale=1.0, scope='tensor'
+      ),
+    }
+    swept = read('--method', 'dare', '--sweep=drop_rate=0.5,0.9')['methods']
+    assert list(swept) == ['drop_rate=0.5', 'drop_rate=0.9']
+
+  def test_outputs_of_many_merges(self):
+    arguments = cli.parse(
+      [
+        *('', 'merge', '--experts', 'e', '--output', 'o'),
+        *('--method', 'dare', 'average', '--seed', '1', '2'),
+      ]
+    )
+    rules = {'dare': mk.dare(), 'average': mk.average()}
+    assert flags.outputs(arguments, rules) == {
+      'method': {
+        f'{name}-seed={seed}': rule
+        for name, rule in rules.items()
+        for seed in (1, 2)
+      },
+      'output': {
+        f'{name}-seed={seed}': f'o/{name}-seed={seed}'
+        for name in rules
+        for seed in (1, 2)
+      },
+      'seed': {
+        f'{name}-seed={seed}': seed for name in rules for seed in (1, 2)
+      },
+    }
+    arguments.seed = [3]
+    assert flags.outputs(arguments, {'': mk.dare()}) == {
+      'method': mk.dare(),
+      'output': 'o',
+      'seed': 3,
+    }
+
+  @pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+      (['dare', 'dare'], 'names the same merge twice'),
+      (['dare', '--sweep', 'scale=1,1'], 'names the same merge twice'),
+      (['dare', '--seed', '1', '1'], 'names the same merge twice'),
+      (['dare', '--sweep', 'scale'], "write it as 'scale=0.3,0.5,1'"),
+      (['average', 'dare', '--sweep', 'scale=1'], 'option of average'),
+      (
+        ['dare', '--sweep', 'scale=1,2', '--override', 'a:scale=3'],
+        'was given for 2 merges',
+      ),
+    ],
+  )
+  def test_many_merges_that_cannot_be_told_apart(self, arguments, message):
+    with pytest.raises(ValueError, match=message):
+      read('--method', *arguments)
 
   @pytest.mark.parametrize(
     ('text', 'regex', 'expected'),
@@ -240,6 +309,27 @@ class TestMain:
     (line,) = captured.err.splitlines()
     assert line.startswith('mergekit-jax: ')
 
+  def test_how_orbax_stores_the_output(self, saved, tmp_path):
+    """--zarr3, --nozarr3, --compression; without them as ever."""
+    base, experts = saved
+    merge = ['merge', '--method=average', '--base', base, '--experts', *experts]
+    stored = {}
+    for flags_ in ([], ['--zarr3'], ['--nozarr3', '--compression=zstd']):
+      output = tmp_path / '_'.join(['out', *flags_])
+      assert self.run(*merge, '--output', output, *flags_) == 0
+      written = mk.open_checkpoint(output)
+      compressed = written.storage('params/odd').compressed
+      stored[' '.join(flags_)] = written.layout.use_zarr3, compressed
+    assert stored == {
+      '': (False, False),
+      '--zarr3': (True, False),
+      '--nozarr3 --compression=zstd': (False, True),
+    }
+    base = tmp_path / 'out_--zarr3'
+    merge[3] = base
+    assert self.run(*merge, '--output', tmp_path / 'as_the_base') == 0
+    assert mk.open_checkpoint(tmp_path / 'as_the_base').layout.use_zarr3
+
 
 def run_program(*arguments):
   return subprocess.run(
@@ -299,3 +389,22 @@ def test_other_logging_is_kept_off():
   assert cli._is_ours_or_a_warning(record(info, str(ours)))
   assert cli._is_ours_or_a_warning(record(warning, '/orbax/checkpointer.py'))
   assert not cli._is_ours_or_a_warning(record(info, '/orbax/checkpointer.py'))
+
+
+def test_freed_memory_is_used_again():
+  """Without the setting every array of 40 MB takes 10,000 fresh pages."""
+  code = """
+import resource
+from mergekit_jax import cli
+
+cli._keep_memory()
+faults, size = [], 40_000_000
+for _ in range(4):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  b'x' * size
+  faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+assert max(faults[1:]) < 1000, faults
+"""
+  if platform.libc_ver()[0] != 'glibc':
+    pytest.skip('only the GNU C library is told to keep memory')
+  subprocess.run([sys.executable, '-c', code], check=True)

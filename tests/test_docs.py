@@ -72,7 +72,7 @@ def test_readme_example(models, tmp_path, monkeypatch):
     ):
       checkpointer.save(tmp_path / 'ckpts' / name, stack(tree))
   names = {'base': base, 'expert_1': experts[0], 'expert_2': experts[1]}
-  (example,) = python_blocks('README.md')
+  example, sweeps = python_blocks('README.md')
   exec(example, names)
   with ocp.StandardCheckpointer() as checkpointer:
     streamed = checkpointer.restore(tmp_path / 'ckpts' / 'merged')
@@ -84,3 +84,11 @@ def test_readme_example(models, tmp_path, monkeypatch):
     streamed['params']['layers']['w'], expected['params']['layers']['w']
   )
   assert names['merged']['w'].shape == (4, 6)
+
+  names |= {'mk': mk, 'evaluate': lambda tree: tree['params']['layers']['w']}
+  exec(sweeps, names)
+  for scale, merged in names['scores'].items():
+    expected = mk.merge(mk.task_arithmetic(scale), experts, base)
+    np.testing.assert_array_equal(merged, expected['w'])
+  assert (tmp_path / 'ckpts' / 'low').is_dir()
+  assert (tmp_path / 'ckpts' / 'high').is_dir()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import os
+import random
+import re
+import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +18,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
+from mergekit_jax.checkpoint.stage import Stage
+from tests import checkpoints, compare
 from tests.launch import report_of, run_merge
 
 METHODS = {
@@ -33,14 +40,14 @@ def sources(tmp_path_factory):
     mesh, P(*[None] * (leaf.ndim - 1), 'fsdp') if leaf.ndim > 1 else P()
   )
   folder = tmp_path_factory.mktemp('sources')
-  random = np.random.default_rng(0)
+  generator = np.random.default_rng(0)
   shapes = {'layers': (6, 128, 512), 'embedding': (1030, 256), 'norm': (77,)}
   handler = ocp.PyTreeCheckpointHandler(use_compression=False)
   with ocp.Checkpointer(handler) as checkpointer:
-    base = {k: random.standard_normal(s) for k, s in shapes.items()}
+    base = {k: generator.standard_normal(s) for k, s in shapes.items()}
     for name in ('base', 'one', 'two'):
       tree = {
-        k: jnp.asarray(v + 0.1 * random.standard_normal(v.shape), jnp.float32)
+        k: jnp.float32(v + 0.1 * generator.standard_normal(v.shape))
         for k, v in base.items()
       }
       tree = {k: jax.device_put(v, columns(v)) for k, v in tree.items()}
@@ -98,10 +105,11 @@ def undisturbed(request, sources, tmp_path_factory):
 
 
 def test_killed_and_resumed(undisturbed, sources, tmp_path):
-  """Twice killed at different units, then finished: bit for bit the same."""
+  """Twice killed at random units, then finished: bit for bit the same."""
   method, units, expected = undisturbed
   output = tmp_path / 'out'
-  first, second = units // 3, units // 2
+  first, second = sorted(random.sample(range(1, units), 2))
+  print(f'killed after {first} and {second} of {units} units')
   written = 0
   for count in (first, second - first):
     codes, _ = run_merge(
@@ -140,18 +148,76 @@ def test_another_plan_is_refused(sources, tmp_path):
     merge(sources, output, seed=4)
   with pytest.raises(ValueError, match='memory_budget: 1073741824 then, 10'):
     merge(sources, output, memory_budget='1GB')
+  with pytest.raises(ValueError, match='compression: null then, "zstd" now'):
+    merge(sources, output, compression='zstd')
+  with pytest.raises(ValueError, match='zarr3: null then, true now'):
+    merge(sources, output, zarr3=True)
   with pytest.raises(ValueError, match='unfinished merge that differs'):
     merge(sources, output, experts=[str(sources / 'one')])
   report = merge(sources, output, seed=4, resume=False)
   assert report.units_resumed == 0 and output.exists()
 
 
-def test_a_source_that_changed_is_refused(sources, tmp_path):
-  import os
-  import shutil
-
-  copy = tmp_path / 'two'
+@pytest.fixture
+def copied(sources, tmp_path):
+  """A copy of an expert, to be damaged, and its largest data file."""
+  copy = tmp_path / 'copied'
   shutil.copytree(sources / 'two', copy)
+  files = [file for file in copy.rglob('*') if file.is_file()]
+  return copy, max(files, key=lambda file: file.stat().st_size)
+
+
+@pytest.mark.parametrize('fault', ['removed', 'cut off'])
+def test_a_read_error_is_made_good(
+  fault, sources, copied, tmp_path, monkeypatch
+):
+  """A source is damaged in the middle of a merge, put back, and finished."""
+  copy, data = copied
+  output = tmp_path / 'out'
+  changes = {'method': eval(METHODS['threshold']), 'memory_budget': '8MiB'}
+  experts = [str(sources / 'one'), str(copy)]
+  content, found = data.read_bytes(), data.stat()
+  record = Stage.record
+  recorded = []
+
+  def record_and_damage(stage, unit, facts):
+    record(stage, unit, facts)
+    recorded.append(unit)
+    if len(recorded) == 4:
+      # A new file: cutting off what is mapped would end the process.
+      data.unlink()
+      if fault == 'cut off':
+        data.write_bytes(content[:1000])
+
+  monkeypatch.setattr(Stage, 'record', record_and_damage)
+  with pytest.raises(OSError) as caught:
+    merge(sources, output, experts=experts, **changes)
+  monkeypatch.undo()
+  said = re.escape(f' in {copy} could not be read')
+  assert re.match(rf'experts\[1\]: params/\w+{said}', str(caught.value))
+  assert not output.exists()
+
+  data.write_bytes(content)
+  os.utime(data, ns=(found.st_atime_ns, found.st_mtime_ns))
+  report = merge(sources, output, experts=experts, **changes)
+  assert report.units_resumed == len(recorded) >= 4
+  merge(sources, tmp_path / 'undisturbed', **changes)
+  assert_same(output, restored(tmp_path / 'undisturbed'))
+
+
+def test_another_number_of_processes_is_refused(sources, tmp_path):
+  arguments = job(sources, tmp_path / 'out', 'threshold')
+  arguments |= {'method': 'mk.average()', 'memory_budget': '1GiB'}
+  run_merge({**arguments, 'kill': [0, 2]}, devices=2, check=False)
+  codes, printed = run_merge(arguments, processes=2, devices=1, check=False)
+  assert 'processes: 1 then, 2 now' in printed[0]
+  assert all(codes) and not (tmp_path / 'out').exists()
+  _, (printed,) = run_merge(arguments, devices=2)
+  assert report_of(printed)['resumed'] == 2
+
+
+def test_a_source_that_changed_is_refused(sources, copied, tmp_path):
+  copy, data = copied
   output = tmp_path / 'out'
   arguments = job(sources, output, 'threshold', kill=[0, 3])
   experts = [str(sources / 'one'), str(copy)]
@@ -159,9 +225,9 @@ def test_a_source_that_changed_is_refused(sources, tmp_path):
   arguments |= {'experts': experts}
   codes, printed = run_merge(arguments, devices=8, check=False)
   assert codes == [-9], printed
-  data = next(file for file in copy.rglob('*') if file.stat().st_size > 10**5)
   os.utime(data, ns=(1, 1))
-  with pytest.raises(ValueError, match='sources: .*fingerprint'):
+  said = r'differs:\n  source experts\[1\]: .*fingerprint.* now\nGive'
+  with pytest.raises(ValueError, match=said):
     merge(sources, output, experts=experts)
 
 
@@ -177,32 +243,58 @@ def test_two_merges_into_one_output(sources, tmp_path):
   assert merge(sources, output).units_resumed == 0
 
 
-def test_a_failed_merge_is_kept_for_a_resume(sources, tmp_path, monkeypatch):
-  """An error leaves what was written, and a resume needs only the rest."""
-  from mergekit_jax.checkpoint import orbax_write
+def test_a_full_disk_that_was_cleared(tmp_path):
+  """What was written before stays, and a resume needs only the rest.
 
+  No file may grow beyond 1 MiB, as if the disk were full; then it may again.
+  """
+  shapes = {f'small{i}': (4, 8) for i in range(6)} | {'then': (1024, 512)}
+  base, experts = checkpoints.save_set(tmp_path / 'set', shapes, experts=2)
+  merge = functools.partial(
+    mk.merge_checkpoints,
+    mk.task_arithmetic(0.5),
+    base=base,
+    experts=experts,
+    partition_rules={'.*': P()},
+  )
   output = tmp_path / 'out'
-  write = orbax_write._Writer.__call__
-  left = 12  # more than the first box takes on 8 devices, less than all
-
-  def full_disk(self, *arguments):
-    nonlocal left
-    left -= 1
-    if left < 0:
-      raise OSError(28, 'No space left on device')
-    return write(self, *arguments)
-
-  monkeypatch.setattr(orbax_write._Writer, '__call__', full_disk)
-  with pytest.raises(OSError, match='No space left'):
-    merge(sources, output)
+  free = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, free[1]))
+  try:
+    with pytest.raises(OSError, match='params/then .*File too large'):
+      merge(output=output)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, free)
   assert not output.exists()
-  monkeypatch.undo()
-  report = merge(sources, output)
-  assert report.units_resumed > 0
-  written = json.loads((tmp_path / 'out.report.json').read_text())
+  report = merge(output=output)
+  assert (report.units_done, report.units_resumed) == (2, 6)
+  written = checkpoints.report_of(output)
   assert written['units_resumed'] == report.units_resumed
-  expected = merge(sources, tmp_path / 'other')
-  assert_same(output, restored(tmp_path / 'other'))
+  expected = merge(output=tmp_path / 'other')
+  compare.same_bits(*map(checkpoints.load, (output, tmp_path / 'other')))
   assert [t.merge_norm for t in report.tensors] == [
     t.merge_norm for t in expected.tensors
   ]
+
+
+@pytest.mark.parametrize('format', ['orbax', 'safetensors'])
+def test_all_is_on_the_disk_before_it_appears(format, tmp_path, monkeypatch):
+  """Files and the names of files; and after that, its own name."""
+  base, experts = checkpoints.save_set(
+    tmp_path / 'set', {'a': (8, 8)}, experts=2
+  )
+  output = tmp_path / 'out'
+  sync, before, after = os.fsync, set(), set()
+
+  def fsync(file):
+    sync(file)
+    (after if output.exists() else before).add(os.fstat(file).st_ino)
+
+  monkeypatch.setattr(os, 'fsync', fsync)
+  mk.merge_checkpoints(
+    mk.average(), experts=experts, output=output, format=format
+  )
+  made = [output, *output.rglob('*')]
+  unsynced = [path for path in made if path.stat().st_ino not in before]
+  assert not unsynced and len(made) > 1
+  assert tmp_path.stat().st_ino in after

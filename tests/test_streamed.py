@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore as ts
 
 import mergekit_jax as mk
 from mergekit_jax import job
+from mergekit_jax.checkpoint import orbax_write
 from mergekit_jax.rule import scope_of
 from tests import cases, checkpoints, compare, models
 
@@ -100,7 +102,7 @@ class TestSameAsInMemory:
       'stacked_axes': STACKED,
     }
     plan = job.make_job(
-      case.rule, experts[: case.experts], base, **options
+      [case.rule], experts[: case.experts], base, **options
     ).plan
     boxes = {
       tensor.path: [box.shape for box in tensor.boxes]
@@ -146,7 +148,7 @@ class TestSameAsInMemory:
     shapes = {'kernel': (1003, 136)}
     base, experts = checkpoints.save_set(tmp_path, shapes, experts=1)
     rule = mk.average()
-    plan = job.make_job(rule, experts, base).plan
+    plan = job.make_job([rule], experts, base).plan
     (first, *_) = plan.scopes[0].tensors[0].boxes
     assert first.spec == jax.P(None, 'fsdp')
     report = mk.merge_checkpoints(
@@ -205,6 +207,42 @@ class TestSameAsInMemory:
     compare.same_bits(merged['a'], merged['b'])
     kernels = [merged[name]['dense/kernel'] for name in 'ac']
     assert (kernels[0] != kernels[1]).any()
+
+  @pytest.mark.parametrize('zarr3', [False, True])
+  def test_compressed_output(self, saved, tmp_path, monkeypatch, zarr3):
+    """No chunk is written in parts, though none divides its array."""
+    boxes = []
+    start = orbax_write._Writer._start
+
+    def noted(writer, path, box, block):
+      boxes.append((path, [(s.start, s.stop) for s in box]))
+      return start(writer, path, box, block)
+
+    monkeypatch.setattr(orbax_write._Writer, '_start', noted)
+    case = cases.FAMILIES[0]
+    options = {'mesh': models.mesh('2d'), 'partition_rules': PARTITIONS['2d']}
+    options |= {'zarr3': zarr3, 'compression': 'zstd'}
+    merge(saved('uneven'), tmp_path / 'out', case, **options)
+    check(case, tmp_path / 'out', 'uneven')
+
+    def opened(path):
+      kvstore = {'driver': 'ocdbt', 'base': f'file://{tmp_path}/out/'}
+      kvstore['path'] = path.replace('/', '.') + '/'
+      driver = 'zarr3' if zarr3 else 'zarr'
+      return ts.open({'driver': driver, 'kvstore': kvstore}).result()
+
+    stores = {path: opened(path) for path, _ in boxes}
+    for path, bounds in boxes:
+      store = stores[path]
+      assert 'zstd' in str(store.codec)
+      chunk = store.chunk_layout.write_chunk.shape
+      for (first, end), step, size in zip(
+        bounds, chunk, store.shape, strict=True
+      ):
+        assert first % step == 0 and (end % step == 0 or end == size)
+    kernel = stores['params/dense/kernel']
+    assert kernel.chunk_layout.write_chunk.shape == (4, 5)
+    assert sum(path == 'params/dense/kernel' for path, _ in boxes) > 8
 
 
 # Small trees of one leaf each that the tests of the layout share.

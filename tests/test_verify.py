@@ -47,6 +47,20 @@ def test_damage_is_found_and_named(merged, capsys):
   assert 'params/a' in capsys.readouterr().out
 
 
+def test_a_compressed_part_that_cannot_be_read_is_named(tmp_path):
+  leaves = {'a': (64, 96), 'b': (5,)}
+  _, experts = checkpoints.save_set(tmp_path / 'set', leaves, experts=2)
+  output = tmp_path / 'out'
+  mk.merge_checkpoints(
+    mk.average(), experts=experts, output=output, compression='zstd'
+  )
+  assert verify(output) == []
+  largest = max(output.rglob('*'), key=lambda f: f.is_file() * f.stat().st_size)
+  largest.unlink()
+  (damage,) = [line for line in verify(output) if line.startswith('params/a:')]
+  assert 'the part at [0, 0] cannot be read' in damage
+
+
 def test_without_a_report(merged):
   (merged.parent / 'out.report.json').unlink()
   with pytest.raises(FileNotFoundError, match='report beside it'):

@@ -10,9 +10,9 @@ Threefry-2x32 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2,
 from __future__ import annotations
 
 from collections.abc import Sequence
-import functools
 import hashlib
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +39,7 @@ def threefry(key: Words, high: jax.Array, low: jax.Array) -> Words:
   return _threefry(key, high, low)
 
 
-# Compiled as a function of its own only to be traced once for each shape.
-@functools.partial(jax.jit, inline=True)
-def _threefry(key: Words, high: jax.Array, low: jax.Array) -> Words:
+def _rounds(key: Any, high: Any, low: Any) -> Any:
   schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
   x, y = high + schedule[0], low + schedule[1]
   for group in range(5):
@@ -52,6 +50,10 @@ def _threefry(key: Words, high: jax.Array, low: jax.Array) -> Words:
     x = x + schedule[(group + 1) % 3]
     y = y + schedule[(group + 2) % 3] + np.uint32(group + 1)
   return x, y
+
+
+# Compiled as a function of its own only to be traced once for each shape.
+_threefry = jax.jit(_rounds, inline=True)
 
 
 def fold(key: Words, data: jax.typing.ArrayLike) -> Words:
@@ -75,9 +77,33 @@ def key_for(key: jax.Array, mask_name: str) -> jax.Array:
       key = jax.random.bits(key, (2,), 'uint32')
     else:
       key = jax.random.key_data(key)
-  digest = hashlib.blake2b(mask_name.encode(), digest_size=8).digest()
-  high, low = np.frombuffer(digest, '>u4').astype(np.uint32)
+  high, low = _hashed(mask_name)
   return jnp.stack(fold(fold((key[0], key[1]), high), low))
+
+
+def keys_for(seed: int, mask_names: Sequence[str]) -> np.ndarray:
+  """`key_for(jax.random.key(seed), name)` of many leaves, on the host.
+
+  Args:
+    seed: an integer.
+    mask_names: the names of the leaves.
+
+  Returns:
+    uint32 `[leaves, 2]`.
+  """
+  key = jax.random.key_data(jax.random.key(seed, impl='threefry2x32'))
+  words: Any = np.asarray(key)[:, None]  # [2, 1]
+  hashes = np.array([_hashed(name) for name in mask_names], np.uint32)
+  for data in hashes.reshape(-1, 2).T:
+    zeros = np.zeros(len(mask_names), np.uint32)
+    words = _rounds(tuple(words), zeros, data)
+  return np.stack(words, axis=1)
+
+
+def _hashed(name: str) -> np.ndarray:
+  """64 bits of a name as two words, the high one first."""
+  digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+  return np.frombuffer(digest, '>u4').astype(np.uint32)
 
 
 def element_index(

@@ -111,7 +111,7 @@ def histogram(bins: jax.Array, size: int) -> jax.Array:
       bins,
       tpu=jax.vmap(lambda bins: histogram_by_matmul(bins, size)),
       default=lambda bins: histogram_by_scatter(
-        layers * size + bins, axis_size * size
+        layers * size + bins, axis_size * size, bins.size // axis_size
       ).reshape(axis_size, size),
     )
     return counts, True
@@ -120,9 +120,18 @@ def histogram(bins: jax.Array, size: int) -> jax.Array:
     return of_one(bins)
 
 
-def histogram_by_scatter(bins: jax.Array, size: int) -> jax.Array:
-  """A histogram by scatter-add. The N-d index array is never flattened."""
-  return jnp.zeros(size, integer_for(bins.size)).at[bins].add(1)
+def histogram_by_scatter(
+  bins: jax.Array, size: int, most: int | None = None
+) -> jax.Array:
+  """A histogram by scatter-add. The N-d index array is never flattened.
+
+  Args:
+    bins: int32 `[*shape]` in [0, size).
+    size: number of bins.
+    most: the most that a bin can hold; the number of elements if absent.
+  """
+  dtype = integer_for(bins.size if most is None else most)
+  return jnp.zeros(size, dtype).at[bins].add(1)
 
 
 def histogram_by_matmul(bins: jax.Array, size: int) -> jax.Array:

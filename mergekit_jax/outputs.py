@@ -1,0 +1,128 @@
+"""The outputs of a merge: one, or several that share every read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import itertools
+import os
+from typing import Any
+
+from etils import epath
+
+from mergekit_jax import checks
+from mergekit_jax.checkpoint import FORMATS
+from mergekit_jax.checkpoint.remote import (
+  as_path,
+  demand_possible_output,
+  is_local,
+)
+from mergekit_jax.checkpoint.replace import check_destination
+from mergekit_jax.job import Job
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """One merge and where it goes.
+
+  Attributes:
+    name: what the caller calls it; empty if it is the only one.
+    method: the rule.
+    path: directory of the new checkpoint.
+    seed: seed of its random numbers.
+  """
+
+  name: str
+  method: Any
+  path: epath.Path
+  seed: int
+
+  def demand_possible(
+    self, job: Job, options: Mapping[str, Any], overwrite: bool
+  ) -> None:
+    """Refuses what cannot be written, before anything is.
+
+    Args:
+      job: the merge.
+      options: of the format, by name; what is None was not given.
+      overwrite: whether an output that exists may be replaced.
+
+    Raises:
+      ValueError: if an option belongs to another format, or the output and a
+        source lie in each other.
+      FileExistsError: if the output exists.
+    """
+    format = options['format'] or job.template.format
+    checks.one_of('format', format, FORMATS)
+    demand_possible_output(self.path, format)
+    for name, value in options.items():
+      other = 'safetensors' if name == 'shard_size' else 'orbax'
+      if name != 'format' and value is not None and format != other:
+        raise ValueError(
+          f'{name}={value!r} was given, which is an option of {other}, but the '
+          f'output is {format}. Leave it out, or give format={other!r}.'
+        )
+    for source in job.models:
+      if _overlap(self.path, source.checkpoint.path):
+        raise ValueError(
+          f'output={self.path} and {source.name} ({source.checkpoint.path}) '
+          'lie in each other. Give an output outside of all sources; sources '
+          'are never written to.'
+        )
+    check_destination(self.path, overwrite)
+
+
+def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
+  """The outputs that the arguments of `merge_checkpoints` name.
+
+  Args:
+    method: a rule or {name: rule}.
+    output: a path or {name: path}.
+    seed: a whole number or {name: number}.
+
+  Returns:
+    The outputs, in the order of `output`.
+
+  Raises:
+    ValueError: if the dictionaries have other names, or two paths are one.
+  """
+  given = {'method': method, 'output': output, 'seed': seed}
+  named = {k: v for k, v in given.items() if isinstance(v, Mapping)}
+  if not named:
+    return [Output('', method, as_path(output), seed)]
+  if 'output' not in named or not output:
+    raise ValueError(
+      f'{" and ".join(named)} names several merges, but output={output!r}. '
+      'Give a dictionary of the same names, with a path for each.'
+    )
+  for argument, value in named.items():
+    if value.keys() != output.keys():
+      raise ValueError(
+        f'{argument} names {", ".join(map(str, value))} and output names '
+        f'{", ".join(map(str, output))}; give both the same names.'
+      )
+  of = lambda argument, name: (
+    named[argument][name] if argument in named else given[argument]
+  )
+  outputs = [
+    Output(str(name), of('method', name), as_path(path), of('seed', name))
+    for name, path in output.items()
+  ]
+  for one, other in itertools.combinations(outputs, 2):
+    if _overlap(one.path, other.path):
+      raise ValueError(
+        f'The outputs {one.name} and {other.name} lie in each other: '
+        f'{one.path} and {other.path}. Give each a directory of its own.'
+      )
+  return outputs
+
+
+def _overlap(one: epath.Path, other: epath.Path) -> bool:
+  """Whether two paths are one, or one lies in the other."""
+  one, other = _real(one), _real(other)
+  return one == other or one in other.parents or other in one.parents
+
+
+def _real(path: epath.Path) -> epath.Path:
+  """The path without symbolic links, where there can be any."""
+  return epath.Path(os.path.realpath(path)) if is_local(path) else path

@@ -1,0 +1,178 @@
+"""Many merges from one read, handed to a function instead of written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from mergekit_jax import sharding, stream
+from mergekit_jax.job import Job, make_job
+from mergekit_jax.merge import merge
+from mergekit_jax.progress import progress
+from mergekit_jax.reading import Loading
+
+
+def sweep(
+  methods: Mapping[str, Any],
+  experts: Sequence[Any],
+  base: Any,
+  evaluate: Callable[[Any], Any],
+  *,
+  seed: int | Mapping[str, int] = 0,
+  stacked_axes: Mapping[str, int | tuple[int, ...]] | None = None,
+  overrides: Mapping[str, Any] | None = None,
+  mesh: Mesh | None = None,
+  memory_budget: int | str = '4GiB',
+  partition_rules: Mapping[str, PartitionSpec] | None = None,
+) -> dict[str, Any]:
+  """Merges by many methods and gives what a function says of each merge.
+
+  Checkpoints are read as often as the method with the most rounds asks for,
+  however many methods there are. All merges are then on the mesh at once,
+  sharded over it. Trees in memory are merged one method at a time.
+
+  Args:
+    methods: {name: rule}, such as one rule with several values of a number.
+    experts: checkpoints of the experts, or their trees.
+    base: the checkpoint or tree of the base, or None.
+    evaluate: called with each merged tree of arrays, which is let go of
+      afterwards.
+    seed: seed of the random numbers, or {name: seed}.
+    stacked_axes: as in `merge_checkpoints`.
+    overrides: as in `merge_checkpoints`.
+    mesh: the devices, for checkpoints; None takes all, on one axis.
+    memory_budget: host memory for reading checkpoints, beside the merges.
+    partition_rules: as in `merge_checkpoints`; how the merges are sharded.
+
+  Returns:
+    {name: what `evaluate` returned}, in the order of `methods`.
+
+  Raises:
+    ValueError: if an argument or a source does not fit; nothing was read.
+    FloatingPointError: if a checkpoint holds NaN or Inf.
+    OSError: if a checkpoint cannot be read.
+  """
+  seeds = seed if isinstance(seed, Mapping) else dict.fromkeys(methods, seed)
+  if not methods or seeds.keys() != methods.keys():
+    raise ValueError(
+      f'methods names {list(methods)} and seed {list(seeds)}; give at least '
+      'one method, and a seed for each or one for all.'
+    )
+  if experts and isinstance(experts[0], (str, os.PathLike)):
+    job = make_job(
+      list(methods.values()),
+      experts,
+      base,
+      mesh=mesh,
+      memory_budget=memory_budget,
+      stacked_axes=stacked_axes,
+      overrides=overrides,
+      partition_rules=partition_rules,
+    )
+    trees = _streamed(job, [seeds[name] for name in methods])
+  else:
+    trees = (
+      merge(
+        method,
+        experts,
+        base,
+        key=seeds[name],
+        stacked_axes=stacked_axes,
+        overrides=overrides,
+      )
+      for name, method in methods.items()
+    )
+  return {
+    name: evaluate(tree) for name, tree in zip(methods, trees, strict=True)
+  }
+
+
+def _streamed(job: Job, seeds: Sequence[int]) -> Iterator[Any]:
+  sinks = [_TreeSink(job, seed) for seed in seeds]
+  with progress(job.plan, ()) as advanced:
+    stream.run(
+      job.plan,
+      job.models,
+      sinks,
+      has_base=job.has_base,
+      done=(),
+      allow_nonfinite=False,
+      advanced=advanced,
+    )
+  while sinks:
+    yield sinks.pop(0).tree()
+
+
+class _TreeSink:
+  """Puts the boxes of a merge together on the mesh (`stream.Sink`)."""
+
+  done: Collection[int] = ()
+
+  def __init__(self, job: Job, seed: int):
+    self.keys: Mapping[str, np.ndarray] = job.keys(seed)
+    self._job = job
+    self._mesh = job.plan.mesh
+    self._leaves: dict[str, jax.Array] = {}
+
+  def take(
+    self, loading: Loading, merged: jax.Array, facts: Mapping[str, Any]
+  ) -> None:
+    del facts
+    tensor, box = loading.unit.tensor, loading.unit.box
+    if len(tensor.boxes) == 1:
+      # XLA may hand an input on as the output, and its buffer is reused.
+      self._leaves[tensor.path] = jnp.array(merged, copy=True)
+      return
+    leaf = self._leaves.get(tensor.path)
+    if leaf is None:
+      counts = sharding.shards(box.spec, len(box.shape), self._mesh)
+      spec = PartitionSpec(
+        *(
+          axes if size % count == 0 else None
+          for axes, size, count in zip(
+            sharding.padded(box.spec, len(box.shape)),
+            tensor.shape,
+            counts,
+            strict=True,
+          )
+        )
+      )
+      leaf = jnp.zeros(
+        tensor.shape, tensor.dtype, device=NamedSharding(self._mesh, spec)
+      )
+    self._leaves[tensor.path] = _updated(
+      leaf, merged, [np.int32(start) for start in box.origin]
+    )
+
+  def copy(self, loading: Loading) -> None:
+    with jax.enable_x64(True):
+      self.take(loading, loading.array(0, self._mesh), {})
+
+  def finish(self) -> None:
+    """Nothing is under way but on the devices."""
+
+  def settle(self) -> None:
+    """Nothing is kept after an error."""
+
+  def tree(self) -> Any:
+    """The merged model, in the structure of the base."""
+    return jax.tree.map_with_path(
+      lambda keys, leaf: self._leaves.pop(
+        jax.tree_util.keystr(keys, simple=True, separator='/'), leaf
+      ),
+      self._job.output_specs(),
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _updated(
+  leaf: jax.Array, box: jax.Array, origin: Sequence[int]
+) -> jax.Array:
+  return jax.lax.dynamic_update_slice(leaf, box, list(origin))

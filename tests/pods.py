@@ -1,0 +1,60 @@
+"""Plans and compiles for a pod of 512 devices, in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+
+METHODS = {
+  'average': 'mk.average()',
+  'task_arithmetic': 'mk.task_arithmetic()',
+  'dare': 'mk.dare()',
+  'dare_ties': 'mk.dare_ties()',
+  **{
+    f'{name} over the {scope}': f'mk.{name}({density}, scope={scope!r})'
+    for name, density in [('ties', 0.2), ('dare_ties', '0.9, 0.2')]
+    for scope in ('model', 'tensor')
+  },
+}
+
+
+def main(model: str, names: list[str]) -> None:
+  """Prints a line of JSON for each method."""
+  experts, devices, hosts = 8, 512, 64
+  import jax
+
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', devices)
+  import mergekit_jax as mk
+  from mergekit_jax import compiled, described, forecast, sharding
+
+  decoder = described.model(model)
+  mesh = sharding.make_mesh({'fsdp': devices})
+  for name in names or METHODS:
+    start = time.perf_counter()
+    plan = described.make_plan(
+      decoder,
+      [eval(METHODS[name], {'mk': mk})],
+      experts,
+      mesh=mesh,
+      hosts=hosts,
+    )
+    kernels = compiled.compile_kernels(plan, has_base=True)
+    facts = {
+      'method': name,
+      'bytes': dataclasses.asdict(forecast.host_bytes(plan, hosts)),
+      'host_memory': plan.host_bytes,
+      'memory_budget': plan.memory_budget,
+      'rounds': plan.rounds,
+      'device_memory': max(kernel.device_bytes for kernel in kernels),
+      'steps': [kernel.step for kernel in kernels],
+      'collectives': [kernel.collectives for kernel in kernels],
+      'seconds': round(time.perf_counter() - start, 1),
+    }
+    print(json.dumps(facts), flush=True)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,274 @@
+"""Many merges from one read: each as if alone, the sources read once."""
+
+import collections
+
+import jax
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax import job, reading
+from tests import cases, checkpoints, compare, models
+
+LARGE = {'layers/kernel': (300, 3, 97), 'odd': (7, 5)}
+STACKED = {r'.*/layers/.*': 1}
+SEEDS = {'model': 0, 'tensor': 0, 'random': 3, 'elementwise': 0, 'gram': 0}
+# Of every family, and of both scopes: 2, 2, 0, 0 and 1 rounds.
+METHODS = {
+  'model': mk.ties(),
+  'tensor': mk.ties(scope='tensor', density=0.3),
+  'random': mk.dare(drop_rate=0.5),
+  'elementwise': mk.task_arithmetic(scale=0.3),
+  'gram': next(case.rule for case in cases.METHODS if case.family == 'gram'),
+}
+EXPERTS = 2  # spherical interpolation takes two
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  return checkpoints.save_set(
+    tmp_path_factory.mktemp('sources'), LARGE, experts=EXPERTS
+  )
+
+
+@pytest.fixture
+def reads(monkeypatch):
+  """Counts the elements that are read, by model and leaf."""
+  counted = collections.Counter()
+  read_parts = reading.Model.read_parts
+
+  def spy(model, path, parts):
+    counted[model.name, path] += sum(out.size for _, out in parts)
+    return read_parts(model, path, parts)
+
+  monkeypatch.setattr(reading.Model, 'read_parts', spy)
+  return counted
+
+
+def merge(saved, directory, names=tuple(METHODS), **options):
+  base, experts = saved
+  return mk.merge_checkpoints(
+    {name: METHODS[name] for name in names},
+    experts=experts,
+    base=base,
+    output={name: directory / name for name in names},
+    seed={name: SEEDS[name] for name in names},
+    stacked_axes=STACKED,
+    **options,
+  )
+
+
+def in_memory(name):
+  base, experts = models.trees(LARGE, 'float32', EXPERTS)
+  merged = mk.merge(
+    METHODS[name], experts, base, key=SEEDS[name], stacked_axes=STACKED
+  )
+  return models.unnest(merged)
+
+
+def assert_same(name, merged):
+  """Bitwise; by the guarantee of Gram methods where the rule is one."""
+  expected = in_memory(name)
+  if name == 'gram':
+    compare.within_ulps(merged, expected, 2, expected)
+  else:
+    compare.same_bits(merged, expected)
+
+
+@pytest.mark.parametrize('budget', ['4GiB', '8MB'])
+def test_each_is_as_if_alone(saved, tmp_path, reads, budget):
+  """Whole leaves, and leaves cut between layers and within them."""
+  base, experts = saved
+  reports = merge(saved, tmp_path, memory_budget=budget)
+  assert list(reports) == list(METHODS)
+  for name in METHODS:
+    assert_same(name, checkpoints.load_floats(tmp_path / name))
+    report = checkpoints.report_of(tmp_path / name)
+    assert report['provenance']['method'] == repr(METHODS[name])
+    assert report['provenance']['seed'] == SEEDS[name]
+  # Rounds, and once more: not the sum over the methods, which would be ten.
+  elements = {'params/layers/kernel': 300 * 3 * 97, 'params/odd': 35}
+  assert reads == {
+    **{
+      (model, path): 3 * size
+      for model in ('base', 'experts[0]', 'experts[1]')
+      for path, size in elements.items()
+    },
+    ('base', 'params/steps'): 3,
+  }
+  plan = job.make_job(
+    list(METHODS.values()),
+    experts,
+    base,
+    stacked_axes=STACKED,
+    memory_budget=budget,
+  ).plan
+  assert plan.bytes_read == 4 * 9 * sum(elements.values()) + 12
+  boxes = {t.path: len(t.boxes) for s in plan.scopes for t in s.tensors}
+  assert (boxes['params/layers/kernel'] > 3) == (budget != '4GiB')
+
+
+def test_rounds_that_differ(saved, tmp_path, reads):
+  """Of a leaf that fits, a rule over tensors needs no read of its own."""
+  merge(saved, tmp_path, ('tensor', 'random', 'elementwise'))
+  assert set(reads.values()) == {300 * 3 * 97, 35, 3}
+
+
+def test_hyperparameters_and_seeds_of_one_method(saved, tmp_path):
+  base, experts = saved
+  scales = {'low': 0.2, 'high': 0.9}
+  mk.merge_checkpoints(
+    {name: mk.dare(drop_rate=0.5, scale=scales[name]) for name in scales},
+    experts=experts,
+    base=base,
+    output={name: tmp_path / name for name in scales},
+    seed={'low': 1, 'high': 2},
+  )
+  for seed, (name, scale) in enumerate(scales.items(), 1):
+    tree, others = models.trees(LARGE, 'float32', EXPERTS)
+    expected = mk.merge(
+      mk.dare(drop_rate=0.5, scale=scale), others, tree, key=seed
+    )
+    compare.same_bits(
+      checkpoints.load_floats(tmp_path / name),
+      models.unnest(expected),
+    )
+
+
+def test_to_safetensors(saved, tmp_path):
+  merge(saved, tmp_path, ('elementwise', 'random'), format='safetensors')
+  for name in ('elementwise', 'random'):
+    checkpoint = mk.open_checkpoint(tmp_path / name)
+    assert checkpoint.format == 'safetensors'
+    merged = {
+      path.removeprefix('params/'): checkpoint.read(path)
+      for path in checkpoint.specs
+      if path != 'params/steps'
+    }
+    assert_same(name, {path: np.asarray(x) for path, x in merged.items()})
+
+
+def test_overrides_hold_for_all(saved, tmp_path):
+  overrides = {'params/odd': mk.average(), 'params/layers/.*': 'base'}
+  names = ('tensor', 'elementwise')
+  merge(saved, tmp_path, names, overrides=overrides)
+  base, experts = models.trees(LARGE, 'float32', EXPERTS)
+  expected = models.unnest(mk.merge(mk.average(), experts, base))
+  for name in names:
+    merged = checkpoints.load_floats(tmp_path / name)
+    kept = models.unnest(base)['layers/kernel']
+    np.testing.assert_array_equal(merged['odd'], expected['odd'])
+    np.testing.assert_array_equal(merged['layers/kernel'], kept)
+
+
+class TestSweep:
+  def test_checkpoints(self, saved, reads):
+    base, experts = saved
+    seen = []
+
+    def evaluate(tree):
+      seen.append(jax.tree.structure(tree))
+      return models.unnest(tree)
+
+    swept = mk.sweep(
+      METHODS,
+      experts,
+      base,
+      evaluate,
+      seed=SEEDS,
+      stacked_axes=STACKED,
+      memory_budget='8MB',
+    )
+    assert list(swept) == list(METHODS)
+    for name, merged in swept.items():
+      assert_same(name, merged)
+    assert reads['experts[0]', 'params/odd'] == 3 * 35
+    tree, _ = models.trees(LARGE, 'float32', EXPERTS)
+    assert set(seen) == {jax.tree.structure(tree)}
+
+  def test_leaves_that_are_not_merged(self, saved):
+    base, experts = saved
+    swept = mk.sweep(
+      {'mean': mk.average()},
+      experts,
+      base,
+      lambda tree: tree['params']['steps'],
+      overrides={'params/odd': 'base'},
+    )
+    tree, _ = models.trees(LARGE, 'float32', EXPERTS)
+    np.testing.assert_array_equal(swept['mean'], tree['params']['steps'])
+
+  def test_trees_in_memory(self):
+    base, experts = models.trees(LARGE, 'float32', EXPERTS)
+    swept = mk.sweep(
+      METHODS, experts, base, models.unnest, seed=SEEDS, stacked_axes=STACKED
+    )
+    for name, merged in swept.items():
+      assert_same(name, merged)
+
+  def test_bad_input(self, saved):
+    base, experts = saved
+    with pytest.raises(ValueError, match='at least one method'):
+      mk.sweep({}, experts, base, len)
+    with pytest.raises(ValueError, match="seed \\['b'\\]"):
+      mk.sweep({'a': mk.average()}, experts, base, len, seed={'b': 1})
+
+
+class TestBadInput:
+  @pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+      ({'output': 'out'}, 'method and seed names several merges'),
+      ({'output': {'a': 'x', 'c': 'y'}}, 'method names a, b and output names'),
+      ({'seed': {'a': 1}}, 'seed names a and output names a, b'),
+      ({'output': {'a': 'x', 'b': 'x'}}, 'a and b lie in each other'),
+      ({'output': {'a': 'x', 'b': 'x/y'}}, 'a and b lie in each other'),
+      ({'method': {'a': mk.average(), 'b': 'ties'}}, "'ties' was given"),
+    ],
+  )
+  def test_names(self, saved, tmp_path, monkeypatch, changed, message):
+    monkeypatch.chdir(tmp_path)
+    base, experts = saved
+    arguments = {
+      'method': {'a': mk.average(), 'b': mk.task_arithmetic()},
+      'output': {'a': 'x', 'b': 'y'},
+      'seed': {'a': 1, 'b': 2},
+    } | changed
+    with pytest.raises(ValueError, match=message):
+      mk.merge_checkpoints(experts=experts, base=base, **arguments)
+    assert not list(tmp_path.iterdir())
+
+  def test_one_of_the_outputs_exists(self, saved, tmp_path):
+    """Nothing is written to the others either."""
+    (tmp_path / 'random').mkdir()
+    with pytest.raises(FileExistsError, match='random exists'):
+      merge(saved, tmp_path, ('elementwise', 'random'))
+    assert [path.name for path in tmp_path.iterdir()] == ['random']
+
+
+def test_resumed(saved, tmp_path, monkeypatch):
+  """Stopped in the middle: what one output has is not written again."""
+  names = ('model', 'random')
+  read_ahead = mk.streamed.stream.read_ahead
+
+  class StoppedError(Exception):
+    """As if the plug were pulled."""
+
+  def stopping(plan, models, done):
+    written = 0
+    for loading in read_ahead(plan, models, done):
+      written += loading.unit.written
+      if written == 4:
+        raise StoppedError
+      yield loading
+
+  monkeypatch.setattr(mk.streamed.stream, 'read_ahead', stopping)
+  with pytest.raises(StoppedError):
+    merge(saved, tmp_path, names, memory_budget='5MB')
+  assert not (tmp_path / 'model').exists()
+  monkeypatch.undo()
+  reports = merge(saved, tmp_path, names, memory_budget='5MB')
+  for name in names:
+    assert_same(name, checkpoints.load_floats(tmp_path / name))
+    assert reports[name].units_resumed == 3
+    assert reports[name].units_done > 0

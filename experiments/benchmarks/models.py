@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -14,13 +16,6 @@ import orbax.checkpoint as ocp
 WIDTH = 1024
 VOCABULARY = 32_768
 STACKED = {r'params/layers/.*': 0}
-
-
-def command(name: str) -> str:
-  """How this benchmark was started, without where it wrote its figures."""
-  arguments = iter(sys.argv[1:])
-  shown = [a for a in arguments if a != '--json' or not next(arguments, None)]
-  return ' '.join([f'python -m experiments.benchmarks.{name}', *shown])
 
 
 def shapes(gigabytes: float) -> dict[str, tuple[int, ...]]:
@@ -84,3 +79,23 @@ def save_set(
       node[last] = leaf
     checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
   return paths
+
+
+def make_set(
+  folder: pathlib.Path, gigabytes: float, experts: int, compress: bool = False
+) -> list[pathlib.Path]:
+  """The same from a process of its own, so that each array has eight shards."""
+  code = (
+    'import pathlib, sys; from experiments.benchmarks.models import save_set; '
+    'save_set(pathlib.Path(sys.argv[1]), *map(eval, sys.argv[2:]))'
+  )
+  arguments = map(str, (folder.absolute(), gigabytes, experts, compress))
+  flags = '--xla_force_host_platform_device_count=8'
+  subprocess.run(
+    [sys.executable, '-c', code, *arguments],
+    check=True,
+    cwd=pathlib.Path(__file__).parents[2],
+    env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+  )
+  names = ['base', *(f'expert_{model + 1}' for model in range(experts))]
+  return [folder.absolute() / name for name in names]

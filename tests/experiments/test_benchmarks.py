@@ -1,0 +1,272 @@
+"""The benchmarks do what their figures say; no figure itself is tested."""
+
+import json
+import pathlib
+import platform
+import sys
+
+import jax
+from jax.sharding import AxisType
+import numpy as np
+import pytest
+
+from experiments.benchmarks import (
+  floor,
+  kernels,
+  measuring,
+  mergekit,
+  merges,
+  reference,
+  scaling,
+)
+import mergekit_jax as mk
+from tests.reference import expert_bits
+
+MIB = 2**20
+
+
+def characters_read():
+  """Bytes that read calls of this process have given it."""
+  lines = pathlib.Path('/proc/self/io').read_text().splitlines()
+  return int(dict(line.split(': ') for line in lines)['rchar'])
+
+
+class TestMeasuring:
+  def test_memory_and_output_of_a_command(self):
+    program = (
+      f'import time; x = b"x" * {64 * MIB}; time.sleep(0.1); print("hi")'
+    )
+    cost = measuring.run([sys.executable, '-c', program])
+    assert cost.output == 'hi\n'
+    assert 64 * MIB < cost.peak_bytes < 128 * MIB
+    assert 0 < cost.cpu_seconds
+
+  def test_two_commands_and_their_environment(self):
+    program = 'import os, sys; print(os.environ["X"] + sys.argv[1])'
+    call = [sys.executable, '-c', program]
+    costs = measuring.run_together([[*call, '1'], [*call, '2']], {'X': 'x'})
+    assert [cost.output for cost in costs] == ['x1\n', 'x2\n']
+
+  def test_a_command_that_fails_says_why(self):
+    with pytest.raises(RuntimeError, match='no such thing'):
+      measuring.run([sys.executable, '-c', 'raise SystemExit("no such thing")'])
+
+  def test_figures(self, tmp_path, monkeypatch, capsys):
+    """They say how they were made, and not where."""
+    file = tmp_path / 'figures.json'
+    arguments = ['--json', str(file), '--gigabytes', '2', '--folder', '/secret']
+    monkeypatch.setattr(sys, 'argv', ['floor', *arguments])
+    rows = [{'method': 'ties', 'seconds': 1.25}, {'method': 'dare', 'more': 3}]
+    measuring.publish('floor', rows, str(file), fact=7)
+    figures = json.loads(file.read_text())
+    assert figures['command'] == (
+      'python -m experiments.benchmarks.floor --gigabytes 2'
+    )
+    assert len(figures['commit'].rstrip('+')) == 12
+    assert {'cores', 'memory_gib', 'python', 'jax'} <= set(figures['machine'])
+    assert figures['fact'] == 7
+    assert figures['rows'] == rows
+    for secret in (platform.node(), str(measuring.ROOT), '/secret'):
+      assert secret not in file.read_text()
+    assert capsys.readouterr().out.splitlines() == [
+      'method  seconds  more',
+      '  ties     1.25      ',
+      '  dare              3',
+      'fact: 7',
+    ]
+
+  def test_medians(self):
+    rows = [{'a': 9.0, 'b': 1}, {'a': 2.0, 'b': 1}, {'a': 3.0, 'b': 1}]
+    assert measuring.medians(rows) == {'a': 3.0, 'b': 1}
+
+
+class TestFloor:
+  SIZES = {'base': (MIB + 17,), 'expert_1': (3 * MIB, 5), 'expert_2': (0, 99)}
+
+  @pytest.fixture
+  def models(self, tmp_path):
+    for name, sizes in self.SIZES.items():
+      for i, size in enumerate(sizes):
+        file = tmp_path / name / 'd' / str(i)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b'x' * size)
+    return [tmp_path / name for name in self.SIZES]
+
+  @pytest.mark.parametrize('reads', [1, 3])
+  @pytest.mark.parametrize('threads', [1, 2])
+  def test_moves_every_byte(self, models, tmp_path, reads, threads):
+    files = [f for model in models for f in model.rglob('*') if f.is_file()]
+    expected = sum(file.stat().st_size for file in files) * reads
+    written = 2 * MIB + 3
+    before = characters_read()
+    moved = floor.move(files, reads, written, tmp_path / 'out', threads)
+    # The other reads of this process are those of its counters.
+    assert 0 <= characters_read() - before - expected < 2**14
+    assert moved.bytes == expected + written
+    made = list((tmp_path / 'out').iterdir())
+    assert len(made) == threads
+    assert sum(file.stat().st_size for file in made) == written
+
+  @pytest.mark.parametrize('name', ['average', 'ties model', 'dare'])
+  def test_of_a_method(self, models, tmp_path, name):
+    """The average needs no base; TIES over the model reads all three times."""
+    base, *experts = (sum(sizes) for sizes in self.SIZES.values())
+    expected = {
+      'average': sum(experts),
+      'ties model': 3 * (base + sum(experts)),
+      'dare': base + sum(experts),
+    }
+    method = merges.METHODS[name]
+    row = floor.floor_of(method, models, MIB, tmp_path / 'out')
+    moved = row['floor_gb_per_second'] * row['floor_seconds'] * 1e9
+    assert moved == pytest.approx(expected[name] + MIB, abs=0.5)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_compile_seconds():
+  """Parts of one another count once: 1 to 4 and 5 to 6 seconds past."""
+  line = (
+    'W1122 10:00:{} 1 dispatch.py:204] Finished tracing f for jit in {} sec'
+  )
+  lines = [line.format('02.00', 1), line.format('04.00', '3e+00')]
+  lines += ['I1122 10:00:09.50 1 other.py:1] Finished', line.format('06.0', 1)]
+  assert merges.compile_seconds('\n'.join(lines)) == pytest.approx(4)
+
+
+def test_scaling_varies_one_quantity_at_a_time():
+  cases = list(scaling.cases([0.1, 1, 4], 1))
+  assert {c.gigabytes for c in cases} == {0.1, 1, 4}
+  assert {c.experts for c in cases} == {2, 4, 8}
+  assert {c.devices for c in cases} == {1, 2, 4}
+  assert {c.processes for c in cases} == {1, 2}
+  middle = scaling.Case(1)
+  for case in cases:
+    changed = [
+      name for name in vars(case) if vars(case)[name] != vars(middle)[name]
+    ]
+    assert len(changed) <= 1
+
+
+@pytest.fixture(scope='module')
+def work():
+  devices = jax.devices()[:2]
+  auto = (AxisType.Auto,)
+  mesh = jax.make_mesh((2,), ('fsdp',), axis_types=auto, devices=devices)
+  return kernels.all_work(2, 2**15, mesh)
+
+
+def test_scaling_from_two_experts_to_eight():
+  row = {'method': 'ties', 'experts': 2, 'gigabytes_read': 3}
+  two = {**row, 'merge_seconds': 2.0, 'peak_mib': 500}
+  four = {**two, 'experts': 4, 'peak_mib': 1}
+  eight = {**two, 'experts': 8, 'gigabytes_read': 9, 'merge_seconds': 7.0}
+  assert scaling.growth([two, four, eight]) == {
+    'ties': {'gigabytes_read': 3.0, 'merge_seconds': 3.5, 'peak_mib': 1.0}
+  }
+
+
+class TestKernels:
+  def test_bytes_that_must_move(self, work):
+    """Of two experts and a base in bfloat16; magnitudes are of float32."""
+    elements = {item.elements for item in work.values()}
+    assert elements == {2**15}
+    assert {name: item.bytes / 2**15 for name, item in work.items()} == {
+      'average': 2 + 2 + 2,
+      'task_arithmetic': 2 + 2 + 2 + 2,
+      'ties tensor': 3 * (2 + 2 + 2) + 2,
+      'ties model': 3 * (2 + 2 + 2) + 2,
+      'dare': 2 + 2 + 2 + 2,
+      'dare_ties': 2 + 2 + 2 + 2,
+      'k-th magnitude': 4 + 4,
+      'masks': 2,
+    }
+
+  def test_row(self, work):
+    row = kernels.row('average', work['average'], 1e9, 1)
+    assert (row['bytes_per_element'], row['predicted_ns']) == (6, 6)
+    assert row['ratio'] == pytest.approx(row['measured_ns'] / 6)
+    assert row['measured_ns'] > 0
+
+  def test_the_copy_is_counted_in_both_directions(self, monkeypatch):
+    monkeypatch.setattr(kernels, 'seconds_of', lambda run, repeats: 0.5)
+    assert kernels.copy_bandwidth(1000, 3, 1) == 2 * 999 / 0.5
+
+  def test_threshold(self):
+    values = np.random.default_rng(0).standard_normal((2, 4096), np.float32)
+    merged = mk.merge(kernels.Threshold(0.25), [{'x': values}])['x']
+    expected = np.partition(np.abs(values), -2048, axis=None)[-2048]
+    assert np.unique(merged).tolist() == [expected]
+
+  def test_masks(self):
+    zeros = {'x': np.zeros((8, 4096), np.float32)}
+    merged = mk.merge(kernels.Masks(0.75), [zeros] * 3, key=5)['x']
+    bits = np.asarray(merged).astype(int)
+    for expert in range(3):
+      random = expert_bits(jax.random.key(5), 'x', (8, 4096), expert)
+      kept = random >= 0.75 * 65536
+      np.testing.assert_array_equal(bits >> expert & 1, kept)
+
+
+class TestReference:
+  """Worked by hand."""
+
+  BASE = np.ones(5)
+  DELTAS = np.array(
+    [[0.5, -0.25, 0.125, 0, 0.5], [-0.25, -0.5, 0.125, 0.0625, -0.5]]
+  )
+  EXPERTS = [1 + delta for delta in DELTAS]
+
+  def test_average(self):
+    found = reference.average(self.BASE, self.EXPERTS)
+    assert found.merged.tolist() == [1.125, 0.625, 1.125, 1.03125, 1]
+    assert not found.edge.any()
+
+  def test_task_arithmetic(self):
+    found = reference.task_arithmetic(self.BASE, self.EXPERTS, 0.5)
+    assert found.merged.tolist() == [1.125, 0.625, 1.125, 1.03125, 1]
+    assert found.terms.tolist() == [1.375, 1.375, 1.125, 1.03125, 1.5]
+
+  def test_ties(self):
+    """The cuts are 0.25; only the first four elements are looked at."""
+    experts = [expert[:4] for expert in self.EXPERTS]
+    found = reference.ties(self.BASE[:4], experts, 0.5)
+    assert found.merged.tolist() == [1.5, 0.625, 1, 1]
+    # An expert each has exactly the cut there.
+    assert found.edge.tolist() == [True, True, False, False]
+
+  def test_dare_ties(self):
+    """Doubled: (1, −½), (0, −1), (¼, ¼), nothing, and (1, −1), a tie."""
+    kept = np.array([[1, 0, 1, 1, 1], [1, 1, 1, 0, 1]], bool)
+    found = reference.dare_ties(self.BASE, self.EXPERTS, 0.5, list(kept))
+    assert found.merged.tolist() == [2, 0, 1.25, 1, 2]
+    assert found.edge.tolist() == [False, False, False, False, True]
+
+  def test_judge(self):
+    """Rightly rounded; rounded up where down is nearer; at an edge; a zero."""
+    merged = np.array([1 + 2**-10, 1 + 2**-9, 3, 0])
+    edge = np.array([False, False, True, False])
+    expected = reference.Expected(merged, np.abs(merged), edge)
+    output = np.array([1, 1 + 2**-7, 99, 0])
+    assert reference.judge(output, np.zeros(4), 2, expected) == {
+      'elements': 4,
+      'edge': 1,
+      'outside': 1,
+      'error': 2**-20 + (2**-7 - 2**-9) ** 2,
+      'rounding': 2**-20 + 2**-18,
+      'added': (1 + 2**-10) ** 2 + (1 + 2**-9) ** 2,
+    }
+
+
+def test_what_mergekit_is_told():
+  models = [pathlib.Path(name) for name in ('b', 'e', 'f')]
+  told = json.loads(mergekit.configuration('ties tensor', models))
+  assert told == {
+    'merge_method': 'ties',
+    'base_model': 'b',
+    'models': [{'model': name, 'parameters': {'weight': 1.0}} for name in 'ef'],
+    'parameters': {'density': 0.2, 'normalize': True},
+    'dtype': 'bfloat16',
+  }
+  told = json.loads(mergekit.configuration('average', models))
+  assert 'base_model' not in told
+  assert [m['parameters']['weight'] for m in told['models']] == [0.5, 0.5]

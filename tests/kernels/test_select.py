@@ -115,6 +115,16 @@ def test_histogram(name, size):
   assert got.dtype == np.int32
 
 
+@pytest.mark.filterwarnings('error')
+def test_histogram_of_layers_that_are_many_together():
+  """What counts is the size of a layer: 2**30 elements fit 32 bits."""
+  bins = jax.ShapeDtypeStruct((4, 2**30), np.int32)
+  counts = jax.eval_shape(
+    jax.vmap(functools.partial(select.histogram, size=300)), bins
+  )
+  assert (counts.shape, counts.dtype) == ((4, 300), np.int32)
+
+
 @pytest.mark.parametrize('name', HISTOGRAMS)
 def test_histogram_under_vmap(name):
   size = 300

@@ -2,9 +2,12 @@
 
   python -m experiments.scale_study --preset=smoke
 
-Trains a base and its experts, merges them, scores everything and writes the
-results to --output_dir. Exits with an error if an expert does not learn its
-task or a streamed merge is not, bit by bit, the merge in memory.
+Trains bases, experts and multitask models, merges the experts, scores
+everything and writes the results to --output_dir. The same command goes on
+where it was killed. A field of the preset is changed by --set=NAME=VALUE.
+
+The preset smoke exits with an error if an expert does not learn its task or a
+streamed merge is not, bit by bit, the merge in memory.
 """
 
 import dataclasses
@@ -12,24 +15,31 @@ import importlib
 import os
 from pathlib import Path
 import pkgutil
+from typing import Any
 
 from absl import app, flags, logging
 
-from experiments.scale_study import configs
-from experiments.scale_study.config import StudyConfig
+from experiments.scale_study import configs, scheduler, study_config
+from experiments.scale_study.config import StudyConfig as SmokeConfig
 
-_PRESET = flags.DEFINE_enum(
-  'preset',
-  'smoke',
-  [preset.name for preset in pkgutil.iter_modules(configs.__path__)],
-  'What to run: a module of configs/.',
+_PRESET = flags.DEFINE_string(
+  'preset', 'smoke', 'What to run: a module of configs/.'
 )
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir', None, 'Where the results go; default results/<preset>.'
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of everything random.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the preset smoke.')
 _SET = flags.DEFINE_multi_string(
-  'set', [], 'Overrides a number of the preset: --set=pretrain_steps=100.'
+  'set', [], 'Changes a field of the preset: --set=pretrain_steps=100.'
+)
+_PHASE = flags.DEFINE_multi_string(
+  'phase', [], 'Does only this phase, or these; default all.'
+)
+_PART = flags.DEFINE_string(
+  'part', None, 'Does only the bases SIZE/SEED, or the arm SIZE/BASE/SEED.'
+)
+_CELL = flags.DEFINE_string(
+  'cell', None, 'Makes one merge again, named as in its command.'
 )
 
 
@@ -40,17 +50,47 @@ def main(argv: list[str]) -> str | None:
   if not flags.FLAGS['verbosity'].present:
     # Orbax logs every file it touches; --verbosity=0 shows that and the stages.
     logging.set_verbosity(logging.WARNING)
-  config = _config()
+  try:
+    config = _config()
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
   if config.host_devices is not None:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     os.environ.setdefault(
       'XLA_FLAGS',
       f'--xla_force_host_platform_device_count={config.host_devices}',
     )
-  # Imported only now: JAX reads these variables when it is first imported.
+  output_dir = Path(_OUTPUT_DIR.value or f'results/{_PRESET.value}').resolve()
+  if isinstance(config, SmokeConfig):
+    return _smoke(config, output_dir)
+  try:
+    return _study(config, output_dir)
+  except (ValueError, scheduler.PartFailedError) as error:
+    if _PART.value or flags.FLAGS['verbosity'].present:
+      raise
+    return f'{error}'
+
+
+def _config() -> Any:
+  presets = [preset.name for preset in pkgutil.iter_modules(configs.__path__)]
+  if _PRESET.value not in presets:
+    raise ValueError(
+      f'There is no preset {_PRESET.value!r}.'
+      + study_config.nearest(_PRESET.value, presets)
+    )
+  preset = importlib.import_module(f'{configs.__name__}.{_PRESET.value}')
+  config = preset.CONFIG
+  if isinstance(config, SmokeConfig):
+    config = dataclasses.replace(config, seed=_SEED.value)
+  for setting in _SET.value:
+    config = study_config.override(config, setting)
+  return config
+
+
+def _smoke(config: SmokeConfig, output_dir: Path) -> str | None:
+  # Imported only now: JAX reads its variables when it is first imported.
   from experiments.scale_study import pipeline, report
 
-  output_dir = Path(_OUTPUT_DIR.value or f'results/{_PRESET.value}').resolve()
   results = pipeline.run(config, output_dir)
   report.write(results, output_dir)
   print(
@@ -59,18 +99,30 @@ def main(argv: list[str]) -> str | None:
   return '\n'.join(results.failures()) or None
 
 
-def _config() -> StudyConfig:
-  preset = importlib.import_module(f'{configs.__name__}.{_PRESET.value}')
-  config = dataclasses.replace(preset.CONFIG, seed=_SEED.value)
-  for override in _SET.value:
-    name, _, value = override.partition('=')
-    current = getattr(config, name, None)
-    if not isinstance(current, int | float):
-      raise app.UsageError(
-        f'--set={override} is not NAME=NUMBER for a field of the preset.'
+def _study(config: study_config.StudyConfig, output_dir: Path) -> None:
+  import jax
+
+  from experiments.scale_study import study
+
+  wanted = _PHASE.value or study.PHASES
+  for phase in wanted:
+    if phase not in study.PHASES:
+      raise ValueError(
+        f'--phase={phase}: there is no such phase.'
+        + study_config.nearest(phase, study.PHASES)
       )
-    config = dataclasses.replace(config, **{name: type(current)(value)})
-  return config
+  # Every arm of a size needs the same programs.
+  jax.config.update('jax_compilation_cache_dir', f'{output_dir}/compiled')
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+  given = [f'--preset={_PRESET.value}']
+  given += [f'--set={setting}' for setting in _SET.value]
+  running = study.Study(config, output_dir, given)
+  if _CELL.value:
+    print(running.reproduce(_CELL.value))
+  elif _PART.value:
+    running.run_part(_PART.value, wanted)
+  else:
+    print(running.run(wanted))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import orbax.checkpoint as ocp
 
+import mergekit_jax as mk
+
 
 def fsdp_mesh() -> Mesh:
   """Puts all devices on one axis."""
@@ -35,7 +37,12 @@ def save(path: Path, tree: Any) -> None:
 
 
 def restore(path: Path, like: Any) -> Any:
-  """Reads a checkpoint with the shapes, dtypes and shardings of `like`."""
+  """Reads a checkpoint with the shapes, dtypes and shardings of `like`.
+
+  A CheckpointManager's directory, as training leaves it, gives its newest step.
+  """
+  layout = mk.open_checkpoint(path).layout
+  item = layout.item if layout else ''
   target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
   with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(path, target)
+    return checkpointer.restore(path / item, target)

@@ -44,7 +44,7 @@ def accuracy(
   config: ModelConfig, params: Params, questions: Questions
 ) -> jax.Array:
   """Returns the fraction of questions answered correctly."""
-  logits = model.apply(config, params, questions.ids)
+  logits = model.logits(config, params, questions.ids)
   return jnp.mean(is_correct(logits, questions))
 
 

@@ -1,12 +1,13 @@
-"""A small decoder-only transformer whose layers are stacked in one leaf.
+"""A decoder-only transformer whose layers are stacked in one leaf.
 
-RMSNorm, rotary positions, a short causal convolution, attention, SwiGLU and
-tied embeddings. All layers live in one module with a leading layer axis, as a
-scanned MaxText checkpoint has them: every parameter under `layers/` is stacked
-on axis 0.
+RMSNorm, rotary positions, grouped-query attention and SwiGLU: one model from
+thirty thousand parameters to the shape of Llama and Qwen 2.5. All layers live
+in one module with a leading layer axis, as a scanned MaxText checkpoint has
+them: every parameter under `layers/` is stacked on axis 0, and what compiles
+does not grow with depth.
 
 The rest of the study handles parameters as a plain nested dict of arrays, the
-form that is stored and merged; `create` and `apply` convert at the edge.
+form that is stored and merged; `create` and `logits` convert at the edge.
 """
 
 import dataclasses
@@ -16,48 +17,84 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
+
+from experiments.scale_study import sharding
 
 Params = dict[str, Any]
 
-# Short texts need few wavelengths: the longest is about the length of a text.
-_ROTARY_BASE = 100.0
+# A loop over so few layers costs a CPU more than compiling each of them.
+_UNROLLED_LAYERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Shape of the transformer; `width` divides into `heads`."""
+  """Shape of the transformer.
+
+  Attributes:
+    vocabulary_size: number of token ids.
+    width: of the residual stream.
+    layers: number of layers.
+    heads: of the queries; a multiple of `kv_heads`.
+    kv_heads: of keys and values, each shared by `heads / kv_heads` queries.
+    head_size: features of a head, even.
+    hidden: width of the feed-forward layer.
+    rope_base: wavelength, in tokens over 2π, that the slowest rotation nears.
+    norm_epsilon: added to the mean square before its root is taken.
+    tied: whether the output projection is the embedding.
+    convolution: tokens that the causal convolution before attention sees; 0
+      for none.
+    qkv_bias: whether queries, keys and values have a bias, as in Qwen 2.5.
+    remat: whether a layer's activations are computed again in the backward
+      pass, so that memory holds those of one layer only.
+    dtype: of the computation; parameters keep the dtype they have.
+
+  Raises:
+    ValueError: if `heads` is no multiple of `kv_heads`, or `head_size` is odd.
+  """
 
   vocabulary_size: int
   width: int
   layers: int
   heads: int
+  kv_heads: int
+  head_size: int
+  hidden: int
+  rope_base: float
+  norm_epsilon: float = 1e-6
+  tied: bool = True
+  convolution: int = 0
+  qkv_bias: bool = False
+  remat: bool = False
+  dtype: DTypeLike = jnp.float32
 
-  @property
-  def hidden(self) -> int:
-    """Width of the feed-forward layer.
-
-    With 3/2 of `width` its input matrix has the shape of the one of attention,
-    and whatever compiles per shape, as merging does, compiles once for both.
-    """
-    return 3 * self.width // 2
+  def __post_init__(self):
+    if self.heads % self.kv_heads or self.head_size % 2:
+      raise ValueError(
+        f'heads={self.heads}, kv_heads={self.kv_heads}, '
+        f'head_size={self.head_size}: heads must be a multiple of kv_heads, '
+        'and head_size even, since rotary positions turn pairs of features.'
+      )
 
 
 def _scaled_normal(fan_in: int, depth: int = 1) -> nnx.Initializer:
   return nnx.initializers.normal(fan_in**-0.5 / depth)
 
 
-def rotate(x: jax.Array) -> jax.Array:
+def rotate(x: jax.Array, base: float) -> jax.Array:
   """Rotary position embedding (Su et al., 2021, arXiv 2104.09864).
+
+  Feature i turns together with feature i + features / 2, as Llama's do.
 
   Args:
     x: queries or keys, [batch, length, heads, features].
+    base: as `ModelConfig.rope_base`.
 
   Returns:
     `x` with each pair of features turned by an angle that grows with position.
   """
   length, features = x.shape[1], x.shape[-1]
-  rates = _ROTARY_BASE ** (-jnp.arange(0, features, 2) / features)
+  rates = base ** (-jnp.arange(0, features, 2) / features)
   angles = jnp.arange(length)[:, None, None] * rates  # [length, 1, features/2]
   first, second = jnp.split(x, 2, axis=-1)
   return jnp.concatenate(
@@ -66,51 +103,75 @@ def rotate(x: jax.Array) -> jax.Array:
       first * jnp.sin(angles) + second * jnp.cos(angles),
     ],
     axis=-1,
-  )
+  ).astype(x.dtype)
 
 
 class CausalConvolution(nnx.Module):
-  """Depthwise convolution over the current and the two previous tokens.
+  """Depthwise convolution over the current and the preceding tokens.
 
   Copying needs to know which token came before; with this a single attention
   layer can do it, and small models learn it in a tenth of the steps.
   """
 
-  taps = 3
-
-  def __init__(self, width: int, *, rngs: nnx.Rngs):
-    noise = 0.1 * jax.random.normal(rngs.params(), (self.taps, width))
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    shape = (config.convolution, config.width)
+    noise = 0.1 * jax.random.normal(rngs.params(), shape)
     self.kernel = nnx.Param(noise.at[0].add(1.0))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    length = x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (self.taps - 1, 0), (0, 0)))
+    kernel = self.kernel[...].astype(x.dtype)
+    taps, length = kernel.shape[0], x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (taps - 1, 0), (0, 0)))
     shifts = jnp.stack(
-      [padded[:, self.taps - 1 - tap :][:, :length] for tap in range(self.taps)]
+      [padded[:, taps - 1 - tap :][:, :length] for tap in range(taps)]
     )
-    return jnp.sum(shifts * self.kernel[...][:, None, None], axis=0)
+    return jnp.sum(shifts * kernel[:, None, None], axis=0)
 
 
 class Attention(nnx.Module):
-  """Causal multi-head self-attention with rotary positions."""
+  """Causal self-attention with rotary positions.
+
+  Queries share keys and values in groups (Ainslie et al., 2023, arXiv
+  2305.13245).
+  """
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-    width, self.heads = config.width, config.heads
-    linear = functools.partial(nnx.Linear, use_bias=False, rngs=rngs)
-    self.qkv = linear(width, 3 * width, kernel_init=_scaled_normal(width))
+    width, self.rope_base = config.width, config.rope_base
+    linear = functools.partial(nnx.Linear, dtype=config.dtype, rngs=rngs)
+
+    def heads(number: int) -> nnx.Linear:
+      return linear(
+        width,
+        number * config.head_size,
+        use_bias=config.qkv_bias,
+        kernel_init=_scaled_normal(width),
+      )
+
+    self.head_size = config.head_size
+    self.query = heads(config.heads)
+    self.key = heads(config.kv_heads)
+    self.value = heads(config.kv_heads)
+    mixed = config.heads * config.head_size
     self.out = linear(
-      width, width, kernel_init=_scaled_normal(width, config.layers)
+      mixed,
+      width,
+      use_bias=False,
+      kernel_init=_scaled_normal(mixed, config.layers),
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    heads = (*x.shape[:2], self.heads, -1)
     query, key, value = (
-      part.reshape(heads) for part in jnp.split(self.qkv(x), 3, axis=-1)
+      project(x).reshape(*x.shape[:2], -1, self.head_size)
+      for project in (self.query, self.key, self.value)
     )
     mixed = jax.nn.dot_product_attention(
-      rotate(query), rotate(key), value, is_causal=True
+      rotate(query, self.rope_base),
+      rotate(key, self.rope_base),
+      value,
+      is_causal=True,
     )
-    return self.out(mixed.reshape(x.shape))
+    mixed = mixed.reshape(*x.shape[:2], -1)
+    return self.out(sharding.constrain(mixed, sharding.FEATURES))
 
 
 class FeedForward(nnx.Module):
@@ -118,30 +179,37 @@ class FeedForward(nnx.Module):
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     width, hidden = config.width, config.hidden
-    linear = functools.partial(nnx.Linear, use_bias=False, rngs=rngs)
-    self.up = linear(width, 2 * hidden, kernel_init=_scaled_normal(width))
+    linear = functools.partial(
+      nnx.Linear, use_bias=False, dtype=config.dtype, rngs=rngs
+    )
+    self.gate = linear(width, hidden, kernel_init=_scaled_normal(width))
+    self.up = linear(width, hidden, kernel_init=_scaled_normal(width))
     self.down = linear(
       hidden, width, kernel_init=_scaled_normal(hidden, config.layers)
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    value, gate = jnp.split(self.up(x), 2, axis=-1)
-    return self.down(value * nnx.silu(gate))
+    hidden = nnx.silu(self.gate(x)) * self.up(x)
+    return self.down(sharding.constrain(hidden, sharding.FEATURES))
 
 
 class Block(nnx.Module):
   """One pre-norm layer: attention, then feed-forward, both residual."""
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-    # The matrices behind the norm can learn its scale.
-    self.norm = nnx.RMSNorm(config.width, use_scale=False, rngs=rngs)
-    self.convolution = CausalConvolution(config.width, rngs=rngs)
+    self.attention_norm = _norm(config, rngs)
+    if config.convolution:
+      self.convolution = CausalConvolution(config, rngs=rngs)
     self.attention = Attention(config, rngs=rngs)
+    self.feed_forward_norm = _norm(config, rngs)
     self.feed_forward = FeedForward(config, rngs=rngs)
+    self.convolves = config.convolution > 0
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = x + self.attention(self.convolution(self.norm(x)))
-    return x + self.feed_forward(self.norm(x))
+    normed = sharding.constrain(self.attention_norm(x), sharding.BATCH)
+    x += self.attention(self.convolution(normed) if self.convolves else normed)
+    normed = sharding.constrain(self.feed_forward_norm(x), sharding.BATCH)
+    return x + self.feed_forward(normed)
 
 
 class LanguageModel(nnx.Module):
@@ -153,23 +221,55 @@ class LanguageModel(nnx.Module):
     def stack_of_blocks(rngs: nnx.Rngs) -> Block:
       return Block(config, rngs=rngs)
 
-    self.embedding = nnx.Embed(
-      config.vocabulary_size,
-      config.width,
-      embedding_init=nnx.initializers.normal(0.05),
-      rngs=rngs,
-    )
+    def table(deviation: float) -> nnx.Embed:
+      return nnx.Embed(
+        config.vocabulary_size,
+        config.width,
+        embedding_init=nnx.initializers.normal(deviation),
+        dtype=config.dtype,
+        rngs=rngs,
+      )
+
+    self.config = config
+    self.embedding = table(0.05)
     self.layers = stack_of_blocks(rngs)
-    self.final_norm = nnx.RMSNorm(config.width, rngs=rngs)
+    self.final_norm = _norm(config, rngs)
+    if not config.tied:
+      self.head = table(config.width**-0.5)
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    # Few and small layers: a loop would cost a CPU more than it saves.
-    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry, unroll=True)
-    def through_layers(x: jax.Array, block: Block) -> jax.Array:
-      return block(x)
+    layers = self.config.layers
 
-    x = through_layers(self.embedding(tokens), self.layers)
-    return self.embedding.attend(self.final_norm(x))
+    def layer(x: jax.Array, block: Block) -> jax.Array:
+      return sharding.constrain(block(x), sharding.RESIDUAL)
+
+    # In a scan nothing can be shared with the forward pass by mistake.
+    step = nnx.remat(layer, prevent_cse=False) if self.config.remat else layer
+    through_layers = nnx.scan(
+      step,
+      in_axes=(nnx.Carry, 0),
+      out_axes=nnx.Carry,
+      unroll=layers if layers <= _UNROLLED_LAYERS else 1,
+    )
+    embedding = self._table(self.embedding)
+    x = sharding.constrain(embedding[tokens], sharding.BATCH)
+    x = sharding.constrain(x, sharding.RESIDUAL)
+    x = self.final_norm(through_layers(x, self.layers))
+    head = embedding if self.config.tied else self._table(self.head)
+    return sharding.constrain(
+      jnp.einsum('blw,vw->blv', x, head, preferred_element_type=jnp.float32),
+      sharding.FEATURES,
+    )
+
+  def _table(self, embedding: nnx.Embed) -> jax.Array:
+    table = embedding.embedding[...].astype(self.config.dtype)
+    return sharding.constrain(table, sharding.TABLE)
+
+
+def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+  return nnx.RMSNorm(
+    config.width, epsilon=config.norm_epsilon, dtype=config.dtype, rngs=rngs
+  )
 
 
 @functools.cache
@@ -187,7 +287,13 @@ def create(config: ModelConfig, key: jax.Array) -> Params:
   return nnx.to_pure_dict(nnx.state(model))
 
 
-def apply(config: ModelConfig, params: Params, tokens: ArrayLike) -> jax.Array:
+def abstract_params(config: ModelConfig) -> Params:
+  """What `create` would return, as shapes and dtypes without memory."""
+  return jax.eval_shape(functools.partial(create, config), jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def logits(config: ModelConfig, params: Params, tokens: ArrayLike) -> jax.Array:
   """Predicts the next token at every position.
 
   Args:

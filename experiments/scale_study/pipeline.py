@@ -8,7 +8,7 @@ import time
 from absl import logging
 import jax
 
-from experiments.scale_study import checkpoints, merges, model
+from experiments.scale_study import checkpoints, merges, model, shapes
 from experiments.scale_study.config import StudyConfig
 from experiments.scale_study.evaluate import evaluate
 from experiments.scale_study.results import Results
@@ -43,7 +43,7 @@ def run(config: StudyConfig, output_dir: Path) -> Results:
     The scores of base, experts and merges, all of them on every task.
   """
   watch = Stopwatch()
-  shape = model.ModelConfig(
+  shape = shapes.small(
     vocabulary_size=len(encoding.vocabulary()),
     width=config.width,
     layers=config.layers,
@@ -64,12 +64,14 @@ def run(config: StudyConfig, output_dir: Path) -> Results:
   }
 
   with watch('pretrain'):
-    state = pretrain(config, shape)
+    state = pretrain(config, shape, output_dir / 'training' / 'base')
   with watch('save'):
     checkpoints.save(base_path, checkpoints.shard(state, mesh))
   for task, path in expert_paths.items():
     with watch('fine-tune'):
-      expert = fine_tune(config, shape, state['params'], task)
+      expert = fine_tune(
+        config, shape, state['params'], task, output_dir / 'training' / task
+      )
     with watch('save'):
       checkpoints.save(path, checkpoints.shard(expert, mesh))
 
@@ -122,7 +124,9 @@ def run(config: StudyConfig, output_dir: Path) -> Results:
     )
 
 
-def pretrain(config: StudyConfig, shape: model.ModelConfig) -> TrainState:
+def pretrain(
+  config: StudyConfig, shape: model.ModelConfig, directory: Path
+) -> TrainState:
   """Trains the base on the corpus."""
   batches = encoding.pretraining_batches(
     steps=config.pretrain_steps,
@@ -132,7 +136,13 @@ def pretrain(config: StudyConfig, shape: model.ModelConfig) -> TrainState:
   )
   params = model.create(shape, jax.random.key(config.seed))
   state, _ = train(
-    shape, params, batches, peak_rate=config.pretrain_rate, label='pretrain'
+    shape,
+    params,
+    zip(*batches, strict=True),
+    steps=config.pretrain_steps,
+    peak_rate=config.pretrain_rate,
+    label='pretrain',
+    directory=directory,
   )
   return state
 
@@ -142,6 +152,7 @@ def fine_tune(
   shape: model.ModelConfig,
   base: model.Params,
   task: str,
+  directory: Path,
 ) -> TrainState:
   """Trains the expert of a task from the base."""
   batches = encoding.fine_tuning_batches(
@@ -152,6 +163,12 @@ def fine_tune(
     seed=config.seed,
   )
   state, _ = train(
-    shape, base, batches, peak_rate=config.expert_rate, label=task
+    shape,
+    base,
+    zip(*batches, strict=True),
+    steps=config.expert_steps,
+    peak_rate=config.expert_rate,
+    label=task,
+    directory=directory,
   )
   return state

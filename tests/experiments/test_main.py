@@ -12,4 +12,4 @@ def test_an_unknown_field_is_a_usage_error():
     check=False,
   )
   assert process.returncode != 0
-  assert '--set=widht=32 is not NAME=NUMBER' in process.stdout + process.stderr
+  assert 'Did you mean width?' in process.stdout + process.stderr

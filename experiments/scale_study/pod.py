@@ -1,0 +1,115 @@
+"""Compiles training and evaluation for a pod that is not there.
+
+  python -m experiments.scale_study.pod
+
+For models of 1B to 64B parameters on 512 simulated devices, without a single
+array, it prints how much memory a device needs. Experts and the multitask model
+are trained by the same program.
+"""
+
+from concurrent import futures
+import math
+from typing import Any
+
+from absl import app
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from experiments.scale_study import model, shapes, sharding, train
+from experiments.scale_study.model import ModelConfig
+from mergekit_jax.sharding import make_mesh
+
+MESH = {'data': 2, 'fsdp': 32, 'tensor': 8}
+BATCH = 256
+LENGTH = 2048
+
+# What is asked is how XLA divides the program and what it keeps in memory; how
+# well it writes machine code for this CPU is not.
+_COMPILER_OPTIONS = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+  'xla_cpu_use_fusion_emitters': False,
+}
+
+
+def training(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
+  """Compiles steps of training on `BATCH` texts of `LENGTH` tokens."""
+  steps = 2
+  shape = (steps, BATCH, LENGTH)
+  place = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH))
+  batch: Any = [
+    jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    for dtype in (jnp.int32, jnp.float32)
+  ]
+  state = jax.eval_shape(train.initial_state, model.abstract_params(config))
+  with jax.set_mesh(mesh):
+    lowered = train.train_chunk.lower(
+      config,
+      _placed(state, mesh),
+      np.zeros(steps, np.float32),
+      train.Batch(*batch),
+    )
+  return lowered.compile(_COMPILER_OPTIONS)
+
+
+def evaluation(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
+  """Compiles the forward pass over as many texts."""
+  place = NamedSharding(mesh, sharding.BATCH)
+  with jax.set_mesh(mesh):
+    lowered = model.logits.lower(
+      config,
+      _placed(model.abstract_params(config), mesh),
+      jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32, sharding=place),
+    )
+  return lowered.compile(_COMPILER_OPTIONS)
+
+
+def device_bytes(compiled: jax.stages.Compiled) -> int:
+  """Memory that a program needs on each device."""
+  memory: Any = compiled.memory_analysis()
+  return (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+
+
+def _placed(tree: Any, mesh: Mesh) -> Any:
+  return jax.tree.map(
+    lambda spec, place: jax.ShapeDtypeStruct(
+      spec.shape, spec.dtype, sharding=place
+    ),
+    tree,
+    sharding.shardings(tree, mesh),
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Prints a line for every size."""
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', math.prod(MESH.values()))
+  mesh = make_mesh(MESH)
+  axes = ', '.join(f'{name}={size}' for name, size in MESH.items())
+  print(f'{BATCH} texts of {LENGTH} tokens on {axes}; GB on each device:')
+  print('size  training  evaluation')
+
+  def line(name: str) -> str:
+    config = shapes.SIZES[name]
+    needed = (
+      device_bytes(phase(config, mesh)) / 1e9
+      for phase in (training, evaluation)
+    )
+    return '{:>4}  {:8.2f}  {:10.2f}'.format(name, *needed)
+
+  with futures.ThreadPoolExecutor(2) as pool:
+    for text in pool.map(line, shapes.SIZES):
+      print(text, flush=True)
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,28 @@
+"""The large models, compiled for a pod of 512 devices that are simulated."""
+
+import os
+import subprocess
+import sys
+
+
+def test_training_and_evaluation_fit_the_devices_of_a_pod():
+  process = subprocess.run(
+    [sys.executable, '-m', 'experiments.scale_study.pod'],
+    env=os.environ | {'XLA_FLAGS': ''},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr[-3000:]
+  _, _, *rows = process.stdout.splitlines()
+  needed = {}
+  for name, *gigabytes in map(str.split, rows):
+    needed[name] = [float(number) for number in gigabytes]
+  assert list(needed) == ['1b', '8b', '24b', '64b']
+  for name, (training, evaluation) in needed.items():
+    # Parameters and two statistics in float32, divided among 8 · 32 devices.
+    parameters = 4 * int(name.removesuffix('b')) / 256
+    assert 3 * 0.98 * parameters < training < 16
+    assert 0.98 * parameters < evaluation < 16
+  # The partitioner says this where it has to gather a whole array.
+  assert 'full rematerialization' not in process.stderr

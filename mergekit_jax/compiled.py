@@ -39,7 +39,7 @@ class Kernel:
   Attributes:
     path: a leaf that it merges.
     box: the box.
-    step: 'round 1', ..., 'merge' or 'measure'.
+    step: 'round 1', ..., 'merge', 'unpack' or 'measure'.
     device_bytes: what it needs on a device: arguments, results and temporary
       arrays.
     collectives: how many operations of each kind move data between devices.
@@ -164,7 +164,8 @@ def steps(
   lowered = packed.pack.lower(rule, block, answers)
   yield 'merge', lowered
   together = jax.tree.map(spread, _specs(lowered))
-  lowered = packed.unpack.lower(together, tensor.dtype)
+  with jax.enable_x64(True):  # a shape of 64-bit type would be narrowed
+    lowered = packed.unpack.lower(together, tensor.dtype)
   yield 'unpack', lowered
   merged, flags = jax.tree.map(spread, _specs(lowered))
   yield 'measure', measure_on.lower(placed, block, merged, flags)

@@ -15,6 +15,7 @@ from mergekit_jax import (
   drive,
   forecast,
   job,
+  packed,
   planner,
   sharding,
   stream,
@@ -139,20 +140,27 @@ class Median:
 
 class TestCompiled:
   def test_memory(self):
-    """A device holds its parts of three models, their sum and two flags."""
+    """A device holds its parts of three models, their sum and two flags.
+
+    Sum and flags are first one word of 8 bytes, then 4 bytes and 1.
+    """
     plan = plan_of(mk.task_arithmetic(), {'a': (1024, 512)}, {'fsdp': 8})
-    merge, measure = compiled.compile_kernels(plan, has_base=True)
-    held = (4 * 4 + 2) * 1024 * 512 // 8
-    assert 0 <= merge.device_bytes - held < 1000  # scale and tuples
+    merge, unpack, measure = compiled.compile_kernels(plan, has_base=True)
+    part = 1024 * 512 // 8
+    # Besides: the scale, tuples.
+    assert 0 <= merge.device_bytes - (3 * 4 + 8) * part < 1000
+    assert 0 <= unpack.device_bytes - (8 + 4 + 1) * part < 1000
     # Nothing is stored but sums of 128 rows: of 2 norms, and 4 that are added.
+    held = (3 * 4 + 4 + 1) * part
     assert 0 <= measure.device_bytes - held < 128 * 6 * 8 + 1000
-    assert (merge.step, measure.step) == ('merge', 'measure')
-    assert merge.collectives == {}
+    steps = [kernel.step for kernel in (merge, unpack, measure)]
+    assert steps == ['merge', 'unpack', 'measure']
+    assert merge.collectives == unpack.collectives == {}
     assert measure.collectives == {'all-reduce': 1}
 
   def test_an_all_gather_is_counted(self):
     plan = plan_of(Median(), {'a': (1024, 512)}, {'fsdp': 8})
-    merge, _ = compiled.compile_kernels(plan, has_base=True)
+    merge, *_ = compiled.compile_kernels(plan, has_base=True)
     assert merge.collectives['all-gather'] > 0
     assert ' 0 all-gather' not in forecast.describe(plan, kernels=[merge])
 
@@ -203,7 +211,7 @@ class TestCompiled:
     (box,) = tensor.boxes
     programs = compiled.steps(mk.ties(), 2, tensor, box, plan.mesh, True)
     expected = {lowered.as_text() for _, lowered in programs}
-    assert len(expected) == 4
+    assert len(expected) == 5
     ran = set()
 
     def spy(function):
@@ -219,6 +227,8 @@ class TestCompiled:
       types.SimpleNamespace(**vars(drive) | {'advance': spy(drive.advance)}),
     )
     monkeypatch.setattr(measuring, 'measure_on', spy(measuring.measure_on))
+    monkeypatch.setattr(packed, 'pack', spy(packed.pack))
+    monkeypatch.setattr(packed, 'unpack', spy(packed.unpack))
     mk.merge_checkpoints(
       mk.ties(), experts=experts, base=base, output=tmp_path / 'out'
     )
@@ -245,7 +255,8 @@ def test_measure_gathers_nothing(axes, spec):
   block = drive.Block(
     base, [first, second], None, (0, 0), (16, 64), (), FLOAT32
   )
-  flags = {'density': jax.device_put(kept, placed)}
+  bits = jax.device_put(kept.astype('uint8'), placed)
+  flags = packed.Flags([bits], jax.tree.structure({'density': 0}))
   measured = measuring.measure(block, merged, flags)
   wide = arrays.astype('float64')
   # Float32 squares: each is rounded by at most 2**-24 of itself, its task

@@ -1,0 +1,36 @@
+"""All of the study on two cores of a CPU, with two sizes and one seed.
+
+python -m experiments.scale_study --preset=cpu
+"""
+
+from experiments.scale_study.study_config import (
+  MethodGrid,
+  Scratch,
+  StudyConfig,
+)
+
+CONFIG = StudyConfig(
+  sizes={
+    's': Scratch(width=64, layers=2, heads=4),
+    'm': Scratch(width=96, layers=2, heads=4),
+  },
+  pretrain_steps=3000,
+  instruction_steps=600,
+  expert_steps=300,
+  expert_rates=(1e-3,),
+  multitask_steps=600,
+  direct_steps=200,
+  validation_examples=32,
+  test_examples=64,
+  methods={
+    'average': MethodGrid(),
+    'task_arithmetic': MethodGrid({'scale': 0.35}, (0.35, 0.6, 1.0)),
+    'ties': MethodGrid({'density': 0.2, 'scale': 1.0}, (1.0, 1.8, 3.0)),
+    'dare_ties': MethodGrid({'drop_rate': 0.5, 'scale': 0.6}, (0.6, 1.2, 2.0)),
+  },
+  sweeps={
+    'task_arithmetic': {'scale': (0.1, 0.2, 0.35, 0.6, 1.0)},
+    'ties': {'density': (0.05, 0.2, 0.6)},
+  },
+  processes=2,
+)

@@ -1,0 +1,43 @@
+"""The study at four sizes and three seeds, for hours on two cores.
+
+  python -m experiments.scale_study --preset=full
+
+It goes on where it was killed, and one seed of it is `--set=seeds=0`.
+"""
+
+from experiments.scale_study.study_config import (
+  MethodGrid,
+  Scratch,
+  StudyConfig,
+)
+
+CONFIG = StudyConfig(
+  sizes={
+    's': Scratch(width=64, layers=2, heads=4),
+    'm': Scratch(width=96, layers=3, heads=4),
+    'l': Scratch(width=144, layers=4, heads=4),
+    'xl': Scratch(width=208, layers=4, heads=8),
+  },
+  seeds=(0, 1, 2),
+  # The first that learns a task is not the first that keeps the others.
+  expert_rates=(5e-4, 1e-3),
+  methods={
+    'average': MethodGrid(),
+    'task_arithmetic': MethodGrid({'scale': 0.35}, (0.2, 0.35, 0.5, 0.7, 1.0)),
+    'ties': MethodGrid(
+      {'density': 0.2, 'scale': 1.0}, (0.5, 1.0, 1.5, 2.0, 3.0)
+    ),
+    'dare_ties': MethodGrid(
+      {'drop_rate': 0.5, 'scale': 0.6}, (0.35, 0.6, 1.0, 1.4)
+    ),
+  },
+  sweeps={
+    'task_arithmetic': {'scale': (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)},
+    'ties': {
+      'scale': (0.5, 1.0, 1.5, 2.0, 3.0),
+      'density': (0.05, 0.1, 0.2, 0.4, 0.8),
+    },
+    'dare_ties': {'drop_rate': (0.1, 0.3, 0.5, 0.7, 0.9)},
+  },
+  processes=2,
+)

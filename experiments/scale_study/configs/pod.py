@@ -1,0 +1,52 @@
+"""Models that there are already, on a mesh; a template to be copied.
+
+Write the paths of your models and of a folder of tasks (see `tasks/p3.py`) into
+a copy of this file, and run its phases one after another, each as often as it
+is killed:
+
+  for phase in bases experts multitask evaluate merge report; do
+    python -m experiments.scale_study --preset=pod --output_dir=DIR \
+      --phase=$phase
+  done
+
+`bases` copies the models into Orbax checkpoints of one layout. Several hosts
+run the same command and need DIR on a file system that they share. Nothing of
+this size was ever run: `experiments/scale_study/pod.py` compiles it, and a test
+runs the preset on models of a few thousand parameters.
+"""
+
+from experiments.scale_study.study_config import (
+  MethodGrid,
+  Stored,
+  StudyConfig,
+)
+
+CONFIG = StudyConfig(
+  tasks='data/p3',
+  tokenizer='models/8b/tokenizer.json',
+  sizes={
+    '8b': Stored(
+      pretrained='models/8b', instruction_tuned='models/8b-instruct'
+    ),
+  },
+  length=1024,
+  batch=64,
+  # Yadav et al. (2024, arXiv 2410.03617).
+  expert_steps=2000,
+  expert_rates=(3e-5,),
+  multitask_steps=2000,
+  multitask_rate=3e-5,
+  direct_steps=0,
+  validation_examples=128,
+  test_examples=512,
+  text_metric='rouge_l',
+  methods={
+    'average': MethodGrid(),
+    'task_arithmetic': MethodGrid({'scale': 0.35}, (0.2, 0.35, 0.5)),
+    'ties': MethodGrid({'density': 0.2, 'scale': 1.0}, (0.5, 1.0, 1.5)),
+    'dare_ties': MethodGrid({'drop_rate': 0.5, 'scale': 0.6}, (0.35, 0.6, 1.0)),
+  },
+  sweeps={},
+  mesh={'data': 1, 'fsdp': 32, 'tensor': 8},
+  memory_budget='16GiB',
+)

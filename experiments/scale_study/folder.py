@@ -1,0 +1,121 @@
+"""Where a study keeps what, and files that are there whole or not at all."""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+
+from experiments.scale_study import study_config
+from experiments.scale_study.study_config import StudyConfig
+
+
+class Arm(NamedTuple):
+  """One set of experts: a size, a base and a seed."""
+
+  size: str
+  base: str
+  seed: int
+
+  @property
+  def name(self) -> str:
+    """Of its folders."""
+    return f'{self.size}/{self.base}/{self.seed}'
+
+
+class Folder:
+  """The results of a study.
+
+  models/, scores/ and cells/ hold what each arm left, in a folder of its name;
+  cells.jsonl, gates.json and the report are made of them in the end.
+  """
+
+  def __init__(self, root: Path, config: StudyConfig):
+    """Opens or begins a folder.
+
+    Raises:
+      ValueError: if it was begun with another preset.
+    """
+    self.root = root.absolute()
+    record = root / 'config.json'
+    if record.exists():
+      problems = study_config.differences(config, read_json(record))
+      if problems:
+        raise ValueError(
+          f'{root} holds results of another configuration: '
+          f'{"; ".join(problems)}. Give another --output_dir, or remove it.'
+        )
+    else:
+      write_json(record, study_config.as_json(config))
+
+  def model(self, arm: Arm, name: str) -> Path:
+    """Checkpoint of a model of an arm."""
+    return self.root / 'models' / arm.name / name
+
+  def score(self, arm: Arm, name: str) -> Path:
+    """What a model of an arm scored."""
+    return self.root / 'scores' / arm.name / f'{name}.json'
+
+  def cells(self, arm: Arm, subset: str) -> Path:
+    """The merges of a subset of experts."""
+    return self.root / 'cells' / arm.name / f'{subset}.jsonl'
+
+  @contextlib.contextmanager
+  def lock(self, part: str) -> Iterator[None]:
+    """Waits until no other run works on a part of the study."""
+    if jax.process_index() > 0:
+      yield
+      return
+    path = self.root / 'logs' / f'{part.replace("/", "-")}.lock'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w') as file:
+      fcntl.flock(file, fcntl.LOCK_EX)
+      yield
+
+  @contextlib.contextmanager
+  def timed(self, part: str, phase: str) -> Iterator[None]:
+    """Notes the seconds that a phase took, of CPU and on the wall."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    yield
+    line = {
+      'part': part,
+      'phase': phase,
+      'cpu': round(time.process_time() - cpu, 1),
+      'wall': round(time.perf_counter() - wall, 1),
+    }
+    with (self.root / 'seconds.jsonl').open('a') as file:
+      file.write(json.dumps(line) + '\n')
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file at once, on the first host: it is there whole or not at all.
+
+  Other hosts go on when it is there.
+  """
+  if jax.process_index() == 0:
+    _replace(path, text)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(str(path))
+
+
+def _replace(path: Path, text: str) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'{path.name}.{os.getpid()}')
+  part.write_text(text, encoding='utf-8')
+  part.replace(path)
+
+
+def write_json(path: Path, record: Any) -> None:
+  """Writes a JSON file at once."""
+  write_text(path, json.dumps(record, indent=1) + '\n')
+
+
+def read_json(path: Path) -> Any:
+  """Reads a JSON file."""
+  return json.loads(path.read_text(encoding='utf-8'))

@@ -1,0 +1,107 @@
+"""What has to hold before a merge can say anything about a category."""
+
+from collections.abc import Iterator
+import dataclasses
+import statistics
+from typing import Any
+
+from experiments.scale_study.analysis.cells import ALL, Gate
+from experiments.scale_study.folder import Arm
+from experiments.scale_study.phases import (
+  INSTRUCTION_TUNED,
+  PRETRAINED,
+  Scored,
+  Size,
+  values,
+)
+
+LEARNABLE = 0.3  # direct training over chance
+GAIN = 0.2  # an expert over its base
+TRANSFER = 0.1  # the multitask model over chance, on held-out categories
+
+
+def check(size: Size, seed: int) -> Iterator[Gate]:
+  """Checks the arms of a size and a seed, all of which were scored."""
+  scored = {
+    base: Scored(size, Arm(size.name, base, seed)) for base in size.config.bases
+  }
+  chance = {
+    category: _category(size.examination.chance(), category)
+    for category in size.source.categories
+  }
+
+  def gate(base: str, category: str, score: float, text: str, passed: bool):
+    held_in = category in size.source.held_in
+    return Gate(
+      size=size.name,
+      base=base,  # type: ignore[arg-type]
+      category=category,
+      split='held-in' if held_in else 'held-out',
+      score=score,
+      chance=chance[category],
+      passed=passed,
+      gate=text,
+      seed=seed,
+    )
+
+  for base, models in scored.items():
+    for category, record in models.experts.items():
+      expert, unmerged = _mean(record, category), _mean(models.base, category)
+      text = f'direct training beats chance by {LEARNABLE}'
+      passed = expert - chance[category] >= LEARNABLE
+      yield gate(base, category, expert, text, passed)
+      text = f'the expert beats its base ({unmerged:.2f}) by {GAIN}'
+      yield gate(base, category, expert, text, expert - unmerged >= GAIN)
+    for category in size.source.held_out:
+      if category in models.direct:
+        score = _mean(models.direct[category], category)
+        text = f'direct training beats chance by {LEARNABLE}'
+        passed = score - chance[category] >= LEARNABLE
+        yield gate(base, category, score, text, passed)
+      score = _mean(models.multitask, category)
+      text = f'the multitask model beats chance by {TRANSFER}'
+      passed = score - chance[category] >= TRANSFER
+      yield gate(base, category, score, text, passed)
+  if {PRETRAINED, INSTRUCTION_TUNED} <= scored.keys():
+    yield from _better_base(size, seed, scored)
+
+
+def _better_base(size: Size, seed: int, scored: Any) -> Iterator[Gate]:
+  for split, categories in (
+    ('held-in', size.source.held_in),
+    ('held-out', size.source.held_out),
+  ):
+    before, after = (
+      statistics.fmean(_mean(scored[base].base, name) for name in categories)
+      for base in (PRETRAINED, INSTRUCTION_TUNED)
+    )
+    yield Gate(
+      size=size.name,
+      base=INSTRUCTION_TUNED,
+      category=ALL,
+      split=split,  # type: ignore[arg-type]
+      score=after,
+      chance=None,
+      passed=after > before,
+      gate=f'the instruction-tuned base beats the pretrained ({before:.2f})',
+      seed=seed,
+    )
+
+
+def as_json(gate: Gate) -> dict[str, Any]:
+  """Returns an entry of gates.json."""
+  entry = dataclasses.asdict(gate)
+  entry['pass'] = entry.pop('passed')
+  return entry
+
+
+def _mean(record: Any, category: str) -> float:
+  return _category(values(record, 'test'), category)
+
+
+def _category(scores: dict[str, float], category: str) -> float:
+  return statistics.fmean(
+    score
+    for task, score in scores.items()
+    if task.partition('/')[0] == category
+  )

@@ -1,0 +1,288 @@
+"""The merges: all methods and hyperparameters of a subset from one read."""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+import json
+import statistics
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.scale_study import sharding, subsets
+from experiments.scale_study.analysis import cells
+from experiments.scale_study.analysis.cells import Cell
+from experiments.scale_study.folder import Arm, write_text
+from experiments.scale_study.merges import STACKED_AXES
+from experiments.scale_study.model import Params
+from experiments.scale_study.phases import Scored, Size, values
+from experiments.scale_study.scoring import Score
+from experiments.scale_study.stored import ROOT
+from experiments.scale_study.study_config import StudyConfig
+from experiments.scale_study.subsets import Subset
+import mergekit_jax as mk
+
+_SCALE = 'scale'
+# Behind the name of a task in the scores of a cell.
+ROUGE_L = ' (ROUGE-L)'
+
+
+class Merge(NamedTuple):
+  """A method and its hyperparameters, as JSON so that it can be a key."""
+
+  method: str
+  hyperparameters: str
+
+  @classmethod
+  def of(cls, method: str, hyperparameters: Mapping[str, float]) -> 'Merge':
+    """Makes a key."""
+    return cls(method, json.dumps(dict(hyperparameters), sort_keys=True))
+
+  @property
+  def values(self) -> dict[str, float]:
+    """Hyperparameters by name."""
+    return json.loads(self.hyperparameters)
+
+  def rule(self) -> Any:
+    """Returns the merge rule."""
+    return getattr(mk, self.method)(**self.values)
+
+
+class Result(NamedTuple):
+  """A merge of an arm and how it does.
+
+  ROUGE-L is known of the merges of all experts, chosen on validation data.
+  """
+
+  merge: Merge
+  setting: str
+  split: str
+  scores: dict[str, Score]
+  drift: float
+  rouge_l: Mapping[str, float]
+
+
+def subsets_of(size: Size, seed: int) -> Iterator[Subset]:
+  """Yields the subsets that are merged, the same for all sizes and bases."""
+  categories = tuple(size.source.held_in)
+  for n in size.config.merged:
+    if n <= len(categories):
+      yield from subsets.balanced(categories, n, size.config.subsets, seed)
+
+
+def candidates(config: StudyConfig) -> dict[str, list[Merge]]:
+  """Returns, by method, what is chosen from on validation data."""
+  return {
+    method: [
+      Merge.of(method, {**grid.fixed, _SCALE: scale}) for scale in grid.scales
+    ]
+    or [Merge.of(method, grid.fixed)]
+    for method, grid in config.methods.items()
+  }
+
+
+def fixed(config: StudyConfig) -> dict[str, Merge]:
+  """Returns, by method, what is used for all merges alike."""
+  return {
+    method: Merge.of(method, grid.fixed)
+    for method, grid in config.methods.items()
+  }
+
+
+def swept(config: StudyConfig) -> list[Merge]:
+  """Returns the points of the sweeps."""
+  points = [
+    Merge.of(method, {**config.methods[method].fixed, name: value})
+    for method, parameters in config.sweeps.items()
+    for name, values in parameters.items()
+    for value in values
+  ]
+  return list(dict.fromkeys(points))
+
+
+def run(size: Size, arm: Arm, flags: str) -> None:
+  """Merges and scores every subset of an arm that is not done yet."""
+  for subset in subsets_of(size, arm.seed):
+    path = size.folder.cells(arm, subset.name)
+    if not path.exists():
+      made = subset_cells(size, arm, subset, flags)
+      lines = (json.dumps(dataclasses.asdict(cell)) + '\n' for cell in made)
+      write_text(path, ''.join(lines))
+
+
+def subset_cells(
+  size: Size, arm: Arm, subset: Subset, flags: str
+) -> list[Cell]:
+  """Merges a subset by every method and returns its cells.
+
+  Args:
+    size: of the models.
+    arm: whose experts are merged.
+    subset: of them.
+    flags: of the command that would do it again.
+  """
+  scored = Scored(size, arm)
+  results = _results(size, arm, subset, scored)
+  return [_cell(size, arm, subset, scored, result, flags) for result in results]
+
+
+def name_of(cell: Cell) -> str:
+  """Names a cell for `--cell`."""
+  names = [
+    cell.size,
+    cell.base,
+    str(cell.seed),
+    f'{cell.n}.{cell.subset_number}',
+    cell.method,
+    cell.setting,
+  ]
+  if cell.setting == 'sweep':
+    point = sorted(cell.hyperparameters.items())
+    names += [cell.split, ','.join(f'{name}={x:g}' for name, x in point)]
+  return '/'.join(names)
+
+
+def _results(
+  size: Size, arm: Arm, subset: Subset, scored: Scored
+) -> list[Result]:
+  """Merges once, and scores what is needed of each merge."""
+  config, exam = size.config, size.examination
+  choices, settled = candidates(config), fixed(config)
+  everything = len(subset.categories) == len(size.source.held_in)
+  points = swept(config) if everything else []
+  merges = list(
+    dict.fromkeys([*sum(choices.values(), []), *settled.values(), *points])
+  )
+  base = size.load(size.base(arm))
+  places = jax.tree.map(lambda leaf: leaf.sharding, base)
+  own = scored.expert_values('validation')
+  validated: dict[Merge, dict[str, Score]] = {}
+  tested: dict[Merge, dict[str, Score]] = {}
+  drifts: dict[Merge, float] = {}
+  written: dict[str, dict[str, float]] = {}
+  best: dict[str, tuple[float, Merge, Params]] = {}
+  names = iter(merges)
+
+  def evaluate(checkpoint: Any) -> None:
+    merge = next(names)
+    params = jax.device_put(checkpoint[ROOT], places)
+    drifts[merge] = float(_drift(params, base))
+    options = choices[merge.method]
+    if len(options) > 1 and merge in options or merge in points:
+      validated[merge] = exam.scores(params, 'validation', subset.categories)
+    if merge in settled.values() or merge in points:
+      tested[merge] = exam.scores(params, 'test')
+    if merge in options:
+      kept = _kept(validated[merge], own) if merge in validated else 0.0
+      if merge.method not in best or kept > best[merge.method][0]:
+        best[merge.method] = kept, merge, params
+
+  with size.on_mesh():
+    mk.sweep(
+      {' '.join(merge): merge.rule() for merge in merges},
+      [
+        size.folder.root / scored.experts[category]['checkpoint']
+        for category in subset.categories
+      ],
+      size.base(arm),
+      evaluate,
+      seed=arm.seed,
+      stacked_axes=STACKED_AXES,
+      mesh=size.mesh,
+      memory_budget=config.memory_budget,
+      partition_rules=sharding.PARTITION_RULES if size.mesh else None,
+    )
+    for method, (_, merge, params) in best.items():
+      if merge not in tested:
+        tested[merge] = exam.scores(params, 'test')
+      if everything:
+        written[method] = exam.written(params)
+  chosen = {method: merge for method, (_, merge, _) in best.items()}
+  none: dict[str, float] = {}
+  return [
+    *(
+      Result(
+        *(merge, 'validated', 'test', tested[merge], drifts[merge]),
+        rouge_l=written.get(merge.method, none),
+      )
+      for merge in chosen.values()
+    ),
+    *(
+      Result(merge, 'fixed', 'test', tested[merge], drifts[merge], none)
+      for merge in settled.values()
+    ),
+    *(
+      Result(merge, 'sweep', split, scores[merge], drifts[merge], none)
+      for split, scores in (('validation', validated), ('test', tested))
+      for merge in points
+    ),
+  ]
+
+
+def _kept(scores: Mapping[str, Score], own: Mapping[str, float]) -> float:
+  """Mean over tasks of merge ÷ expert; an expert that fails counts little."""
+  return statistics.fmean(
+    score.value / max(own[task], 0.05) for task, score in scores.items()
+  )
+
+
+@jax.jit
+def _drift(params: Params, base: Params) -> jax.Array:
+  def norm(tree: Params) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+  return norm(jax.tree.map(jnp.subtract, params, base)) / norm(base)
+
+
+def _cell(
+  size: Size,
+  arm: Arm,
+  subset: Subset,
+  scored: Scored,
+  result: Result,
+  flags: str,
+) -> Cell:
+  tasks = list(result.scores)
+  of_subset = [
+    task for task in tasks if cells.category(task) in subset.categories
+  ]
+  held_in = [
+    task for task in tasks if cells.category(task) in size.source.held_in
+  ]
+  made = functools.partial(
+    Cell,
+    size=size.name,
+    parameters=size.parameters,
+    base=arm.base,  # type: ignore[arg-type]
+    method=result.merge.method,  # type: ignore[arg-type]
+    n=len(subset.categories),
+    subset=subset.categories,
+    subset_number=subset.number,
+    seed=arm.seed,
+    setting=result.setting,  # type: ignore[arg-type]
+    hyperparameters=result.merge.values,
+    checkpoints={
+      'base': scored.base['fingerprint'],
+      'experts': {
+        category: scored.experts[category]['fingerprint']
+        for category in subset.categories
+      },
+    },
+    drift=result.drift,
+    loss=statistics.fmean(result.scores[task].loss for task in of_subset),
+    scores={
+      **{task: score.value for task, score in result.scores.items()},
+      **{task + ROUGE_L: value for task, value in result.rouge_l.items()},
+    },
+    expert=scored.expert_values(result.split),
+    base_scores=values(scored.base, result.split),
+    multitask=values(scored.multitask, result.split),
+    held_in=tuple(held_in),
+    held_out=tuple(task for task in tasks if task not in held_in),
+    split=result.split,  # type: ignore[arg-type]
+  )
+  command = f'python -m experiments.scale_study {flags} --cell='
+  cell = made(command=command + name_of(made(command=command)))
+  cells.validate(cell)
+  return cell

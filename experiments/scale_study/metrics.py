@@ -1,0 +1,61 @@
+"""How answers are scored: by rank, word for word, or by common words."""
+
+from collections.abc import Sequence
+import re
+
+import numpy as np
+
+from experiments.scale_study.tasks.batches import Questions
+
+_WORD = re.compile(r'\w+')
+
+
+def is_right(
+  questions: Questions, likelihoods: np.ndarray, greedy: np.ndarray
+) -> np.ndarray:
+  """Decides which examples are answered correctly.
+
+  Rank classification (Sanh et al., 2022, arXiv 2110.08207) takes the candidate
+  that the model finds most likely, the first of equals. Free text is right if
+  greedy decoding would write exactly the answer: it departs from the answer at
+  its first wrong token, so one forward pass over both decides.
+
+  Args:
+    questions: what was asked.
+    likelihoods: log-likelihood of each candidate, [candidates].
+    greedy: whether all of its tokens are the likeliest, bool [candidates].
+
+  Returns:
+    bool [examples].
+  """
+  examples = np.arange(len(questions.dataset))
+  order = np.lexsort((-likelihoods, questions.example))
+  best = order[np.searchsorted(questions.example, examples)]
+  is_text = np.bincount(questions.example, minlength=len(examples)) == 1
+  return np.where(is_text, greedy[best], questions.right[best])
+
+
+def rouge_l(written: str, reference: str) -> float:
+  """F-measure of the longest common subsequence of words.
+
+  ROUGE-L (Lin, 2004, "ROUGE: A Package for Automatic Evaluation of Summaries")
+  with equal weight of precision and recall, without case, punctuation or
+  stemming.
+
+  Returns:
+    From 0, no word in common, to 1, the same words in the same order.
+  """
+  ours, theirs = (_WORD.findall(t.lower()) for t in (written, reference))
+  common = _common_subsequence(ours, theirs)
+  return 2 * common / (len(ours) + len(theirs)) if common else 0.0
+
+
+def _common_subsequence(one: Sequence[str], two: Sequence[str]) -> int:
+  lengths = [0] * (len(two) + 1)
+  for word in one:
+    row = [0]
+    for index, other in enumerate(two):
+      same = lengths[index] + 1
+      row.append(same if word == other else max(row[-1], lengths[index + 1]))
+    lengths = row
+  return lengths[-1]

@@ -1,0 +1,314 @@
+"""Training and scoring of the models of a study, before anything is merged.
+
+Every model is the checkpoint that its training leaves. A phase that is started
+again skips what is finished and goes on where it was killed.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+import statistics
+from typing import Any
+
+import jax
+
+from experiments.scale_study import model, shapes, stored, subword
+from experiments.scale_study.folder import Arm, Folder, read_json, write_json
+from experiments.scale_study.scoring import Examination, Score
+from experiments.scale_study.study_config import Stored, StudyConfig
+from experiments.scale_study.tasks import batches
+from experiments.scale_study.tasks.source import Dataset, Source
+from experiments.scale_study.train import train
+from mergekit_jax.sharding import make_mesh
+
+PRETRAINED, INSTRUCTION_TUNED = 'pretrained', 'instruction-tuned'
+
+
+class Size:
+  """What all models of a size have in common."""
+
+  def __init__(self, config: StudyConfig, folder: Folder, name: str):
+    """Reads the tasks and finds the shape; trains and loads nothing.
+
+    Raises:
+      ValueError: if the tasks cannot be read, or do not fit the models.
+    """
+    self.config, self.folder, self.name = config, folder, name
+    self.source = load_source(config)
+    self.mesh = make_mesh(config.mesh) if config.mesh else None
+    self.models = config.sizes[name]
+    if isinstance(self.models, Stored):
+      self.shape = stored.stored_shape(self.models)
+      if self.source.tokenizer.size > self.shape.vocabulary_size:
+        raise ValueError(
+          f'The tokenizer has {self.source.tokenizer.size} ids, but the models '
+          f'of size {name!r} only {self.shape.vocabulary_size}. Give their own '
+          "in the preset: tokenizer='.../tokenizer.json'."
+        )
+    else:
+      self.shape = shapes.small(
+        vocabulary_size=-(-self.source.tokenizer.size // 16) * 16,
+        width=self.models.width,
+        layers=self.models.layers,
+        heads=self.models.heads,
+      )
+
+  @functools.cached_property
+  def parameters(self) -> int:
+    """Number of parameters."""
+    specs = jax.tree.leaves(model.abstract_params(self.shape))
+    return sum(spec.size for spec in specs)
+
+  @functools.cached_property
+  def examination(self) -> Examination:
+    """The examples on which models are scored."""
+    return Examination(
+      self.shape,
+      self.source,
+      validation=self.config.validation_examples,
+      test=self.config.test_examples,
+      length=self.config.length,
+      text_metric=self.config.text_metric,
+    )
+
+  def base(self, arm: Arm) -> Path:
+    """Checkpoint of the base of an arm."""
+    return self.folder.model(arm, 'base')
+
+  def load(self, path: Path) -> model.Params:
+    """Reads the parameters of a model of this size."""
+    return stored.load(path, self.shape, self.mesh)
+
+  def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+    """Computes on the mesh, if there is one."""
+    return jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
+
+  def train(
+    self,
+    path: Path,
+    params: model.Params,
+    examples: Iterator[batches.Batch],
+    steps: int,
+    rate: float,
+  ) -> model.Params:
+    """Trains a model, or what is left to train of it."""
+    state, _ = train(
+      self.shape,
+      params,
+      examples,
+      steps=steps,
+      peak_rate=rate,
+      label=str(path.relative_to(self.folder.root / 'models')),
+      directory=path,
+      mesh=self.mesh,
+    )
+    return state['params']
+
+  def examples(
+    self, datasets: Sequence[Dataset], seed: int
+  ) -> Iterator[batches.Batch]:
+    """Yields batches of training examples."""
+    return batches.example_batches(
+      datasets,
+      self.source.tokenizer,
+      batch=self.config.batch,
+      length=self.config.length,
+      seed=seed,
+    )
+
+
+def load_source(config: StudyConfig) -> Source:
+  """Returns the tasks of a preset.
+
+  Raises:
+    ValueError: if there are no such tasks, or none for instruction tuning.
+  """
+  source = _tasks(config)
+  if config.tokenizer:
+    tokenizer: Any = subword.Subwords(config.tokenizer)
+    return dataclasses.replace(source, tokenizer=tokenizer)
+  if INSTRUCTION_TUNED in config.bases and not source.instruction:
+    raise ValueError(
+      f'The tasks {config.tasks!r} have none for instruction tuning: take '
+      f'--set=bases={PRETRAINED}.'
+    )
+  return source
+
+
+def _tasks(config: StudyConfig) -> Source:
+  # Imported only where they are wanted: each builds its vocabulary.
+  if config.tasks == 'procedural':
+    from experiments.scale_study.tasks import procedural
+
+    return procedural.source(config.categories)
+  if config.tasks == 'wordnet':
+    from experiments.scale_study.tasks import wordnet
+
+    return wordnet.source()
+  from experiments.scale_study.tasks import p3
+
+  return p3.source(config.tasks)
+
+
+def bases(size: Size, seed: int) -> None:
+  """Makes the bases of a size: pretraining, then instruction tuning."""
+  config = size.config
+  arms = [
+    Arm(size.name, base, seed) for base in (PRETRAINED, INSTRUCTION_TUNED)
+  ]
+  if isinstance(size.models, Stored):
+    paths = (size.models.pretrained, size.models.instruction_tuned)
+    for arm, path in zip(arms, paths, strict=True):
+      if arm.base in config.bases and not size.base(arm).exists():
+        stored.copy(path, size.models, size.base(arm), size.mesh)
+    return
+  texts = batches.corpus_batches(
+    size.source, batch=config.batch, length=config.corpus_length, seed=seed
+  )
+  params = size.train(
+    size.base(arms[0]),
+    model.create(size.shape, jax.random.key(seed)),
+    texts,
+    config.pretrain_steps,
+    config.pretrain_rate,
+  )
+  if INSTRUCTION_TUNED in config.bases:
+    size.train(
+      size.base(arms[1]),
+      params,
+      size.examples(size.source.instruction, seed),
+      config.instruction_steps,
+      config.instruction_rate,
+    )
+
+
+def experts(size: Size, arm: Arm) -> None:
+  """Trains an expert for each held-in category, at each rate."""
+  base = size.load(size.base(arm))
+  for category, datasets in size.source.held_in.items():
+    for rate in size.config.expert_rates:
+      size.train(
+        _expert(size, arm, category, rate),
+        base,
+        size.examples(datasets, arm.seed),
+        size.config.expert_steps,
+        rate,
+      )
+
+
+def multitask(size: Size, arm: Arm) -> None:
+  """Trains one model on all held-in tasks, and for the gates the held-out."""
+  config, base = size.config, size.load(size.base(arm))
+  held_in = [dataset for of in size.source.held_in.values() for dataset in of]
+  size.train(
+    size.folder.model(arm, 'multitask'),
+    base,
+    size.examples(held_in, arm.seed),
+    config.multitask_steps,
+    config.multitask_rate,
+  )
+  for category, datasets in _direct(size).items():
+    size.train(
+      size.folder.model(arm, f'direct/{category}'),
+      base,
+      size.examples(datasets, arm.seed),
+      config.direct_steps,
+      config.direct_rate,
+    )
+
+
+def evaluate(size: Size, arm: Arm) -> None:
+  """Scores all models of an arm and keeps the best rate of each expert."""
+  _score(size, arm, 'base', [size.base(arm)])
+  _score(size, arm, 'multitask', [size.folder.model(arm, 'multitask')])
+  for category in size.source.held_in:
+    paths = [
+      _expert(size, arm, category, rate) for rate in size.config.expert_rates
+    ]
+    _score(size, arm, f'experts/{category}', paths, [category])
+  for category in _direct(size):
+    path = size.folder.model(arm, f'direct/{category}')
+    _score(size, arm, f'direct/{category}', [path], [category])
+
+
+def mean_value(scores: dict[str, Score]) -> float:
+  """Mean over tasks."""
+  return statistics.fmean(score.value for score in scores.values())
+
+
+def _score(
+  size: Size,
+  arm: Arm,
+  name: str,
+  paths: Sequence[Path],
+  categories: Sequence[str] | None = None,
+) -> None:
+  """Scores the model that is best on validation data."""
+  record = size.folder.score(arm, name)
+  if record.exists():
+    return
+  exam, found = size.examination, []
+  with size.on_mesh():
+    for path in paths:
+      params = size.load(path)
+      found.append((exam.scores(params, 'validation', categories), path))
+    validation, path = max(
+      found, key=lambda pair: mean_value(pair[0]) if len(paths) > 1 else 0
+    )
+    params = size.load(path)
+    test = exam.scores(params, 'test', categories)
+    write_json(
+      record,
+      {
+        'checkpoint': str(path.relative_to(size.folder.root)),
+        'fingerprint': stored.fingerprint(params),
+        'validation': validation,
+        'test': test,
+        'rouge_l': exam.written(params, categories),
+      },
+    )
+
+
+class Scored:
+  """What the models of an arm scored.
+
+  Attributes:
+    base: record of the base.
+    multitask: record of the multitask model.
+    experts: records of the experts by category.
+    direct: records of the models of held-out categories, by category.
+  """
+
+  def __init__(self, size: Size, arm: Arm):
+    """Reads the records, which `evaluate` wrote."""
+
+    def read(name: str) -> Any:
+      return read_json(size.folder.score(arm, name))
+
+    self.base, self.multitask = read('base'), read('multitask')
+    held_in = size.source.held_in
+    self.experts = {name: read(f'experts/{name}') for name in held_in}
+    self.direct = {name: read(f'direct/{name}') for name in _direct(size)}
+
+  def expert_values(self, split: str) -> dict[str, float]:
+    """Score of each held-in task's own expert."""
+    return {
+      task: value
+      for record in self.experts.values()
+      for task, value in values(record, split).items()
+    }
+
+
+def values(record: Any, split: str) -> dict[str, float]:
+  """Scores by task, without the losses."""
+  return {task: value for task, (value, _) in record[split].items()}
+
+
+def _expert(size: Size, arm: Arm, category: str, rate: float) -> Path:
+  return size.folder.model(arm, f'experts/{category}/{rate:g}')
+
+
+def _direct(size: Size) -> dict[str, Sequence[Dataset]]:
+  return dict(size.source.held_out) if size.config.direct_steps else {}

@@ -1,0 +1,88 @@
+"""Models as Orbax checkpoints: reading their parameters, knowing them again."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from experiments.scale_study import checkpoints, huggingface, shapes, sharding
+from experiments.scale_study.model import abstract_params, ModelConfig, Params
+from experiments.scale_study.study_config import Stored
+import mergekit_jax as mk
+from mergekit_jax import tree
+
+ROOT = 'params'
+
+
+def load(path: Path, shape: ModelConfig, mesh: Mesh | None = None) -> Params:
+  """Reads the parameters of a model, whatever is stored beside them.
+
+  Args:
+    path: of a checkpoint with the parameters under `params`.
+    shape: of the model.
+    mesh: with the axes of `sharding.PARTITION_RULES`; None takes one device.
+
+  Raises:
+    ValueError: if the checkpoint does not hold a model of this shape.
+  """
+  checkpoint = mk.open_checkpoint(path)
+  specs, structure = tree.flatten(abstract_params(shape))
+  found = {
+    name.removeprefix(f'{ROOT}/'): spec
+    for name, spec in checkpoint.specs.items()
+    if name.startswith(f'{ROOT}/')
+  }
+  problems = tree.differences('the checkpoint', specs, found)
+  if problems:
+    raise ValueError(
+      f'{path} does not hold a model of the shape {shape}:\n  '
+      + '\n  '.join(problems)
+    )
+  if mesh is None:
+    one = SingleDeviceSharding(jax.local_devices()[0])
+    places = dict.fromkeys(specs, one)
+  else:
+    places, _ = tree.flatten(sharding.shardings(abstract_params(shape), mesh))
+  return structure.unflatten(
+    checkpoint.read(f'{ROOT}/{name}', places[name]) for name in specs
+  )
+
+
+def stored_shape(size: Stored) -> ModelConfig:
+  """Returns the shape of a model that there is already."""
+  if size.shape is not None:
+    return shapes.SIZES[size.shape]
+  return huggingface.read_config(Path(size.pretrained))
+
+
+def copy(source: str, size: Stored, path: Path, mesh: Mesh | None) -> None:
+  """Copies a model that there is into an Orbax checkpoint of the study."""
+  if size.shape is not None:
+    params = load(Path(source), shapes.SIZES[size.shape], mesh)
+  else:
+    _, params = huggingface.load(Path(source), mesh=mesh)
+  checkpoints.save(path, {ROOT: params})
+
+
+def fingerprint(params: Params) -> str:
+  """Digests all bits of the parameters: 16 hexadecimal digits."""
+  sums, _ = tree.flatten(_sums(params))
+  plain = json.dumps({name: int(total) for name, total in sums.items()})
+  return hashlib.blake2b(plain.encode(), digest_size=8).hexdigest()
+
+
+@jax.jit
+def _sums(params: Params) -> Any:
+  """Weighted sum of the bits of each leaf: exact, however devices add."""
+
+  def total(leaf: jax.Array) -> jax.Array:
+    bits = leaf.view(f'uint{8 * leaf.dtype.itemsize}').astype(jnp.uint32)
+    # Odd weights, so that two values that change places are noticed.
+    weights = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 1)
+    return jnp.sum(bits * (2 * weights + 1), dtype=jnp.uint32)
+
+  return jax.tree.map(total, params)

@@ -1,0 +1,152 @@
+"""The study from the first pretraining step to the report.
+
+It has *parts*, which different processes may work on: the bases of each size
+and seed, then each arm. Parts have *phases*. Whatever is stored is not done
+again, so that the same command goes on after it was killed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+from pathlib import Path
+import shlex
+
+from experiments.scale_study import gates, grid, phases, scheduler, writing
+from experiments.scale_study.analysis import cells
+from experiments.scale_study.analysis.__main__ import analyse
+from experiments.scale_study.folder import Arm, Folder, write_json, write_text
+from experiments.scale_study.phases import Size
+from experiments.scale_study.study_config import StudyConfig
+
+PHASES = ('bases', 'experts', 'multitask', 'evaluate', 'merge', 'report')
+
+
+class Study:
+  """A preset and the folder of its results."""
+
+  def __init__(self, config: StudyConfig, root: Path, flags: Sequence[str]):
+    """Opens or begins a folder.
+
+    Args:
+      config: the preset, with what was overridden.
+      root: of the results.
+      flags: with which the command makes this `config`.
+    """
+    self.config = config
+    self.folder = Folder(root, config)
+    self._flags = list(flags)
+    self._sizes: dict[str, Size] = {}
+
+  def run(self, wanted: Sequence[str] = PHASES) -> str:
+    """Does the phases that are wanted and returns what there is to say."""
+    parts = self.parts()
+    if self.config.processes == 1:
+      for part in parts:
+        self.run_part(part, wanted)
+    else:
+      scheduler.run(
+        parts,
+        [
+          *('-m', 'experiments.scale_study', *self._flags),
+          *(f'--phase={phase}' for phase in wanted),
+          f'--output_dir={self.folder.root}',
+        ],
+        processes=self.config.processes,
+        logs=self.folder.root / 'logs',
+      )
+    return self.report() if 'report' in wanted else ''
+
+  def parts(self) -> Mapping[str, Sequence[str]]:
+    """Returns the parts, and what each comes after; the largest first."""
+    sizes = list(self.config.sizes)[::-1]
+    made: dict[str, Sequence[str]] = {}
+    for seed in self.config.seeds:
+      made |= {f'{size}/{seed}': () for size in sizes}
+    for seed in self.config.seeds:
+      for size in sizes:
+        for base in self.config.bases:
+          made[Arm(size, base, seed).name] = (f'{size}/{seed}',)
+    return made
+
+  def run_part(self, part: str, wanted: Sequence[str] = PHASES) -> None:
+    """Does the phases of one part, in their order."""
+    name, *base, seed = part.split('/')
+    size = self.size(name)
+    todo: dict[str, Callable[[], None]] = {}
+    if base:
+      arm = Arm(name, base[0], int(seed))
+      todo['experts'] = lambda: phases.experts(size, arm)
+      todo['multitask'] = lambda: phases.multitask(size, arm)
+      todo['evaluate'] = lambda: phases.evaluate(size, arm)
+      todo['merge'] = lambda: grid.run(size, arm, shlex.join(self._flags))
+    else:
+      todo['bases'] = lambda: phases.bases(size, int(seed))
+    with self.folder.lock(part):
+      for phase, do in todo.items():
+        if phase in wanted:
+          with self.folder.timed(part, phase):
+            do()
+
+  def size(self, name: str) -> Size:
+    """Returns what the models of a size have in common."""
+    if name not in self._sizes:
+      self._sizes[name] = Size(self.config, self.folder, name)
+    return self._sizes[name]
+
+  def report(self) -> str:
+    """Collects merges and gates, and analyses them."""
+    lines, checked, rows = [], [], []
+    for name in self.config.sizes:
+      size = self.size(name)
+      for seed in self.config.seeds:
+        checked += gates.check(size, seed)
+        for base in self.config.bases:
+          arm = Arm(name, base, seed)
+          rows += writing.rows(size, arm)
+          for subset in grid.subsets_of(size, seed):
+            lines.append(self.folder.cells(arm, subset.name).read_text())
+    write_text(self.folder.root / 'cells.jsonl', ''.join(lines))
+    write_json(self.folder.root / 'gates.json', [*map(gates.as_json, checked)])
+    write_text(self.folder.root / 'rouge_l.csv', writing.table(rows))
+    return analyse(self.folder.root)
+
+  def reproduce(self, cell: str) -> str:
+    """Makes one merge again and compares it with what is stored.
+
+    Args:
+      cell: as `grid.name_of` names it.
+
+    Returns:
+      The cell as JSON, and how it compares.
+
+    Raises:
+      ValueError: if there is no such cell, or it is not the same.
+    """
+    name, base, seed, subset_name, *_ = [*cell.split('/'), *4 * ['']]
+    known = [part for part in self.parts() if part.count('/') == 2]
+    if f'{name}/{base}/{seed}' not in known:
+      raise ValueError(f'--cell={cell}: there is no such arm, only {known}.')
+    size, arm = self.size(name), Arm(name, base, int(seed))
+    for part in (f'{name}/{seed}', arm.name):
+      self.run_part(part, ('bases', 'experts', 'multitask', 'evaluate'))
+    drawn = {subset.name: subset for subset in grid.subsets_of(size, arm.seed)}
+    if subset_name not in drawn:
+      raise ValueError(f'--cell={cell}: {subset_name} is not in {[*drawn]}.')
+    made = {
+      grid.name_of(one): one
+      for one in grid.subset_cells(
+        size, arm, drawn[subset_name], shlex.join(self._flags)
+      )
+    }
+    if cell not in made:
+      raise ValueError(f'--cell={cell} is none of {[*made]}.')
+    line = json.dumps(dataclasses.asdict(made[cell]))
+    path = self.folder.cells(arm, subset_name)
+    if not path.exists():
+      return f'{line}\nNothing is stored to compare it with.'
+    stored = {grid.name_of(one): one for one in cells.load(path)}
+    if json.loads(line) != json.loads(
+      json.dumps(dataclasses.asdict(stored[cell]))
+    ):
+      raise ValueError(f'{line}\nis not what is stored: {stored[cell]}')
+    return f'{line}\nThe same as stored.'

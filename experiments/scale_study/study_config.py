@@ -1,0 +1,202 @@
+"""What a preset of the study consists of, and how flags change it."""
+
+import ast
+from collections.abc import Mapping, Sequence
+import dataclasses
+import difflib
+import json
+import math
+from typing import Any, TypeVar
+
+from experiments.scale_study.analysis.cells import BASES
+from experiments.scale_study.tasks.source import HELD_IN
+
+_Config = TypeVar('_Config', bound=Any)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scratch:
+  """A model that is pretrained by the study itself.
+
+  Attributes:
+    width: of the residual stream.
+    layers: number of layers.
+    heads: number of heads, a divisor of `width`.
+  """
+
+  width: int
+  layers: int
+  heads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A model that there is already, in two stages.
+
+  Attributes:
+    pretrained: a folder of Llama or Qwen 2.5 as Hugging Face stores them, or
+      an Orbax checkpoint of this study's model.
+    instruction_tuned: the same model, instruction-tuned.
+    shape: of Orbax checkpoints, a key of `shapes.SIZES`; Hugging Face's
+      config.json has it.
+  """
+
+  pretrained: str
+  instruction_tuned: str
+  shape: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodGrid:
+  """Hyperparameters of a merge method.
+
+  Attributes:
+    fixed: used for all merges alike.
+    scales: of which one is chosen on validation data, in place of the fixed.
+  """
+
+  fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  scales: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+  """One run of the study.
+
+  Attributes:
+    tasks: 'procedural', 'wordnet', or a folder as `tasks/p3.py` reads it.
+    categories: held-in categories, where the tasks are procedural.
+    tokenizer: tokenizer.json of models that there are already; '' takes the
+      tokenizer of the tasks.
+    sizes: the models, by name.
+    bases: what experts are fine-tuned from.
+    seeds: of everything random; a run of everything for each.
+    corpus_length: tokens of a text in pretraining.
+    length: tokens of an example, at most.
+    batch: texts in a step.
+    pretrain_steps: on the corpus.
+    pretrain_rate: peak learning rate, as are all rates.
+    instruction_steps: on the instruction tasks.
+    instruction_rate: of these.
+    expert_steps: of every expert.
+    expert_rates: of which the best on validation data is kept.
+    multitask_steps: on all held-in categories.
+    multitask_rate: of these.
+    direct_steps: on each held-out category, to see that it can be learned; 0
+      leaves this gate out.
+    direct_rate: of these.
+    validation_examples: of a task, at most.
+    test_examples: of a task, at most.
+    text_metric: 'exact_match' or 'rouge_l', for tasks that ask for ROUGE-L.
+    merged: numbers of experts to merge.
+    subsets: how many subsets of each number.
+    methods: hyperparameters by merge method.
+    sweeps: values by merge method and hyperparameter, for the subset of all
+      experts; the others are fixed.
+    mesh: axes of the devices and their sizes; None takes one device.
+    memory_budget: host memory for reading checkpoints.
+    host_devices: how many CPU devices to simulate; None takes what there is.
+    processes: how many work side by side.
+  """
+
+  tasks: str = 'procedural'
+  categories: tuple[str, ...] = HELD_IN
+  tokenizer: str = ''
+  sizes: Mapping[str, Scratch | Stored]
+  bases: tuple[str, ...] = BASES
+  seeds: tuple[int, ...] = (0,)
+  corpus_length: int = 48
+  length: int = 40
+  batch: int = 32
+  pretrain_steps: int = 3500
+  pretrain_rate: float = 3e-3
+  instruction_steps: int = 800
+  instruction_rate: float = 1.5e-3
+  expert_steps: int = 300
+  expert_rates: tuple[float, ...] = (5e-4,)
+  multitask_steps: int = 900
+  multitask_rate: float = 1e-3
+  direct_steps: int = 300
+  direct_rate: float = 1e-3
+  validation_examples: int = 64
+  test_examples: int = 100
+  text_metric: str = 'exact_match'
+  merged: tuple[int, ...] = (2, 4, 6, 8)
+  subsets: int = 3
+  methods: Mapping[str, MethodGrid]
+  sweeps: Mapping[str, Mapping[str, tuple[float, ...]]]
+  mesh: Mapping[str, int] | None = None
+  memory_budget: str = '4GiB'
+  host_devices: int | None = None
+  processes: int = 1
+
+
+def override(config: _Config, setting: str) -> _Config:
+  """Changes one field of a preset.
+
+  Args:
+    config: the preset, a dataclass.
+    setting: 'name=value'; values of a tuple are separated by commas.
+
+  Raises:
+    ValueError: if there is no such field, or the value is not of its kind.
+  """
+  name, equals, text = setting.partition('=')
+  fields = [field.name for field in dataclasses.fields(config)]
+  if name not in fields or not equals:
+    raise ValueError(
+      f'--set={setting} is not NAME=VALUE with a field of the preset.'
+      + nearest(name, fields)
+    )
+  current = getattr(config, name)
+  try:
+    value = _parsed(text, current)
+  except (ValueError, SyntaxError) as error:
+    raise ValueError(
+      f'--set={setting}: {name} is {current!r} in the preset, and {text!r} is '
+      'not of that kind. Mappings are changed in a preset of your own.'
+    ) from error
+  return dataclasses.replace(config, **{name: value})
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+  """Words a suggestion, or names all there is."""
+  close = difflib.get_close_matches(name, names, n=1)
+  return f' Did you mean {close[0]}?' if close else f' Use one of {[*names]}.'
+
+
+def differences(config: StudyConfig, record: Any) -> list[str]:
+  """Names the fields in which a preset is not the one that was recorded.
+
+  Args:
+    config: the preset.
+    record: what `as_json` returned, or of another version of the study.
+  """
+  ours = as_json(config)
+  return [
+    f'{name} was {record.get(name)!r} and is {ours.get(name)!r}'
+    for name in dict.fromkeys([*record, *ours])
+    if record.get(name) != ours.get(name)
+  ]
+
+
+def as_json(config: StudyConfig) -> dict[str, Any]:
+  """Returns what decides the results, as JSON has it."""
+  record = dataclasses.asdict(config)
+  del record['processes']
+  return json.loads(json.dumps(record))
+
+
+def _parsed(text: str, current: Any) -> Any:
+  if isinstance(current, tuple):
+    kind = type(current[0])
+    return tuple(_parsed(part, kind()) for part in text.split(',') if part)
+  if isinstance(current, str):
+    return text
+  value = ast.literal_eval(text)
+  if isinstance(current, float) and isinstance(value, int | float):
+    if math.isfinite(value):
+      return float(value)
+  elif isinstance(current, int) and type(value) is int:
+    return value
+  raise ValueError(text)

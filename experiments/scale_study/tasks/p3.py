@@ -1,0 +1,288 @@
+"""A folder of JSON lines in the schema of P3: your own data, or an export.
+
+The folder, and folders in it, hold `train.jsonl`, `validation.jsonl` and
+`test.jsonl`. Every line is an object:
+
+  {"inputs": "the prompt", "targets": "the answer",
+   "answer_choices": ["the answer", "another"], "category": "sentiment",
+   "dataset": "imdb", "template": "Movie Expressed Sentiment"}
+
+`answer_choices` is null or empty where the answer is free text. `category` is
+one of `source.HELD_IN` and `source.HELD_OUT`, or `instruction`. A held-in
+dataset needs all three files, a held-out one `test.jsonl`, one for instruction
+`train.jsonl`. Texts for pretraining, if any, are lines {"text": "..."} of
+`corpus.jsonl`. `experiments/tools/export_p3.py` writes such a folder from P3
+itself (Sanh et al., 2021, arXiv 2110.08207).
+"""
+
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+import itertools
+import json
+from pathlib import Path
+import random
+import typing
+from typing import Any
+
+from absl import logging
+
+from experiments.scale_study.tasks.source import (
+  Dataset,
+  Example,
+  HELD_IN,
+  HELD_OUT,
+  INSTRUCTION,
+  Metric,
+  Piece,
+  Source,
+  Split,
+)
+from experiments.scale_study.tasks.tokenizer import Tokenizer, words_of
+
+FIELDS = (
+  'inputs',
+  'targets',
+  'answer_choices',
+  'category',
+  'dataset',
+  'template',
+)
+SPLITS: tuple[Split, ...] = typing.get_args(Split)
+_CATEGORIES = (*HELD_IN, *HELD_OUT, INSTRUCTION)
+
+# Texts to be written, not found: near misses count.
+_WRITTEN = ('structure_to_text', 'summarization')
+
+# Examples by (category, dataset) and split.
+_Examples = dict[tuple[str, str], dict[Split, list[Example]]]
+
+
+def source(folder: str | Path, *, vocabulary: int = 8192) -> Source:
+  """Reads a folder.
+
+  Args:
+    folder: holds the files that the head of this module describes.
+    vocabulary: how many of the most frequent words of the training files get an
+      id of their own; the others are spelled in bytes.
+
+  Raises:
+    ValueError: if there is no data, a line is not as described, or a dataset
+      lacks a file that it needs.
+  """
+  folder = Path(folder)
+  examples = _read(folder)
+  held_in, held_out, instruction = {}, {}, []
+  for category in _CATEGORIES:
+    datasets = tuple(
+      _dataset(name, category, splits)
+      for (of, name), splits in examples.items()
+      if of == category
+    )
+    if category == INSTRUCTION:
+      instruction += datasets
+    elif datasets:
+      (held_in if category in HELD_IN else held_out)[category] = datasets
+  texts = (
+    f'{example.prompt} {example.answer}'
+    for splits in examples.values()
+    for example in splits.get('train', [])
+  )
+  return Source(
+    name=folder.name,
+    held_in=held_in,
+    held_out=held_out,
+    instruction=tuple(instruction),
+    corpus=functools.partial(_corpus, folder / 'corpus.jsonl'),
+    tokenizer=Tokenizer(_frequent_words(texts, vocabulary), spell=True),
+  )
+
+
+def parse(line: str, where: str) -> tuple[str, str, Example]:
+  """Reads one line of a file.
+
+  Args:
+    line: a JSON object with all `FIELDS`.
+    where: file and number of the line, for errors.
+
+  Returns:
+    Its category, its dataset, and the example.
+
+  Raises:
+    ValueError: if the line is not as it should be.
+  """
+  record = _object(line, where)
+  missing = [field for field in FIELDS if field not in record]
+  if missing:
+    raise ValueError(
+      f'{where} lacks {", ".join(missing)}. A line needs all of '
+      f'{", ".join(FIELDS)}; answer_choices may be null.'
+    )
+  for field in ('inputs', 'targets', 'category', 'dataset', 'template'):
+    if not isinstance(record[field], str) or not record[field].strip():
+      raise ValueError(f'{where}: {field} is {record[field]!r}, not a text.')
+  if record['category'] not in _CATEGORIES:
+    raise ValueError(
+      f'{where}: {record["category"]!r} is not a category of the study. '
+      f'Use one of {", ".join(_CATEGORIES)}.'
+    )
+  choices = record['answer_choices'] or []
+  if not isinstance(choices, list) or not all(
+    isinstance(choice, str) for choice in choices
+  ):
+    raise ValueError(
+      f'{where}: answer_choices is {choices!r}, neither a list of texts nor '
+      'null.'
+    )
+  # P3 leaves white space at the edges, which means nothing.
+  answer = record['targets'].strip()
+  candidates = tuple(dict.fromkeys(choice.strip() for choice in choices))
+  if candidates and answer not in candidates:
+    raise ValueError(
+      f'{where}: targets is {answer!r}, not one of answer_choices '
+      f'{list(candidates)}.'
+    )
+  example = Example(record['inputs'].strip(), answer, candidates)
+  return record['category'], record['dataset'], example
+
+
+def _read(folder: Path) -> _Examples:
+  files: list[tuple[Split, Path]] = [
+    (split, path)
+    for split in SPLITS
+    for path in sorted(folder.rglob(f'{split}.jsonl'))
+  ]
+  if not files:
+    raise ValueError(
+      f'{folder} has no {", ".join(f"{split}.jsonl" for split in SPLITS)}, '
+      'neither itself nor in its folders. Write them as the head of '
+      'experiments/scale_study/tasks/p3.py says, or with '
+      'experiments/tools/export_p3.py.'
+    )
+  examples: _Examples = {}
+  categories: dict[str, str] = {}
+  for split, path in files:
+    for line, where in _lines(path):
+      category, name, example = parse(line, where)
+      if categories.setdefault(name, category) != category:
+        raise ValueError(
+          f'{where}: the dataset {name!r} is of {category} here and of '
+          f'{categories[name]} before. A dataset has one category.'
+        )
+      splits = examples.setdefault((category, name), {})
+      splits.setdefault(split, []).append(example)
+  for (category, name), splits in examples.items():
+    _require(splits, category, name)
+    _keep_apart(splits, name)
+  return examples
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+  with path.open(encoding='utf-8') as file:
+    for number, line in enumerate(file, 1):
+      if line.strip():
+        yield line, f'{path}, line {number}'
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+  try:
+    record = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{where} is not JSON: {error}.') from error
+  if not isinstance(record, dict):
+    raise ValueError(f'{where} is {record!r}, not a JSON object.')
+  return record
+
+
+def _require(splits: Mapping[Split, Any], category: str, name: str) -> None:
+  needed: Sequence[Split] = (
+    SPLITS
+    if category in HELD_IN
+    else ('test',)
+    if category in HELD_OUT
+    else ('train',)
+  )
+  for split in needed:
+    if split not in splits:
+      raise ValueError(
+        f'The dataset {name!r} of {category} has no {split} examples, only '
+        f'{", ".join(splits)}. Put some of them into {split}.jsonl'
+        + (
+          ': merge hyperparameters are chosen on them.'
+          if split == 'validation'
+          else '.'
+        )
+      )
+
+
+def _keep_apart(splits: dict[Split, list[Example]], name: str) -> None:
+  """Leaves a prompt that is in several splits to the last of them."""
+  seen: set[str] = set()
+  for split in reversed(SPLITS):
+    if split not in splits:
+      continue
+    kept = [example for example in splits[split] if example.prompt not in seen]
+    if len(kept) < len(splits[split]):
+      logging.warning(
+        '%s: left out %d of %d %s examples, whose prompts are test or '
+        'validation prompts as well.',
+        name,
+        len(splits[split]) - len(kept),
+        len(splits[split]),
+        split,
+      )
+    splits[split] = kept
+    seen.update(example.prompt for example in kept)
+  empty = [split for split, examples in splits.items() if not examples]
+  if empty:
+    raise ValueError(
+      f'All {empty[0]} prompts of the dataset {name!r} are in another split as '
+      'well. Divide the data anew.'
+    )
+
+
+def _dataset(
+  name: str, category: str, splits: Mapping[Split, list[Example]]
+) -> Dataset:
+  def examples(split: Split, seed: int) -> Iterator[Example]:
+    rng = random.Random(f'{name}/{split}/{seed}')
+    known = splits.get(split, [])
+    if split != 'train':
+      distinct = {example.prompt: example for example in known}
+      yield from rng.sample(list(distinct.values()), len(distinct))
+      return
+    while known:
+      yield from rng.sample(known, len(known))
+
+  return Dataset(name, category, _metric(category, splits), examples)
+
+
+def _metric(category: str, splits: Mapping[Split, Iterable[Example]]) -> Metric:
+  examples = itertools.chain.from_iterable(splits.values())
+  if all(example.candidates for example in examples):
+    return 'accuracy'
+  return 'rouge_l' if category in _WRITTEN else 'exact_match'
+
+
+def _frequent_words(texts: Iterable[str], count: int) -> list[str]:
+  frequencies = collections.Counter(
+    itertools.chain.from_iterable(map(words_of, texts))
+  )
+  return [word for word, _ in frequencies.most_common(count)]
+
+
+def _corpus(path: Path, seed: int) -> Iterator[tuple[Piece, ...]]:
+  if not path.exists():
+    raise ValueError(
+      f'There is no {path} to pretrain on. Write it, one {{"text": "..."}} a '
+      'line, or start from a base that is pretrained.'
+    )
+  texts = []
+  for line, where in _lines(path):
+    record = _object(line, where)
+    if not isinstance(record.get('text'), str):
+      raise ValueError(f'{where} lacks "text".')
+    texts.append((Piece(record['text']),))
+  rng = random.Random(f'corpus/{seed}')
+  while True:
+    yield from rng.sample(texts, len(texts))

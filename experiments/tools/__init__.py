@@ -1,0 +1,1 @@
+"""Tools that prepare data: `python -m experiments.tools.<name> --help`."""

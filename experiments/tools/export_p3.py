@@ -1,0 +1,211 @@
+"""Writes datasets of P3 as a folder that the study reads.
+
+  pip install datasets
+  python -m experiments.tools.export_p3 --output=data/p3
+
+needs a network. P3, the public pool of prompts, holds every dataset under many
+templates (Sanh et al., 2021, arXiv 2110.08207), one configuration each, named
+`<dataset>_<template>`. The folder gets a folder for each dataset with
+`train.jsonl`, `validation.jsonl` and `test.jsonl`, in the schema of
+`experiments.scale_study.tasks.p3`.
+
+Many test splits of P3 have no labels. So the examples of its validation split
+(or its test split, for want of one) become test examples; for held-in datasets
+every other one becomes a validation example instead.
+"""
+
+import collections
+from collections.abc import Iterator, Mapping
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from tqdm import tqdm
+
+from experiments.scale_study.tasks.source import HELD_IN, Split
+
+# Yadav et al. (2024, arXiv 2410.03617) name the categories and how many
+# datasets each has, not which: this choice is ours.
+DATASETS = {
+  'multiple_choice_qa': ('cosmos_qa', 'sciq'),
+  'extractive_qa': ('quoref', 'ropes'),
+  'closed_book_qa': ('kilt_tasks_hotpotqa', 'wiki_qa'),
+  'sentiment': ('imdb', 'rotten_tomatoes'),
+  'topic_classification': ('ag_news', 'trec'),
+  'structure_to_text': ('common_gen', 'wiki_bio'),
+  'summarization': ('gigaword', 'samsum'),
+  'paraphrase_identification': ('glue_mrpc', 'glue_qqp'),
+  'sentence_completion': ('super_glue_copa', 'hellaswag'),
+  'natural_language_inference': ('super_glue_rte', 'super_glue_cb'),
+  'coreference_resolution': (
+    'super_glue_wsc.fixed',
+    'winogrande_winogrande_xl',
+  ),
+  'word_sense_disambiguation': ('super_glue_wic',),
+}
+
+# Rows are shuffled within so many: some datasets are sorted by label.
+_SHUFFLED = 10_000
+
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder to write; made if it is not there.', required=True
+)
+_SOURCE = flags.DEFINE_string(
+  'source', 'bigscience/P3', 'Name on the Hub, or a local folder of the same.'
+)
+_EXAMPLES = flags.DEFINE_integer(
+  'examples', 1000, 'Rows read of every template and split, at most.'
+)
+_MAX_WORDS = flags.DEFINE_integer(
+  'max_words', 300, 'Leaves out examples with more words than this.'
+)
+
+
+def record(
+  row: Mapping[str, Any], category: str, dataset: str, template: str
+) -> dict[str, Any] | str:
+  """Makes a line of the study's schema from a row of P3.
+
+  Returns:
+    The line as a dict, or why the row is of no use.
+  """
+  inputs = row['inputs_pretokenized'].strip()
+  targets = row['targets_pretokenized'].strip()
+  choices = [choice.strip() for choice in row.get('answer_choices') or ()]
+  if not inputs or not targets:
+    return 'no text'
+  if choices and targets not in choices:
+    return 'answer not among the choices'
+  return {
+    'inputs': inputs,
+    'targets': targets,
+    'answer_choices': choices or None,
+    'category': category,
+    'dataset': dataset,
+    'template': template,
+  }
+
+
+def export(
+  output: Path,
+  datasets: Mapping[str, tuple[str, ...]],
+  *,
+  source: str,
+  examples: int,
+  max_words: int,
+) -> None:
+  """Writes a folder.
+
+  Args:
+    output: the folder.
+    datasets: names by category.
+    source: name of P3 on the Hub, or a local folder.
+    examples: rows read of every template and split, at most.
+    max_words: longer examples are left out.
+
+  Raises:
+    ImportError: if the library `datasets` is not installed.
+    ValueError: if the source has no template of a dataset.
+  """
+  known = _library().get_dataset_config_names(source)
+  templates = {
+    (category, name): _templates(name, known)
+    for category, names in datasets.items()
+    for name in names
+  }
+  progress = tqdm(templates.items(), unit='dataset', disable=None)
+  for (category, name), found in progress:
+    progress.set_postfix_str(name)
+    lines: dict[Split, list[dict[str, Any]]] = collections.defaultdict(list)
+    useless = collections.Counter()
+    for template in found:
+      for split, row in _rows(source, f'{name}_{template}', category, examples):
+        line = record(row, category, name, template)
+        if isinstance(line, str):
+          useless[line] += 1
+        elif len(f'{line["inputs"]} {line["targets"]}'.split()) > max_words:
+          useless['too long'] += 1
+        else:
+          lines[split].append(line)
+    for split, of_split in lines.items():
+      path = output / name / f'{split}.jsonl'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      text = ''.join(f'{json.dumps(line)}\n' for line in of_split)
+      path.write_text(text, encoding='utf-8')
+    logging.info(
+      '%s: %s; left out: %s',
+      name,
+      {split: len(of_split) for split, of_split in lines.items()},
+      dict(useless),
+    )
+
+
+def _templates(dataset: str, known: list[str]) -> list[str]:
+  """Returns the templates of a dataset, without copies made for scoring."""
+  prefix = f'{dataset}_'
+  templates = [
+    name.removeprefix(prefix)
+    for name in known
+    if name.startswith(prefix) and not name.endswith('_score_eval')
+  ]
+  if not templates:
+    raise ValueError(
+      f'No configuration begins with {prefix!r} among the {len(known)} of the '
+      f'source: {", ".join(known[:5])}, ...'
+    )
+  return templates
+
+
+def _rows(
+  source: str, configuration: str, category: str, count: int
+) -> Iterator[tuple[Split, dict[str, Any]]]:
+  """Yields rows of a configuration and the split each goes to."""
+  splits = _library().load_dataset(source, configuration, streaming=True)
+  tested = splits['validation' if 'validation' in splits else 'test']
+  # One seed for all templates: they hold the same rows in the same order, and
+  # a row should go to the same split under each.
+  for index, row in enumerate(_some(tested, count)):
+    held_back = category in HELD_IN and index % 2 == 0
+    yield 'validation' if held_back else 'test', row
+  if category in HELD_IN:
+    for row in _some(splits['train'], count):
+      yield 'train', row
+
+
+def _some(rows: Any, count: int) -> Any:
+  return rows.shuffle(seed=0, buffer_size=_SHUFFLED).take(count)
+
+
+def _library() -> Any:
+  try:
+    # Only this tool needs it, where there is a network.
+    return importlib.import_module('datasets')
+  except ImportError as error:
+    raise ImportError(
+      'P3 is read with the Hugging Face library datasets, which is not '
+      'installed: pip install datasets'
+    ) from error
+
+
+def main(argv: list[str]) -> str | None:
+  """Exports what the flags say and returns what went wrong, if anything."""
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
+  output = Path(_OUTPUT.value)
+  try:
+    export(
+      output,
+      DATASETS,
+      source=_SOURCE.value,
+      examples=_EXAMPLES.value,
+      max_words=_MAX_WORDS.value,
+    )
+  except (ImportError, ValueError) as error:
+    return str(error)
+  print(f'Wrote {output}.')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,152 @@
+"""The export of P3, on local data in its schema."""
+
+import itertools
+import json
+import sys
+import types
+
+import pytest
+
+from experiments.scale_study.tasks import p3
+from experiments.scale_study.tasks.source import HELD_IN, HELD_OUT
+from experiments.tools import export_p3
+
+_FILMS = {
+  # Configuration: rows of each split.
+  'films_is_it_good': {
+    'train': [('a fine film . good ?', 'yes'), ('a dull film . good ?', 'no')],
+    'validation': [(f'film {i} . good ?', 'yes') for i in range(6)],
+  },
+  'films_is_it_bad': {
+    'train': [('a fine film . bad ?', 'no'), ('long ' * 30, 'yes')],
+    'test': [('a new film . bad ?', 'no'), ('an old film . bad ?', 'maybe')],
+  },
+  'films_is_it_bad_score_eval': {'test': [('scored', 'yes')]},
+  'films2_other': {'test': [('another dataset', 'yes')]},
+  'stories_end': {
+    'train': [('never read', 'yes')],
+    'validation': [(f'story {i}', 'no') for i in range(4)],
+  },
+}
+_DATASETS = {'sentiment': ('films',), 'sentence_completion': ('stories',)}
+
+
+def _row(inputs, targets):
+  return {
+    'inputs': [1, 2],
+    'inputs_pretokenized': f'{inputs} ',
+    'targets_pretokenized': f'\n{targets}',
+    'answer_choices': ['yes', 'no '],
+  }
+
+
+class _Rows(list):
+  """As much of an iterable dataset as the tool uses."""
+
+  def shuffle(self, seed, buffer_size):
+    return self
+
+  def take(self, count):
+    return _Rows(self[:count])
+
+
+@pytest.fixture
+def library(monkeypatch):
+  """Stands in for Hugging Face datasets, which tests do not install."""
+  module = types.SimpleNamespace(
+    get_dataset_config_names=lambda source: list(_FILMS),
+    load_dataset=lambda source, configuration, streaming: {
+      split: _Rows(itertools.starmap(_row, rows))
+      for split, rows in _FILMS[configuration].items()
+    },
+  )
+  monkeypatch.setitem(sys.modules, 'datasets', module)
+
+
+def _export(folder, **options):
+  export_p3.export(
+    folder,
+    _DATASETS,
+    **{'source': 'local', 'examples': 100, 'max_words': 20} | options,
+  )
+
+
+def _read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_study_reads_what_is_exported(library, tmp_path):
+  _export(tmp_path)
+  source = p3.source(tmp_path)
+  (films,) = source.held_in['sentiment']
+  assert {
+    e.prompt for e in itertools.islice(films.examples('train', 0), 9)
+  } == {
+    'a fine film . good ?',
+    'a dull film . good ?',
+    'a fine film . bad ?',
+  }
+  (stories,) = source.held_out['sentence_completion']
+  tested = list(stories.examples('test', 0))
+  assert sorted(e.prompt for e in tested) == [f'story {i}' for i in range(4)]
+  assert {e.candidates for e in tested} == {('yes', 'no')}
+
+
+def test_what_p3_calls_validation_is_divided(library, tmp_path):
+  _export(tmp_path)
+  validation = _read(tmp_path / 'films' / 'validation.jsonl')
+  test = _read(tmp_path / 'films' / 'test.jsonl')
+  assert [line['inputs'] for line in validation] == [
+    'film 0 . good ?',
+    'film 2 . good ?',
+    'film 4 . good ?',
+    'a new film . bad ?',
+  ]
+  assert [line['inputs'] for line in test] == [
+    'film 1 . good ?',
+    'film 3 . good ?',
+    'film 5 . good ?',
+  ]
+  assert {line['template'] for line in validation} == {
+    'is_it_good',
+    'is_it_bad',
+  }
+  assert not (tmp_path / 'stories' / 'train.jsonl').exists()
+
+
+def test_examples_are_limited(library, tmp_path):
+  _export(tmp_path, examples=2)
+  assert len(_read(tmp_path / 'stories' / 'test.jsonl')) == 2
+
+
+def test_a_dataset_that_is_not_there_is_named(library, tmp_path):
+  with pytest.raises(ValueError, match="begins with 'plays_'"):
+    export_p3.export(
+      tmp_path,
+      {'sentiment': ('plays',)},
+      source='local',
+      examples=1,
+      max_words=9,
+    )
+
+
+@pytest.mark.parametrize(
+  ('inputs', 'targets', 'reason'),
+  [(' ', 'yes', 'no text'), ('good ?', '', 'no text'), ('good ?', 'so', 'cho')],
+)
+def test_useless_rows_have_a_reason(inputs, targets, reason):
+  record = export_p3.record(_row(inputs, targets), 'sentiment', 'films', 't')
+  assert isinstance(record, str) and reason in record
+
+
+def test_without_the_library_pip_is_named(monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, 'datasets', None)
+  with pytest.raises(ImportError, match='pip install datasets'):
+    _export(tmp_path)
+
+
+def test_the_choice_of_datasets_is_of_the_study():
+  assert tuple(export_p3.DATASETS) == (*HELD_IN, *HELD_OUT)
+  sizes = {c: len(names) for c, names in export_p3.DATASETS.items()}
+  assert {sizes[category] for category in HELD_IN} == {2}
+  assert sum(sizes[category] for category in HELD_OUT) == 7

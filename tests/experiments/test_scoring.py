@@ -1,0 +1,123 @@
+"""Scores, against cases decided by hand and by the model's own logits."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.scale_study import metrics, model, shapes
+from experiments.scale_study.scoring import Examination
+from experiments.scale_study.tasks import p3
+from experiments.scale_study.tasks.batches import Questions
+from tests.experiments import small_study
+
+
+def ask(*right):
+  """Questions whose candidates are right or not: one list an example."""
+  flat = [(i, r) for i, example in enumerate(right) for r in example]
+  zeros = np.zeros((len(flat), 1), np.int32)
+  return Questions(
+    ids=zeros,
+    row=np.arange(len(flat)),
+    position=zeros,
+    token=zeros,
+    weight=np.ones((len(flat), 1), np.float32),
+    example=np.array([i for i, _ in flat]),
+    right=np.array([r for _, r in flat]),
+    dataset=np.zeros(len(right), np.int32),
+    chance=np.zeros(len(right), np.float32),
+  )
+
+
+def test_the_likeliest_candidate_is_the_answer():
+  questions = ask([False, True], [True, False, False], [True, False])
+  likelihoods = np.array([-3.0, -2.0, -5.0, -9.0, -4.0, -1.0, -1.0])
+  greedy = np.zeros(7, bool)
+  # The second prefers a wrong one; of equals the first is taken.
+  right = metrics.is_right(questions, likelihoods, greedy)
+  np.testing.assert_array_equal(right, [True, False, True])
+
+
+def test_free_text_has_to_be_what_is_written():
+  questions = ask([True], [True], [False, True])
+  likelihoods = np.array([-0.1, -9.0, -1.0, -2.0])
+  greedy = np.array([False, True, True, False])
+  right = metrics.is_right(questions, likelihoods, greedy)
+  np.testing.assert_array_equal(right, [False, True, False])
+
+
+@pytest.mark.parametrize(
+  'written, reference, expected',
+  [
+    ('the cat sat', 'the cat sat', 1.0),
+    ('The cat, sat.', 'the cat sat', 1.0),
+    ('', 'the cat', 0.0),
+    ('a dog', 'the cat', 0.0),
+    # police killed the gunman | police kill the gunman: 3 of 4 and of 4.
+    ('police kill the gunman', 'police killed the gunman', 0.75),
+    # The same words in another order: "the gunman" only, 2 of 4 and of 4.
+    ('the gunman kill police', 'police killed the gunman', 0.5),
+    # 2 of 2 words written, 2 of 6 of the reference: 2 · 1 · ⅓ / (4/3).
+    ('a e', 'a b c d e f', 0.5),
+  ],
+)
+def test_rouge_l(written, reference, expected):
+  assert metrics.rouge_l(written, reference) == pytest.approx(expected)
+
+
+def test_scores_follow_from_the_logits(tmp_path):
+  small_study.write_tasks(tmp_path / 'tasks')
+  source = p3.source(tmp_path / 'tasks')
+  tokenizer = source.tokenizer
+  shape = shapes.small(
+    vocabulary_size=tokenizer.size, width=16, layers=1, heads=2
+  )
+  params = model.create(shape, jax.random.key(3))
+  exam = Examination(
+    shape,
+    source,
+    validation=2,
+    test=9,
+    length=12,
+    text_metric='exact_match',
+  )
+  scores = exam.scores(params, 'test')
+  chosen, losses, written = [], [], []
+  (ranked,), (free,) = (
+    source.held_in['sentiment'],
+    source.held_in['structure_to_text'],
+  )
+
+  def log_p(text):
+    ids = np.full((1, 12), tokenizer.pad, np.int32)
+    ids[0, : len(text)] = text
+    logits = np.float64(model.logits(shape, params, ids)[0])
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+  for example, _ in zip(ranked.examples('test', 0), range(9), strict=False):
+    prompt = [tokenizer.start, *tokenizer.encode(example.prompt)]
+    after = log_p(prompt)[len(prompt) - 1]
+    options = {c: after[tokenizer.encode(c)[0]] for c in example.candidates}
+    chosen.append(max(options, key=options.__getitem__) == example.answer)
+    losses.append(-options[example.answer])
+  assert scores['sentiment/sentiment_in_colours'].value == pytest.approx(
+    np.mean(chosen)
+  )
+  assert scores['sentiment/sentiment_in_colours'].loss == pytest.approx(
+    np.mean(losses), rel=1e-5
+  )
+  for example, _ in zip(free.examples('test', 0), range(9), strict=False):
+    text = [tokenizer.start, *tokenizer.encode(example.prompt)]
+    start = len(text)
+    # As many tokens as the longest answer has: two words and the end.
+    while len(text) < start + 3:
+      text.append(int(log_p(text)[len(text) - 1].argmax()))
+    written.append(
+      metrics.rouge_l(tokenizer.decode(text[start:]), example.answer)
+    )
+  assert exam.rouge_l(
+    params, 'structure_to_text/structure_to_text_in_colours'
+  ) == pytest.approx(np.mean(written))
+  assert exam.chance()['sentiment/sentiment_in_colours'] == 0.25
+  assert set(exam.scores(params, 'validation', ['sentiment'])) == {
+    'sentiment/sentiment_in_colours'
+  }

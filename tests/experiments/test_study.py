@@ -1,0 +1,205 @@
+"""The study as a whole: its files, its reads, and what a kill leaves."""
+
+import collections
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments.scale_study import checkpoints, grid, phases, stored, train
+from experiments.scale_study.analysis import cells
+from experiments.scale_study.folder import Arm, Folder
+from experiments.scale_study.study import Study
+from mergekit_jax import reading
+from tests.experiments import small_study
+
+ARM = Arm('xs', 'instruction-tuned', 0)
+
+
+@pytest.fixture(scope='module')
+def tasks(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('small') / 'tasks'
+  small_study.write_tasks(folder)
+  return folder
+
+
+def study_in(root, tasks, **changes):
+  return Study(small_study.config(tasks, **changes), root, small_study.FLAGS)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tasks, tmp_path_factory):
+  study = study_in(tmp_path_factory.mktemp('undisturbed'), tasks)
+  study.said = study.run()
+  return study
+
+
+@pytest.fixture
+def trained(monkeypatch):
+  """Counts the chunks of steps by what they train."""
+  counted = collections.Counter()
+  real = train.train_chunk
+
+  def spy(*args):
+    counted['chunks'] += 1
+    return real(*args)
+
+  monkeypatch.setattr(train, 'train_chunk', spy)
+  return counted
+
+
+def test_the_analysis_reads_what_a_study_writes(undisturbed):
+  root = undisturbed.folder.root
+  made = cells.load(root / 'cells.jsonl')
+  by_setting = collections.Counter(
+    (cell.base, cell.method, cell.setting, cell.split) for cell in made
+  )
+  for base in cells.BASES:
+    for method in ('average', 'ties'):
+      assert by_setting[base, method, 'validated', 'test'] == 1
+      assert by_setting[base, method, 'fixed', 'test'] == 1
+    assert by_setting[base, 'ties', 'sweep', 'test'] == 2
+    assert by_setting[base, 'ties', 'sweep', 'validation'] == 2
+  assert len(made) == 16
+  gates = cells.load_gates(root / 'gates.json')
+  # Of a base: two for each of two experts, and two for the held-out category.
+  assert len(gates) == 2 * 6 + 2
+  assert 'Held-in of the merge rises with size' in undisturbed.said
+  assert (root / 'report.html').stat().st_size > 10_000
+  seconds = (root / 'seconds.jsonl').read_text().splitlines()
+  assert {json.loads(line)['phase'] for line in seconds} >= {'bases', 'merge'}
+
+
+def test_what_is_written_has_rouge_l_beside_exact_match(undisturbed):
+  with (undisturbed.folder.root / 'rouge_l.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  models = ['base', 'multitask', 'expert', 'average', 'ties']
+  assert [row['model'] for row in rows] == 2 * models
+  assert {row['task'] for row in rows} == {
+    'structure_to_text/structure_to_text_in_colours'
+  }
+  for row in rows:
+    # Whoever writes an answer word for word has all of its words.
+    assert 0 <= float(row['score']) <= float(row['rouge_l']) <= 1
+  assert any(float(row['rouge_l']) > 0 for row in rows)
+
+
+def test_scores_are_of_the_models_that_are_stored(undisturbed):
+  size = undisturbed.size('xs')
+  record = phases.Scored(size, ARM).experts['sentiment']
+  params = size.load(undisturbed.folder.root / record['checkpoint'])
+  assert stored.fingerprint(params) == record['fingerprint']
+  again = size.examination.scores(params, 'test', ['sentiment'])
+  assert {task: list(score) for task, score in again.items()} == record['test']
+
+
+def test_nothing_is_done_twice(undisturbed, trained, monkeypatch):
+  monkeypatch.delattr(grid, 'subset_cells')
+  assert study_in(undisturbed.folder.root, undisturbed.config.tasks).run()
+  assert not trained
+
+
+def test_a_killed_study_goes_on_with_the_same_bits(
+  tasks, tmp_path, undisturbed, trained
+):
+  root = tmp_path / 'results'
+  killed = subprocess.run(
+    [sys.executable, '-m', small_study.__name__, str(tasks), str(root)],
+    capture_output=True,
+    check=False,
+  )
+  assert killed.returncode == -9, killed.stderr.decode()[-2000:]
+  assert not (root / 'cells.jsonl').exists()
+  assert list((root / 'cells').rglob('*.jsonl'))  # the first arm is done
+  study_in(root, tasks).run()
+  # Two bases and, for each of two, two experts, multitask and one held-out.
+  assert trained['chunks'] == 2 + 2 * 4 - small_study.LAST
+  for name in ('cells.jsonl', 'gates.json'):
+    expected = (undisturbed.folder.root / name).read_text()
+    assert (root / name).read_text() == expected
+
+
+def test_experts_are_read_for_the_rounds_not_for_the_merges(
+  undisturbed, monkeypatch
+):
+  size = undisturbed.size('xs')
+  (subset,) = grid.subsets_of(size, 0)
+  counted = collections.Counter()
+  read_parts = reading.Model.read_parts
+
+  def spy(model, path, parts):
+    counted[model.name] += sum(out.size for _, out in parts)
+    return read_parts(model, path, parts)
+
+  monkeypatch.setattr(reading.Model, 'read_parts', spy)
+  made = grid.subset_cells(size, ARM, subset, '')
+  assert len({(c.method, str(c.hyperparameters)) for c in made}) == 4
+  # The threshold of TIES takes two rounds over the whole model.
+  assert counted == dict.fromkeys(
+    ('base', 'experts[0]', 'experts[1]'), 3 * size.parameters
+  )
+
+
+def test_the_command_of_a_cell_makes_it_again(undisturbed):
+  path = undisturbed.folder.cells(ARM, '2.0')
+  *_, cell = cells.load(path)
+  _, name = cell.command.split(' --cell=')
+  assert undisturbed.reproduce(name).endswith('The same as stored.')
+  kept = path.read_text()
+  path.write_text(kept.replace(f'"drift": {cell.drift}', '"drift": 9.0'))
+  with pytest.raises(ValueError, match='is not what is stored'):
+    undisturbed.reproduce(name)
+  path.write_text(kept)
+  with pytest.raises(ValueError, match='there is no such arm'):
+    undisturbed.reproduce(name.replace('xs', 'xl'))
+
+
+def test_another_configuration_is_refused(undisturbed):
+  changed = dataclasses.replace(undisturbed.config, expert_steps=100)
+  with pytest.raises(ValueError, match='expert_steps was 50 and is 100'):
+    Folder(undisturbed.folder.root, changed)
+  Folder(
+    undisturbed.folder.root,
+    dataclasses.replace(undisturbed.config, processes=2),
+  )
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(undisturbed, tmp_path):
+  size = undisturbed.size('xs')
+  params = size.load(size.base(ARM))
+  params['embedding']['embedding'] = np.zeros((3, 16), np.float32)
+  del params['final_norm']
+  checkpoints.save(tmp_path / 'model', {'params': params})
+  with pytest.raises(ValueError, match='does not hold a model') as error:
+    size.load(tmp_path / 'model')
+  assert 'embedding/embedding' in str(error.value)
+  assert 'final_norm/scale: missing' in str(error.value)
+
+
+def test_tasks_need_validation_examples(undisturbed):
+  size = undisturbed.size('xs')
+  name = 'sentiment'
+  (dataset,) = size.source.held_in[name]
+
+  def none_for_validation(split, seed):
+    return iter(()) if split == 'validation' else dataset.examples(split, seed)
+
+  broken = dataclasses.replace(dataset, examples=none_for_validation)
+  source = dataclasses.replace(
+    size.source, held_in={**size.source.held_in, name: (broken,)}
+  )
+  with pytest.raises(
+    ValueError, match='sentiment_in_colours has no validation'
+  ):
+    phases.Examination(
+      size.shape,
+      source,
+      validation=8,
+      test=8,
+      length=12,
+      text_metric='exact_match',
+    )

@@ -1,0 +1,67 @@
+"""Fields that are changed on the command line, and mistakes in them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.scale_study import study_config
+from experiments.scale_study.configs import cpu, full, pod
+
+
+@pytest.mark.parametrize(
+  'setting, name, value',
+  [
+    ('expert_steps=200', 'expert_steps', 200),
+    ('pretrain_rate=1', 'pretrain_rate', 1.0),
+    ('pretrain_rate=2e-3', 'pretrain_rate', 0.002),
+    ('seeds=3', 'seeds', (3,)),
+    ('seeds=0,1', 'seeds', (0, 1)),
+    ('expert_rates=1e-3,5e-4', 'expert_rates', (1e-3, 5e-4)),
+    ('bases=pretrained', 'bases', ('pretrained',)),
+    ('tasks=data/p3', 'tasks', 'data/p3'),
+  ],
+)
+def test_a_field_is_changed(setting, name, value):
+  changed = study_config.override(cpu.CONFIG, setting)
+  assert getattr(changed, name) == value
+
+
+@pytest.mark.parametrize(
+  'setting, message',
+  [
+    ('expert_step=200', 'Did you mean expert_steps'),
+    ('expert_steps', 'not NAME=VALUE'),
+    ('expert_steps=2.5', 'not of that kind'),
+    ('expert_steps=many', 'not of that kind'),
+    ('pretrain_rate=1e999', 'not of that kind'),
+    ('seeds=a', 'not of that kind'),
+    ('sizes=s', 'not of that kind'),
+  ],
+)
+def test_a_mistake_is_named(setting, message):
+  with pytest.raises(ValueError, match=message):
+    study_config.override(cpu.CONFIG, setting)
+
+
+def test_presets_are_told_apart_and_may_be_written_down():
+  record = study_config.as_json(full.CONFIG)
+  assert study_config.differences(full.CONFIG, record) == []
+  assert study_config.differences(pod.CONFIG, record)
+  assert any(
+    'a_new_field was 1' in line
+    for line in study_config.differences(
+      full.CONFIG, {**record, 'a_new_field': 1}
+    )
+  )
+
+
+def test_an_unknown_preset_names_the_nearest():
+  process = subprocess.run(
+    [sys.executable, '-m', 'experiments.scale_study', '--preset=cpus'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode != 0
+  assert 'Did you mean cpu?' in process.stdout + process.stderr

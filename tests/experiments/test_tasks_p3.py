@@ -1,0 +1,175 @@
+"""Folders of JSON lines: what is read, and what every mistake is called."""
+
+import itertools
+import json
+
+import pytest
+
+from experiments.scale_study.tasks import p3
+from experiments.scale_study.tasks.source import Example
+
+_LINE = {
+  'inputs': 'A fine film. Good or bad?',
+  'targets': 'good',
+  'answer_choices': ['good', 'bad'],
+  'category': 'sentiment',
+  'dataset': 'films',
+  'template': 'short',
+}
+
+
+def _write(folder, split, *changes):
+  """Adds a line for each dict of changes to `_LINE`."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / f'{split}.jsonl').open('a') as file:
+    for change in changes:
+      file.write(json.dumps(_LINE | change) + '\n')
+
+
+def _write_films(folder):
+  for split in ('train', 'validation', 'test'):
+    _write(folder, split, *({'inputs': f'{split} {i}'} for i in range(5)))
+
+
+def test_every_field_arrives(tmp_path):
+  _write_films(tmp_path / 'films')
+  story = {'category': 'sentence_completion', 'dataset': 'stories'}
+  _write(tmp_path / 'stories', 'test', story)
+  _write(tmp_path, 'train', {'category': 'instruction', 'dataset': 'do'})
+  source = p3.source(tmp_path)
+  assert [d.name for d in source.held_in['sentiment']] == ['films']
+  (stories,) = source.held_out['sentence_completion']
+  assert (stories.name, stories.held_in) == ('stories', False)
+  assert [d.name for d in source.instruction] == ['do']
+  assert list(stories.examples('test', 0)) == [
+    Example('A fine film. Good or bad?', 'good', ('good', 'bad'))
+  ]
+
+
+def test_training_examples_never_end_and_others_come_once(tmp_path):
+  _write_films(tmp_path)
+  (films,) = p3.source(tmp_path).held_in['sentiment']
+  prompts = [e.prompt for e in itertools.islice(films.examples('train', 0), 15)]
+  expected = {f'train {i}' for i in range(5)}
+  assert all(
+    set(prompts[start : start + 5]) == expected for start in (0, 5, 10)
+  )
+  assert prompts == [
+    e.prompt for e in itertools.islice(films.examples('train', 0), 15)
+  ]
+  assert sorted(e.prompt for e in films.examples('test', 0)) == [
+    f'test {i}' for i in range(5)
+  ]
+
+
+@pytest.mark.parametrize(
+  ('category', 'choices', 'metric'),
+  [
+    ('sentiment', ['good', 'bad'], 'accuracy'),
+    ('closed_book_qa', None, 'exact_match'),
+    ('summarization', [], 'rouge_l'),
+  ],
+)
+def test_the_metric_follows_from_choices_and_category(
+  tmp_path, category, choices, metric
+):
+  for split in ('train', 'validation', 'test'):
+    _write(
+      tmp_path,
+      split,
+      {'inputs': split, 'category': category, 'answer_choices': choices},
+    )
+  (dataset,) = p3.source(tmp_path).held_in[category]
+  assert dataset.metric == metric
+
+
+def test_held_in_data_without_validation_are_an_error(tmp_path):
+  for split in ('train', 'test'):
+    _write(tmp_path, split, {'inputs': split})
+  with pytest.raises(
+    ValueError, match="'films' of sentiment has no validation"
+  ):
+    p3.source(tmp_path)
+
+
+def test_held_out_data_need_testing_only(tmp_path):
+  _write(tmp_path, 'train', {'category': 'coreference_resolution'})
+  with pytest.raises(ValueError, match='has no test examples, only train'):
+    p3.source(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'category': 'sentimant'}, "'sentimant' is not a category"),
+    ({'targets': 'fine'}, "'fine', not one of answer_choices"),
+    ({'targets': ' '}, "targets is ' '"),
+    ({'inputs': 3}, 'inputs is 3'),
+    ({'answer_choices': 'good'}, "answer_choices is 'good'"),
+    ({'category': 'summarization'}, 'A dataset has one category'),
+  ],
+)
+def test_a_wrong_line_is_named(tmp_path, change, message):
+  _write(tmp_path, 'train', {}, change)
+  with pytest.raises(ValueError, match=message) as error:
+    p3.source(tmp_path)
+  assert f'{tmp_path / "train.jsonl"}, line 2' in str(error.value)
+
+
+@pytest.mark.parametrize('field', p3.FIELDS)
+def test_a_missing_field_is_named(tmp_path, field):
+  line = {key: value for key, value in _LINE.items() if key != field}
+  (tmp_path / 'test.jsonl').write_text(f'\n{json.dumps(line)}\n')
+  with pytest.raises(ValueError, match=f'test.jsonl, line 2 lacks {field}'):
+    p3.source(tmp_path)
+
+
+@pytest.mark.parametrize('text', ['{"inputs": ', '["a"]'])
+def test_what_is_not_an_object_is_an_error(tmp_path, text):
+  (tmp_path / 'train.jsonl').write_text(text)
+  with pytest.raises(ValueError, match='line 1 is .*not'):
+    p3.source(tmp_path)
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match='has no train.jsonl, validation.jsonl'):
+    p3.source(tmp_path)
+
+
+def test_a_prompt_of_the_test_is_not_trained_on(tmp_path):
+  _write_films(tmp_path)
+  _write(tmp_path, 'train', {'inputs': 'test 0'}, {'inputs': 'validation 1'})
+  (films,) = p3.source(tmp_path).held_in['sentiment']
+  drawn = itertools.islice(films.examples('train', 0), 50)
+  assert {e.prompt for e in drawn} == {f'train {i}' for i in range(5)}
+
+
+def test_data_that_are_all_tested_are_an_error(tmp_path):
+  for split in ('train', 'validation', 'test'):
+    _write(tmp_path, split, {})
+  with pytest.raises(ValueError, match='All train prompts'):
+    p3.source(tmp_path)
+
+
+def test_frequent_words_have_ids_and_others_are_spelled(tmp_path):
+  _write_films(tmp_path)
+  tokenizer = p3.source(tmp_path, vocabulary=2).tokenizer
+  assert tokenizer.words == ('good', 'train')
+  assert len(tokenizer.encode('train good')) == 2
+  assert len(tokenizer.encode('naïve')) == len('naïve '.encode())
+  assert tokenizer.decode(tokenizer.encode('a naïve, good man')) == (
+    'a naïve , good man'
+  )
+
+
+def test_the_corpus_is_read_when_it_is_needed(tmp_path):
+  _write_films(tmp_path)
+  source = p3.source(tmp_path)
+  with pytest.raises(ValueError, match='corpus.jsonl to pretrain on'):
+    next(source.corpus(0))
+  (tmp_path / 'corpus.jsonl').write_text('{"text": "one"}\n{"text": "two"}\n')
+  texts = [t[0].text for t in itertools.islice(source.corpus(0), 4)]
+  assert sorted(texts) == ['one', 'one', 'two', 'two']
+  (tmp_path / 'corpus.jsonl').write_text('{"words": "one"}\n')
+  with pytest.raises(ValueError, match='line 1 lacks "text"'):
+    next(source.corpus(0))

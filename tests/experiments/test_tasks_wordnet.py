@@ -1,0 +1,295 @@
+"""WordNet: its file format, and questions whose answers it gives.
+
+The lines are made for the tests, in the format of the real files, so that they
+run where WordNet is not installed.
+"""
+
+import itertools
+import re
+
+import pytest
+
+from experiments.scale_study.tasks import wordnet
+from experiments.scale_study.tasks.source import (
+  Example,
+  HELD_IN,
+  HELD_OUT,
+  Split,
+)
+from experiments.scale_study.tasks.splits import split_of
+from experiments.scale_study.tasks.wordnet import asking, database
+from experiments.scale_study.tasks.wordnet.database import Key
+from experiments.scale_study.tasks.wordnet.words import Words
+
+_LICENCE = '  1 This software and database is being provided to you.\n'
+
+# Kinds of animals (file 05) and of artifacts (file 06), by their kind.
+_KINDS = {
+  'bird': ('05', ('robin', 'wren', 'gull', 'stork', 'heron')),
+  'fish': ('05', ('trout', 'perch', 'tuna', 'shark', 'eel')),
+  'snake': ('05', ('viper', 'cobra', 'adder', 'boa', 'mamba')),
+  'tool': ('06', ('hammer', 'saw', 'drill', 'chisel', 'wrench')),
+  'vessel': ('06', ('jug', 'mug', 'vase', 'bowl', 'pan')),
+  'garment': ('06', ('coat', 'shirt', 'skirt', 'glove', 'sock')),
+}
+_KIND_OF = {word: kind for kind, (_, words) in _KINDS.items() for word in words}
+_SUBJECT = {'05': 'animal', '06': 'artifact'}
+
+
+def _noun(offset, file, words, pointers, gloss):
+  """A line of data.noun."""
+  named = ' '.join(f'{word} 0' for word in words)
+  return (
+    f'{offset:08d} {file} n {len(words):02x} {named} '
+    f'{len(pointers):03d} {" ".join([*pointers, "|"])} {gloss}  \n'
+  )
+
+
+def _write(folder):
+  """Writes a WordNet of 38 nouns and two adjectives."""
+  data = [_noun(50, '05', ['creature'], [], 'whatever lives')]
+  index = ['creature n 1 1 @ 1 1 00000050  \n']
+  offsets = itertools.count(100, 100)
+  for kind, (file, words) in _KINDS.items():
+    of_kind = next(offsets)
+    above = ['@ 00000050 n 0000'] if file == '05' else []
+    data.append(_noun(of_kind, file, [kind], above, f'a big group of {kind}s'))
+    index.append(f'{kind} n 1 0 1 0 {of_kind:08d}  \n')
+    for word in words:
+      offset = next(offsets)
+      gloss = (
+        f'a {kind} that is called {word}ing; "the {word} of {word}ing town"'
+      )
+      data.append(
+        _noun(
+          offset, file, [word, f'{word}x'], [f'@ {of_kind:08d} n 0000'], gloss
+        )
+      )
+      index.append(f'{word} n 1 1 @ 1 1 {offset:08d}  \n')
+  # A word of two senses: a bird, used twice, and a tool.
+  senses = [next(offsets), next(offsets)]
+  for offset, kind in zip(senses, ('bird', 'tool'), strict=True):
+    file, _ = _KINDS[kind]
+    gloss = (
+      f'a tall {kind}; "the crane by the {kind}s"; "a crane near our {kind}s"'
+    )
+    data.append(_noun(offset, file, ['crane'], [], gloss))
+  index.append(
+    f'crane n 2 0 2 2 {" ".join(f"{sense:08d}" for sense in senses)}  \n'
+  )
+  adjectives = [
+    '00000100 00 a 02 hot 0 warm(p) 0 001 ! 00000200 a 0102 | '
+    'of high temperature; "a hot stove"  \n',
+    '00000200 00 s 02 ice_cold 0 cold 0 001 ! 00000100 a 0201 | of low  \n',
+  ]
+  files = {
+    'data.noun': data,
+    'index.noun': index,
+    'data.adj': adjectives,
+    'index.adj': ['hot a 1 1 ! 1 1 00000100  \n', 'cold a 1 0 1 0 00000200\n'],
+  }
+  for suffix in ('noun', 'verb', 'adj', 'adv'):
+    for name in (f'data.{suffix}', f'index.{suffix}'):
+      (folder / name).write_text(_LICENCE + ''.join(files.get(name, [])))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp('wordnet')
+  _write(path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def source(folder):
+  return wordnet.source(folder)
+
+
+def _datasets(source):
+  found = [*itertools.chain(*source.categories.values()), *source.instruction]
+  return {dataset.name: dataset for dataset in found}
+
+
+def _draw(source, name, count=60):
+  return list(
+    itertools.islice(_datasets(source)[name].examples('train', 0), count)
+  )
+
+
+def test_a_line_of_a_data_file():
+  synset = database.parse_synset(
+    '02084071 05 n 03 Dog 0 domestic_dog 0 Canis_familiaris 0 003 '
+    '@ 02083346 n 0000 @ 01317541 n 0000 ~ 01322604 n 0000 '
+    '| a member of the genus Canis; common; "the dog barked all night"  \n',
+    'n',
+  )
+  assert synset == database.Synset(
+    key=Key('n', '02084071'),
+    subject='animal',
+    words=('dog', 'domestic_dog', 'canis_familiaris'),
+    definition='a member of the genus Canis; common',
+    examples=('the dog barked all night',),
+    hypernyms=(Key('n', '02083346'), Key('n', '01317541')),
+    antonyms=(),
+  )
+
+
+def test_a_verb_has_frames_behind_its_pointers():
+  synset = database.parse_synset(
+    '00004819 29 v 01 sneeze 0 001 @ 00010241 v 0000 01 + 02 00 | exhale  \n',
+    'v',
+  )
+  assert synset.hypernyms == (Key('v', '00010241'),)
+  assert (synset.subject, synset.definition) == ('', 'exhale')
+
+
+def test_satellites_syntax_and_opposites_of_adjectives(folder):
+  read = database.read(folder)
+  hot = read.synsets[Key('a', '00000100')]
+  assert hot.words == ('hot', 'warm')
+  assert hot.antonyms == ((0, Key('a', '00000200'), 1),)
+  cold = read.synsets[Key('a', '00000200')]
+  assert cold.antonyms == ((1, Key('a', '00000100'), 0),)
+
+
+def test_an_index_tells_the_order_of_senses_and_what_is_common(folder):
+  read = database.read(folder)
+  first, second = read.senses['crane', 'n']
+  assert (first.subject, second.subject) == ('animal', 'artifact')
+  assert ('crane', 'n') in read.common
+  assert ('bird', 'n') not in read.common
+  assert database.parse_index('dog n 2 3 @ ~ #m 2 1 00000007 00000005  \n') == (
+    'dog',
+    ['00000007', '00000005'],
+    1,
+  )
+
+
+def test_opposites_are_of_words_not_of_senses(folder):
+  words = Words(database.read(folder), foils=0)
+  # The pointer leads from the first word, hot, to the second, cold; cold has
+  # one back, but does not occur in tagged texts.
+  assert words.opposites() == {'hot': 'cold'}
+
+
+def test_categories_are_of_the_study(source):
+  assert set(source.held_in) <= set(HELD_IN)
+  assert set(source.held_out) <= set(HELD_OUT)
+  assert all(
+    d.held_in == (d.category in HELD_IN) for d in _datasets(source).values()
+  )
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'word_of_definition',
+    'member_of_kind',
+    'kind_in_definition',
+    'word_of_sentence',
+    'recall_kind',
+    'subject_of_definition',
+    'is_about_subject',
+    'same_meaning',
+    'same_sentence',
+    'gap',
+    'is_a',
+    'same_sense',
+    'sense_of_word',
+  ],
+)
+def test_the_answer_is_what_the_lines_say(source, name):
+  for example in _draw(source, name):
+    assert _answer(name, example.prompt, example.candidates) == example.answer
+    assert source.tokenizer.decode(
+      source.tokenizer.encode(example.prompt)
+    ).replace(' ', '') == example.prompt.replace(' ', '')
+
+
+def _answer(name, prompt, candidates):
+  """Answers from `_KINDS` and the text alone."""
+  words = re.findall(r'\w+', prompt)
+  named = [w for w in words if w.endswith('ing') and w != 'missing']
+  called = [w.removesuffix('ing') for w in named]
+  kinds = [w for w in words if w in _KINDS]
+  if name in ('word_of_definition', 'word_of_sentence', 'gap'):
+    return called[0] if called else 'crane'
+  if name == 'member_of_kind':
+    (answer,) = [c for c in candidates if _KIND_OF.get(c) == kinds[0]]
+    return answer
+  if name == 'kind_in_definition':
+    return kinds[0]
+  if name == 'recall_kind':
+    (word,) = [w for w in words if w in _KIND_OF]
+    return _KIND_OF[word]
+  if name in ('subject_of_definition', 'is_about_subject'):
+    subject = _SUBJECT[_KINDS[kinds[0]][0]]
+    if name == 'subject_of_definition':
+      return subject
+    return 'yes' if f'about {subject} ?' in prompt else 'no'
+  if name == 'same_meaning':
+    first, second = re.findall(r'(?:first|second) : (\w+)', prompt)
+    return 'yes' if second == f'{first}x' else 'no'
+  if name == 'same_sentence':
+    return 'yes' if any(w.endswith('x') for w in words) else 'no'
+  if name == 'is_a':
+    premise, hypothesis = re.findall(r'it is (\w+)', prompt)
+    return 'yes' if hypothesis == _KIND_OF[premise] else 'no'
+  plural = [w for w in words if w.removesuffix('s') in _KINDS and w[-1] == 's']
+  if name == 'same_sense':
+    return 'yes' if len(set(plural)) == 1 else 'no'
+  kind = plural[0].removesuffix('s')
+  return f'a tall {kind}'
+
+
+@pytest.mark.parametrize('split', ['validation', 'test'])
+def test_no_subject_is_in_two_splits(split: Split):
+  subjects = [(f'word{i}', f'word{i}') for i in range(200)]
+  dataset = asking.asked(
+    'words',
+    'sentiment',
+    subjects,
+    lambda rng, word: Example(f'what is {word} ?', 'a word'),
+  )
+  expected = [word for word, _ in subjects if split_of(word) == split]
+  prompts = [example.prompt for example in dataset.examples(split, 0)]
+  assert sorted(prompts) == sorted(f'what is {word} ?' for word in expected)
+  trained = {
+    example.prompt
+    for example in itertools.islice(dataset.examples('train', 0), 2000)
+  }
+  assert trained.isdisjoint(prompts)
+
+
+def test_foils_are_of_the_same_subject_and_another_kind(source):
+  for example in _draw(source, 'word_of_definition'):
+    kinds = [_KIND_OF.get(word) for word in example.candidates]
+    if example.answer in _KIND_OF:
+      files = {_KINDS[kind][0] for kind in kinds if kind}
+      assert len(files) == 1
+      assert kinds.count(_KIND_OF[example.answer]) == 1
+
+
+def test_what_something_is_by_way_of_its_kind_is_no_foil(source):
+  for name in ('word_of_definition', 'is_a'):
+    for example in _draw(source, name, 300):
+      # The lines do not say what a crane is a kind of.
+      if example.answer != 'crane':
+        assert 'creature' not in example.prompt
+
+
+def test_the_corpus_says_what_is_so(source):
+  facts = [
+    piece.text
+    for text in itertools.islice(source.corpus(0), 300)
+    for piece in text
+    if piece.weight > 1
+  ]
+  found = [re.findall(r'^(\w+) is a kind of (\w+) \.$', fact) for fact in facts]
+  stated = {pair for pairs in found for pair in pairs}
+  assert stated and all(_KIND_OF[word] == kind for word, kind in stated)
+
+
+def test_a_machine_without_wordnet_is_told_how_to_get_it(tmp_path):
+  with pytest.raises(wordnet.NotInstalledError, match='apt-get install'):
+    wordnet.source(tmp_path)

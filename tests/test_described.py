@@ -138,12 +138,13 @@ class TestPod:
       least = 9 * 2 * 128_256 * 8192 // 512
       assert least < fact['device_memory'] < 16e9
       rounds = ['round 1', 'round 2'] if asks else []
-      steps = [*rounds, 'merge', 'measure']
+      steps = [*rounds, 'merge', 'unpack', 'measure']
       assert fact['steps'] == steps * (len(fact['steps']) // len(steps))
       for step, collectives in zip(
         fact['steps'], fact['collectives'], strict=True
       ):
-        assert collectives == ({} if step == 'merge' else {'all-reduce': 1})
+        apart = step in ('merge', 'unpack')
+        assert collectives == ({} if apart else {'all-reduce': 1})
 
 
 class TestProgram:

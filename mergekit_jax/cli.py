@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 import ctypes
 import inspect
 from logging import WARNING
@@ -13,178 +12,19 @@ import sys
 from typing import Any
 
 from absl import app, logging
-from absl.flags import argparse_flags
 
 from mergekit_jax import flags
+from mergekit_jax.arguments import parse
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _HEARTBEAT_TIMEOUT_SECONDS = 15
 
-_EPILOGUE = """
-Expressions (REGEX) match whole paths as `inspect` prints them; the first match
-wins, and one that matches nothing is an error.
-"""
-
 
 def run() -> None:
   """The console script."""
   app.run(main, flags_parser=parse)
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-  """Reads the command line; exits with 2 and a message if it cannot."""
-  parser = argparse_flags.ArgumentParser(
-    prog='mergekit-jax',
-    description='Merges fine-tuned experts of one base model, as partitioned '
-    'checkpoints on a mesh, without any host holding a whole model.',
-  )
-  commands = parser.add_subparsers(dest='command', required=True)
-
-  merging: Any = argparse.ArgumentParser(add_help=False)
-  add = merging.add_argument
-  add(
-    '--method',
-    nargs='+',
-    required=True,
-    metavar='NAME',
-    help='a name that `methods` prints, or several to merge from one read',
-  )
-  add(
-    '--set',
-    action='append',
-    default=[],
-    metavar='NAME=VALUE',
-    help="an option of the method, as 'density=0.2'; may be repeated",
-  )
-  add(
-    '--sweep',
-    action='append',
-    default=[],
-    metavar='NAME=VALUE,VALUE,...',
-    help="a merge for each value, from one read, as 'scale=0.3,0.5,1'",
-  )
-  add('--base', help='checkpoint of the base model')
-  add('--experts', nargs='+', required=True, help='checkpoints of the experts')
-  add('--weights', nargs='+', type=float, help='one number an expert')
-  add(
-    '--override',
-    action='append',
-    default=[],
-    metavar='REGEX:base|REGEX:NAME=VALUE,...',
-    help='keep leaves as in the base, or merge them with other options',
-  )
-  add(
-    '--stacked_axes',
-    action='append',
-    default=[],
-    metavar='REGEX=AXIS[,AXIS]',
-    help='axes over which layers are stacked',
-  )
-  add(
-    '--partition_rules',
-    action='append',
-    default=[],
-    metavar='REGEX=AXES,...',
-    help="mesh axes by dimension, as '.*/kernel=fsdp,-' ('-': not sharded)",
-  )
-  add(
-    '--seed',
-    nargs='+',
-    type=int,
-    default=[0],
-    help='of random masks; a merge for each',
-  )
-  add('--mesh', help="as 'fsdp=4,tensor=2'; all devices on one axis if absent")
-  add('--devices', type=int, help='CPU devices to make; one a core if absent')
-  add('--memory_budget', default='4GiB', help='host memory, as 512MiB or 4GiB')
-  add('--dtype', help="of the merged leaves; the base's if absent")
-
-  merge = commands.add_parser(
-    'merge', parents=[merging], help='merge', epilog=_EPILOGUE
-  )
-  merge.add_argument(
-    '--output',
-    required=True,
-    help='a new directory; of several merges, where theirs are made',
-  )
-  merge.add_argument(
-    '--format',
-    choices=['orbax', 'safetensors'],
-    help="of the output; the base's if absent",
-  )
-  merge.add_argument(
-    '--shard_size', help='of safetensors files, as 5GB; as the base if absent'
-  )
-  for flag, zarr3 in (('--zarr3', True), ('--nozarr3', False)):
-    merge.add_argument(
-      flag,
-      dest='zarr3',
-      action='store_const',
-      const=zarr3,
-      help=f'arrays of Orbax in zarr{2 + zarr3}; as the base if absent',
-    )
-  merge.add_argument(
-    '--compression', choices=['zstd'], help='of Orbax; none if absent'
-  )
-  merge.add_argument('--allow_nonfinite', action='store_true')
-  merge.add_argument('--overwrite', action='store_true')
-  merge.add_argument(
-    '--noresume',
-    action='store_true',
-    help='throw away what a killed merge into this output left',
-  )
-  merge.add_argument(
-    '--distributed',
-    action='store_true',
-    help='join the processes of a TPU pod or a SLURM job',
-  )
-  merge.add_argument('--coordinator_address', help='HOST:PORT of process 0')
-  merge.add_argument('--num_processes', type=int)
-  merge.add_argument('--process_id', type=int)
-  merge.set_defaults(run=_merge)
-
-  plan = commands.add_parser(
-    'plan',
-    parents=[merging],
-    help='print what a merge will read, write and need; write nothing',
-    epilog=_EPILOGUE,
-  )
-  plan.add_argument(
-    '--model',
-    help="a described model instead of checkpoints, as '64b'; --experts is "
-    'then their number',
-  )
-  plan.add_argument(
-    '--hosts',
-    type=int,
-    help='hosts of the mesh; its devices need not be there',
-  )
-  plan.add_argument(
-    '--bandwidth', help='at which a host reads, as 2GB/s, to tell the seconds'
-  )
-  plan.add_argument(
-    '--compile',
-    action='store_true',
-    help="compile the largest kernels, for the devices' memory (with --model "
-    'this is always done)',
-  )
-  plan.set_defaults(run=_plan)
-
-  look = commands.add_parser('inspect', help="print a checkpoint's leaves")
-  look.add_argument('checkpoint')
-  look.set_defaults(run=_inspect)
-
-  check = commands.add_parser(
-    'verify', help='compare a merged checkpoint with its checksums'
-  )
-  check.add_argument('checkpoint')
-  check.set_defaults(run=_verify)
-
-  listing = commands.add_parser('methods', help='print methods and options')
-  listing.set_defaults(run=_methods)
-  return parser.parse_args(argv[1:])
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -196,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
   try:
     _make_devices(arguments)
     _join_processes(arguments)
-    return arguments.run(arguments) or 0
+    return _COMMANDS[arguments.command](arguments) or 0
   except (ValueError, OSError, FloatingPointError) as error:
     if logging.vlog_is_on(1):
       raise
@@ -353,3 +193,12 @@ def _methods(arguments: argparse.Namespace) -> None:
     )
     summary = (inspect.getdoc(function) or '').splitlines()[0]
     print(f'{name}({options})\n    {summary}')
+
+
+_COMMANDS = {
+  'merge': _merge,
+  'plan': _plan,
+  'inspect': _inspect,
+  'verify': _verify,
+  'methods': _methods,
+}

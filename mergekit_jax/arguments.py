@@ -21,7 +21,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     description='Merges fine-tuned experts of one base model, as partitioned '
     'checkpoints on a mesh, without any host holding a whole model.',
   )
-  commands = parser.add_subparsers(dest='command', required=True)
+  commands = parser.add_subparsers(
+    dest='command', required=True, parser_class=argparse.ArgumentParser
+  )
 
   merging: Any = argparse.ArgumentParser(add_help=False)
   add = merging.add_argument

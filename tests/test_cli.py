@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+from absl import flags as absl_flags
 from absl import logging
 import jax
 import numpy as np
@@ -209,6 +210,17 @@ class TestParse:
       cli.parse(['mergekit-jax', *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+  def test_flags_of_the_process(self, monkeypatch):
+    """Flags that other modules gave to absl do not collide with ours."""
+    process = absl_flags.FlagValues()
+    for flag in ('output', 'seed'):
+      absl_flags.DEFINE_string(flag, '', 'Not ours.', flag_values=process)
+    monkeypatch.setattr(absl_flags, 'FLAGS', process)
+    arguments = cli.parse(
+      ['', 'merge', '--method=ties', '--experts=a', '--output=b', '--seed=3']
+    )
+    assert (arguments.output, arguments.seed) == ('b', [3])
 
 
 class TestMain:

@@ -50,7 +50,7 @@ DATASETS = {
 _SHUFFLED = 10_000
 
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder to write; made if it is not there.', required=True
+  'output', None, 'Folder to write; made if it is not there.'
 )
 _SOURCE = flags.DEFINE_string(
   'source', 'bigscience/P3', 'Name on the Hub, or a local folder of the same.'
@@ -208,4 +208,6 @@ def main(argv: list[str]) -> str | None:
 
 
 if __name__ == '__main__':
+  # Not where this is imported: absl would demand it of every other program.
+  flags.mark_flag_as_required(_OUTPUT.name)
   app.run(main)

@@ -58,7 +58,10 @@ def _keep_compiled_programs() -> None:
     jax.config.update(
       'jax_compilation_cache_dir', os.path.join(cache, 'mergekit_jax')
     )
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  # A merge runs dozens of small programs, each of which takes longer to compile
+  # than to load.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def _keep_memory() -> None:

@@ -164,11 +164,12 @@ def steps(
   lowered = packed.pack.lower(rule, block, answers)
   yield 'merge', lowered
   together = jax.tree.map(spread, _specs(lowered))
-  with jax.enable_x64(True):  # a shape of 64-bit type would be narrowed
-    lowered = packed.unpack.lower(together, tensor.dtype)
-  yield 'unpack', lowered
+  if packed.holds_flags(together[1], tensor.dtype):
+    with jax.enable_x64(True):  # a shape of 64-bit type would be narrowed
+      lowered = packed.unpack.lower(together, tensor.dtype)
+    yield 'unpack', lowered
   merged, flags = jax.tree.map(spread, _specs(lowered))
-  yield 'measure', measure_on.lower(placed, block, merged, flags)
+  yield 'measure', measure_on(placed).lower(placed, block, merged, flags)
 
 
 def _specs(lowered: Any) -> Any:

@@ -286,22 +286,20 @@ def _place(block, base, experts, layer) -> Place:
   kept = [i for i in range(len(block.whole)) if i not in block.stacked]
 
   @functools.cache
-  def index():
-    return random.element_index(
-      [block.shape[i] for i in kept],
-      [block.origin[i] for i in kept],
-      [block.whole[i] for i in kept],
-    )
-
-  def random_bits(expert):
+  def bits():
     if block.key is None:
       raise ValueError(
         'This method draws random numbers, but no key was given. Pass '
         '`key=jax.random.key(seed)` to `merge`.'
       )
-    return random.expert_bits(block.key, layer, expert, index())
+    index = random.element_index(
+      [block.shape[i] for i in kept],
+      [block.origin[i] for i in kept],
+      [block.whole[i] for i in kept],
+    )
+    return random.expert_bits(block.key, layer, index)
 
-  return Place(base, experts, layer, random_bits)
+  return Place(base, experts, layer, lambda expert: bits()(expert))
 
 
 def _widen(x: jax.Array) -> jax.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import functools
 from typing import Any
 
 import jax
@@ -16,12 +15,18 @@ from mergekit_jax.packed import Flags
 
 
 def measure(block: Block, merged: jax.Array, flags: Flags) -> dict[str, Any]:
-  """The sums that the report needs of a merged block: see `measure_on`."""
-  return measure_on(block.experts[0].sharding, block, merged, flags)
+  """The sums that the report needs of a merged block: see `_sums`."""
+  sharding = block.experts[0].sharding
+  return measure_on(sharding)(sharding, block, merged, flags)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def measure_on(
+def measure_on(sharding: NamedSharding) -> Any:
+  """`_sums`, compiled as befits the devices."""
+  platforms = {device.platform for device in sharding.device_set}
+  return _sums_on_cpu if platforms == {'cpu'} else _sums_elsewhere
+
+
+def _sums(
   sharding: NamedSharding, block: Block, merged: jax.Array, flags: Flags
 ) -> dict[str, Any]:
   """The sums that the report needs of a merged block.
@@ -66,6 +71,20 @@ def measure_on(
       'rounding': jnp.asarray([e * e / 12 for e in eps]) * powers_sum,
       'flags': jax.tree.unflatten(flags.structure, sums[len(deltas) :]),
     }
+
+
+_sums_elsewhere = jax.jit(_sums, static_argnums=0)
+# A CPU adds several numbers at once only if it may choose the order. NaN and
+# Inf must show in the sums.
+_sums_on_cpu = jax.jit(
+  _sums,
+  static_argnums=0,
+  compiler_options={
+    'xla_cpu_enable_fast_math': True,
+    'xla_cpu_fast_math_honor_nans': True,
+    'xla_cpu_fast_math_honor_infs': True,
+  },
+)
 
 
 def _over_devices(

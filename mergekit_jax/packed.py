@@ -62,7 +62,15 @@ def merge(
   Returns:
     The merge `[*shape]` in the block's dtype, and its flags.
   """
-  return unpack(pack(method, block, answers), block.dtype)
+  packed = pack(method, block, answers)
+  if not holds_flags(packed[1], block.dtype):
+    return packed
+  return unpack(packed, block.dtype)
+
+
+def holds_flags(flags: Flags, dtype: jnp.dtype) -> bool:
+  """Whether values of this dtype leave `pack` with flags above them."""
+  return bool(_room(dtype) and flags.structure.num_leaves)
 
 
 @jax.jit
@@ -73,9 +81,10 @@ def pack(
   reached = drive.advance(method, block, answers, report=True)
   merged: Any = reached.merged
   flags, structure = jax.tree.flatten(reached.flags)
+  given = Flags(_words(flags), structure)
+  if not holds_flags(given, merged.dtype):
+    return merged, given
   room = _room(merged.dtype)
-  if not flags or not room:
-    return merged, Flags(_words(flags), structure)
   bits = jnp.finfo(merged.dtype).bits
   with jax.enable_x64(True):
     word = jax.lax.bitcast_convert_type(merged, f'uint{bits}')
@@ -89,11 +98,9 @@ def pack(
 def unpack(
   packed: tuple[jax.Array, Flags], dtype: jnp.dtype
 ) -> tuple[jax.Array, Flags]:
-  """Takes apart what `pack` put together."""
+  """Takes apart what `pack` put together, if it `holds_flags`."""
   word, flags = packed
   room = min(_room(dtype), flags.structure.num_leaves)
-  if not room:
-    return word, flags
   bits = jnp.finfo(dtype).bits
   with jax.enable_x64(True):
     merged = jax.lax.bitcast_convert_type(word.astype(f'uint{bits}'), dtype)

@@ -226,7 +226,10 @@ class TestCompiled:
       'drive',
       types.SimpleNamespace(**vars(drive) | {'advance': spy(drive.advance)}),
     )
-    monkeypatch.setattr(measuring, 'measure_on', spy(measuring.measure_on))
+    measure_on = measuring.measure_on
+    monkeypatch.setattr(
+      measuring, 'measure_on', lambda placed: spy(measure_on(placed))
+    )
     monkeypatch.setattr(packed, 'pack', spy(packed.pack))
     monkeypatch.setattr(packed, 'unpack', spy(packed.unpack))
     mk.merge_checkpoints(
@@ -265,7 +268,8 @@ def test_measure_gathers_nothing(axes, spec):
   close(measured['merged'], np.sum((wide[3] - wide[0]) ** 2))
   close(measured['experts'], np.sum((wide[1:3] - wide[0]) ** 2, axis=(1, 2)))
   assert int(measured['flags']['density']) == kept.sum()
-  lowered = measuring.measure_on.lower(placed, block, merged, flags)
+  program = measuring.measure_on(placed)
+  lowered = program.lower(placed, block, merged, flags)
   assert 'all-gather' not in (lowered.compile().as_text() or '')
 
 

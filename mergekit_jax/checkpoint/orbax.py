@@ -59,7 +59,7 @@ class OrbaxCheckpoint(source.Checkpoint):
     self._stores: dict[str, ts.TensorStore] = {}
     self._readers: dict[str, ts.TensorStore] = {}
     self._raw: dict[str, Any] = {}
-    self._ranges = ranges.Reader()
+    self._ranges = ranges.Reader(source.is_local(item))
 
     tree = orbax_tree.read(self._item, self._open_all)
     arrays = list(orbax_tree.arrays(tree))

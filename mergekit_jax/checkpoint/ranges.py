@@ -24,8 +24,11 @@ _HOLE = 2**18
 # Bytes of a run of a local file that is read without what lies beside it: to
 # ask there costs less than to read what belongs to another process.
 _APART = 2**14
-# Requests of one reader at once.
-_THREADS = 16
+# Requests of one reader at once, to an object store and to a local disk.
+_THREADS, _LOCAL_THREADS = 16, 4
+# Bytes of short runs of a local file that one task reads: each of them costs
+# less than to hand it to another thread.
+_TASK = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Block:
       stored, because all of it is the fill value.
     origin: where it begins in the array.
     shape: its shape.
-    read_into: fills a buffer with its bytes from an offset on; None where they
-      can only be fetched.
+    read_into: fills a buffer with its bytes from an offset on, which is how a
+      local file is read; None where bytes can only be fetched.
   """
 
   fetch: Callable[[int, int], Any]
@@ -50,7 +53,8 @@ class Block:
 class Reader:
   """Reads boxes out of blocks, in threads."""
 
-  def __init__(self, threads: int = _THREADS):
+  def __init__(self, local: bool = False):
+    threads = _LOCAL_THREADS if local else _THREADS
     self._pool = futures.ThreadPoolExecutor(threads, 'read_ranges')
 
   def read(
@@ -112,9 +116,19 @@ def _work(
           block.read_into, start + first, buffer[first : first + _RUN]
         )
       return
-  apart = None if block.read_into is None else _APART
-  for span in spans(block.shape, inside, itemsize, apart):
-    yield functools.partial(_copy, block, span, parts, fill)
+  if block.read_into is None:
+    for span in spans(block.shape, inside, itemsize):
+      yield functools.partial(_copy, block, [span], parts, fill)
+    return
+  task, size = [], 0
+  for span in spans(block.shape, inside, itemsize, _APART):
+    task.append(span)
+    size += span.stop - span.start
+    if size >= _TASK:
+      yield functools.partial(_copy, block, task, parts, fill)
+      task, size = [], 0
+  if task:
+    yield functools.partial(_copy, block, task, parts, fill)
 
 
 def _is_run(shape: Sequence[int], box: source.Index) -> bool:
@@ -198,14 +212,35 @@ def _strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
 
 def _copy(
   block: Block,
+  spans: Sequence[Span],
+  parts: Sequence[tuple[source.Index, np.ndarray]],
+  fill: Any,
+) -> None:
+  """Fetches spans and puts each element where it belongs."""
+  if block.read_into is None:
+    for span in spans:
+      data = block.fetch(span.start, span.stop)
+      _put(data, block, span, parts, fill)
+    return
+  # Fresh memory for every span would take longer than to read it.
+  longest = max(span.stop - span.start for span in spans)
+  reused: Any = np.empty(longest, np.uint8)
+  for span in spans:
+    data = reused[: span.stop - span.start]
+    block.read_into(span.start, memoryview(data))
+    _put(data, block, span, parts, fill)
+
+
+def _put(
+  data: Any,
+  block: Block,
   span: Span,
   parts: Sequence[tuple[source.Index, np.ndarray]],
   fill: Any,
 ) -> None:
-  """Fetches a span and puts each element where it belongs."""
+  """Puts the bytes of a span, None for the fill value, into the parts."""
   dtype = parts[0][1].dtype
   here = _moved(span.box, block.origin)
-  data = block.fetch(span.start, span.stop)
   if data is None:
     elements = np.broadcast_to(
       np.asarray(0 if fill is None else fill, dtype),

@@ -45,7 +45,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
     self._headers: list[bytes] = []
     self._files = sorted(shards)
     self._blocks: dict[str, ranges.Block] = {}
-    self._reader = ranges.Reader()
+    self._reader = ranges.Reader(source.is_local(path))
     specs, metadata = {}, {}
     for file in self._files:
       header = safetensors_layout.read_header(file)

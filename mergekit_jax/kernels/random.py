@@ -9,7 +9,8 @@ Threefry-2x32 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 import hashlib
 import math
 from typing import Any
@@ -52,8 +53,9 @@ def _rounds(key: Any, high: Any, low: Any) -> Any:
   return x, y
 
 
-# Compiled as a function of its own only to be traced once for each shape.
-_threefry = jax.jit(_rounds, inline=True)
+# A function of its own only to be traced and lowered once for each shape: XLA
+# puts it in place.
+_threefry = jax.jit(_rounds)
 
 
 def fold(key: Words, data: jax.typing.ArrayLike) -> Words:
@@ -137,9 +139,9 @@ def element_index(
 
 
 def expert_bits(
-  key: jax.Array, layer: jax.typing.ArrayLike, expert: int, index: Words
-) -> jax.Array:
-  """The 16 random bits of every element for one expert.
+  key: jax.Array, layer: jax.typing.ArrayLike, index: Words
+) -> Callable[[int], jax.Array]:
+  """The 16 random bits of every element, by expert.
 
   One hash gives 64 bits and so serves four experts: expert e takes lane e % 4
   of hash e // 4.
@@ -147,12 +149,21 @@ def expert_bits(
   Args:
     key: uint32 `[2]`, from `key_for`.
     layer: which layer slice, an integer scalar.
-    expert: which expert.
     index: the elements, from `element_index`.
 
   Returns:
-    uint32 `[*shape]`, each below 2**16.
+    A function that gives the bits of an expert, uint32 `[*shape]`, each below
+    2**16.
   """
-  group, lane = divmod(expert, _EXPERTS_PER_HASH)
-  words = threefry(fold(fold((key[0], key[1]), layer), group), *index)
-  return (words[lane // 2] >> np.uint32(16 * (lane % 2))) & np.uint32(0xFFFF)
+  of_layer = fold((key[0], key[1]), layer)
+
+  @functools.cache
+  def hashed(group: int) -> Words:
+    return threefry(fold(of_layer, group), *index)
+
+  def bits(expert: int) -> jax.Array:
+    group, lane = divmod(expert, _EXPERTS_PER_HASH)
+    word = hashed(group)[lane // 2]
+    return (word >> np.uint32(16 * (lane % 2))) & np.uint32(0xFFFF)
+
+  return bits

@@ -9,6 +9,8 @@ gathered (`sort`, `top_k` and `quantile` gather a sharded array).
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from jax.custom_batching import custom_vmap
 import jax.numpy as jnp
@@ -81,6 +83,8 @@ def _locate_directly(
   return chosen, k - (at_or_above[chosen] - counts[chosen])
 
 
+# A function of its own only to be traced once for all experts.
+@functools.partial(jax.jit, static_argnames='size')
 def histogram(bins: jax.Array, size: int) -> jax.Array:
   """Counts the elements in each bin.
 

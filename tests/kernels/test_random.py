@@ -1,5 +1,6 @@
 """Random bits that belong to an element, against jax.random."""
 
+import functools
 import hashlib
 
 import jax
@@ -116,7 +117,11 @@ SHAPE = (300, 211)
 @pytest.fixture(scope='module')
 def bits():
   """The bits of nine experts in layers 0 and 1."""
-  draw = jax.jit(random.expert_bits, static_argnums=2)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def draw(key, layer, expert, index):
+    return random.expert_bits(key, layer, index)(expert)
+
   index = random.element_index(SHAPE, (0, 0), SHAPE)
   return {
     (layer, expert): np.asarray(draw(WORDS, layer, expert, index))

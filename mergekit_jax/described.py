@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from mergekit_jax import checks, job, planner, scopes, tree
+from mergekit_jax import checks, costs, job, planner, scopes, tree
 from mergekit_jax.plan import Plan
 
 _DTYPE = jnp.dtype('bfloat16')
@@ -158,9 +158,9 @@ def make_plan(
   merged = {path for _, paths in groups for path in paths}
   converted = job.floating(dtype) or _DTYPE
 
-  def leaf(path: str, models: int, dtype: jnp.dtype) -> planner.Leaf:
+  def leaf(path: str, models: int, dtype: jnp.dtype) -> costs.Leaf:
     stored = (_DTYPE,) * models
-    return planner.Leaf(path, shapes[path], stored, dtype, stacks.get(path, ()))
+    return costs.Leaf(path, shapes[path], stored, dtype, stacks.get(path, ()))
 
   planned = [
     (rules, [leaf(path, 1 + experts, converted) for path in paths])

@@ -17,7 +17,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from mergekit_jax import checks, forecast, planner, scopes, sharding, tree
+from mergekit_jax import (
+  checks,
+  costs,
+  forecast,
+  planner,
+  scopes,
+  sharding,
+  tree,
+)
 from mergekit_jax import plan as plans
 from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
 from mergekit_jax.kernels.random import keys_for
@@ -154,12 +162,12 @@ def make_job(
     models[0], paths={**models[0].paths, **{path: path for path in copied}}
   )
 
-  def leaf(path: str, sources: Sequence[Model]) -> planner.Leaf:
+  def leaf(path: str, sources: Sequence[Model]) -> costs.Leaf:
     specs = [model.checkpoint.specs[model.paths[path]] for model in sources]
     storage = [model.checkpoint.storage(model.paths[path]) for model in sources]
     chunks = [s.chunk for s in storage if s.compressed]
     converted = dtype if path in covered else None
-    return planner.Leaf(
+    return costs.Leaf(
       path,
       specs[0].shape,
       tuple(spec.dtype for spec in specs),

@@ -12,6 +12,7 @@ import pytest
 import mergekit_jax as mk
 from mergekit_jax import (
   compiled,
+  costs,
   drive,
   forecast,
   job,
@@ -28,7 +29,7 @@ FLOAT32 = jnp.dtype('float32')
 
 def plan_of(rule, shapes, axes, models=3, hosts=None, **options):
   leaves = [
-    planner.Leaf(path, shape, (FLOAT32,) * models, FLOAT32)
+    costs.Leaf(path, shape, (FLOAT32,) * models, FLOAT32)
     for path, shape in shapes.items()
   ]
   mesh = sharding.make_mesh(axes)
@@ -185,7 +186,7 @@ class TestCompiled:
   def test_most_layers(self):
     """Totals of many small layers may need more than a few large ones."""
     leaves = [
-      planner.Leaf(path, shape, (FLOAT32,) * 2, FLOAT32, stacked=(0,))
+      costs.Leaf(path, shape, (FLOAT32,) * 2, FLOAT32, stacked=(0,))
       for path, shape in [('large', (2, 512, 512)), ('many', (64, 8, 64))]
     ]
     plan = planner.make_plan(

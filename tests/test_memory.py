@@ -10,6 +10,7 @@ every two milliseconds. Buffers live for the whole merge, so no peak is shorter.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -80,6 +81,8 @@ def peaks_of(rule, models, output, budget, stacked_axes=None, keep=False):
   finished = subprocess.run(
     [sys.executable, '-B', '-c', PROGRAM, json.dumps(arguments)],
     cwd=pathlib.Path(__file__).parents[1],
+    # A heap for each thread would be fuller or emptier by chance.
+    env={**os.environ, 'MALLOC_ARENA_MAX': '1'},
     capture_output=True,
     text=True,
     timeout=200,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import drive, job, planner, sharding
+from mergekit_jax import costs, drive, job, planner, sharding
 from tests import checkpoints
 
 FLOAT32 = jnp.dtype('float32')
@@ -43,7 +43,7 @@ def mesh_of(name):
 
 
 def leaf(path, shape, models=3, dtype=FLOAT32, **options):
-  return planner.Leaf(path, shape, (dtype,) * models, dtype, **options)
+  return costs.Leaf(path, shape, (dtype,) * models, dtype, **options)
 
 
 def plan_of(rule, leaves, mesh='eight', budget=2**32, **options):
@@ -203,8 +203,8 @@ class TestReads:
     assert reads(mk.dare(), [large], 'one', 2**22) == (1, True)
 
   def test_bytes(self):
-    mixed = planner.Leaf('a', (10, 7), (FLOAT32, BFLOAT16, FLOAT32), BFLOAT16)
-    copied = planner.Leaf('n', (3,), (jnp.dtype('int64'),), jnp.dtype('int64'))
+    mixed = costs.Leaf('a', (10, 7), (FLOAT32, BFLOAT16, FLOAT32), BFLOAT16)
+    copied = costs.Leaf('n', (3,), (jnp.dtype('int64'),), jnp.dtype('int64'))
     rules = [((mk.ties(),), [mixed]), ((), [copied])]
     planned = planner.make_plan(rules, mesh_of('one'), 2**30, True)
     assert planned.bytes_read == 3 * 70 * 10 + 24
@@ -305,13 +305,13 @@ class TestLinear:
   def test_work(self, rule, monkeypatch):
     """Twice the tensors of one shape, and they are cut no more often."""
     calls = collections.Counter()
-    of = planner._Costs.of
+    of = costs.Costs.of
 
     def spy(*arguments):
       calls['of'] += 1
       return of(*arguments)
 
-    monkeypatch.setattr(planner._Costs, 'of', spy)
+    monkeypatch.setattr(costs.Costs, 'of', spy)
     counts = []
     for size in (500, 1000):
       calls.clear()

@@ -41,6 +41,18 @@ _PART = flags.DEFINE_string(
 _CELL = flags.DEFINE_string(
   'cell', None, 'Makes one merge again, named as in its command.'
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'Joins the processes of a TPU pod or a SLURM job.'
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of process 0, to join them by hand.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Of the study, if they are joined by hand.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, if they are joined by hand.'
+)
 
 
 def main(argv: list[str]) -> str | None:
@@ -102,6 +114,15 @@ def _smoke(config: SmokeConfig, output_dir: Path) -> str | None:
 def _study(config: study_config.StudyConfig, output_dir: Path) -> None:
   import jax
 
+  if _DISTRIBUTED.value or _COORDINATOR_ADDRESS.value:
+    if config.processes > 1:
+      raise ValueError(
+        f'The preset runs {config.processes} processes side by side, which '
+        'cannot be joined: add --set=processes=1.'
+      )
+    jax.distributed.initialize(
+      _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
   from experiments.scale_study import study
 
   wanted = _PHASE.value or study.PHASES

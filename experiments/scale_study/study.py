@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 import shlex
 
+import jax
+
 from experiments.scale_study import gates, grid, phases, scheduler, writing
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.__main__ import analyse
@@ -108,7 +110,7 @@ class Study:
     write_text(self.folder.root / 'cells.jsonl', ''.join(lines))
     write_json(self.folder.root / 'gates.json', [*map(gates.as_json, checked)])
     write_text(self.folder.root / 'rouge_l.csv', writing.table(rows))
-    return analyse(self.folder.root)
+    return analyse(self.folder.root) if jax.process_index() == 0 else ''
 
   def reproduce(self, cell: str) -> str:
     """Makes one merge again and compares it with what is stored.

@@ -18,8 +18,8 @@ from mergekit_jax.rule import needs_of, scope_of
 
 # Bytes of one model on one device.
 _SMALLEST_PART = 64 * 2**10
-# Bytes of one model on one host, unless more saves reads.
-_LARGEST_BOX = 64 * 2**20
+# Bytes of one model on one host, unless a layer is larger and read once.
+_LARGEST_BOX = 32 * 2**20
 
 
 def make_plan(
@@ -169,16 +169,16 @@ def _extents(
   # A part that every device holds may be smaller: each of them computes it.
   smallest = _SMALLEST_PART // leaf.itemsize * spread // costs.replicas(spread)
 
-  def fits() -> bool:
+  def fits(axis: int) -> bool:
     if costs.of(rules, leaf, extents, spread) > costs.budget:
       return False
-    if saves_reads:
+    if saves_reads and axis not in leaf.stacked:
       if all(extents[i] == leaf.shape[i] for i in unstacked):
         return True
     return costs.held(extents, spread) * leaf.itemsize <= _LARGEST_BOX
 
   for axis in (*leaf.stacked, *cuttable):
-    while extents[axis] > shards[axis] and not fits():
+    while extents[axis] > shards[axis] and not fits(axis):
       if axis not in leaf.stacked and math.prod(extents) <= smallest:
         break
       extents[axis] = _half(extents[axis], shards[axis], leaf, axis)

@@ -1,0 +1,117 @@
+"""What a unit costs: the host memory it takes, and what its rule asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mergekit_jax import drive
+from mergekit_jax.plan import READ_AHEAD, WRITE_BEHIND
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """What the plan needs to know of a leaf; `chunk` only where compressed."""
+
+  path: str
+  shape: tuple[int, ...]
+  sources: tuple[jnp.dtype, ...]
+  dtype: jnp.dtype
+  stacked: tuple[int, ...] = ()
+  chunk: tuple[int, ...] | None = None
+
+  @property
+  def itemsize(self) -> int:
+    """Bytes of an element in the model that stores it widest."""
+    return max(dtype.itemsize for dtype in self.sources)
+
+
+class Costs:
+  """Host memory of a unit, and the largest seen so far."""
+
+  def __init__(
+    self,
+    mesh: Mesh,
+    budget: int,
+    has_base: bool,
+    merges: int,
+    decoding_bytes: int,
+    hosts: int | None,
+  ):
+    self.mesh = mesh
+    self.budget = budget
+    self.has_base = has_base
+    self.merges = merges
+    self.decoding_bytes = decoding_bytes
+    self.most: tuple[int, str] = (0, '')
+    self.hosts = hosts or len({d.process_index for d in mesh.devices.flat})
+    self.local_devices = mesh.size // self.hosts
+    self._partials: dict[Any, tuple[int, int]] = {}
+
+  def held(self, shape: Sequence[int], shards: int) -> int:
+    """The elements of a box, spread over so many devices, on one host."""
+    return -(-math.prod(shape) * min(shards, self.local_devices) // shards)
+
+  def replicas(self, shards: int) -> int:
+    """How many devices of a host hold, and compute, the same elements."""
+    return max(1, self.local_devices // shards)
+
+  def rounds(self, rule: Any, leaf: Leaf) -> int:
+    return self._asked(rule, leaf)[0]
+
+  def _asked(self, rule: Any, leaf: Leaf) -> tuple[int, int]:
+    """The rounds of a rule, and the bytes of the partials of a layer slice."""
+    rank = len(leaf.shape) - len(leaf.stacked)
+    key = (id(rule), rank, len(leaf.sources))
+    if key not in self._partials:
+      values = jax.ShapeDtypeStruct((2,) * rank, jnp.float32)
+      count = len(leaf.sources) - self.has_base
+      block = drive.Block(
+        values if self.has_base else None,
+        [values] * count,
+        jax.ShapeDtypeStruct((2,), jnp.uint32),
+        (0,) * rank,
+        values.shape,
+        (),
+        values.dtype,
+      )
+      partials = drive.questions(rule, block)
+      sizes = [
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(partial))
+        for partial in partials
+      ]
+      self._partials[key] = len(partials), max(sizes, default=0)
+    return self._partials[key]
+
+  def of(
+    self,
+    rules: Sequence[Any],
+    leaf: Leaf,
+    shape: Sequence[int],
+    shards: int,
+  ) -> int:
+    """Host memory, in bytes, while boxes of this shape are merged.
+
+    The buffers of the reads under way and of the unit being merged, the outputs
+    of every merge being written, what the kernels keep of each element
+    (measured: a float32 for every model and one more), the partial sums of each
+    layer slice with the copies that answering them takes, and what decoding the
+    sources takes.
+    """
+    elements = self.held(shape, shards)
+    layers = math.prod(shape[axis] for axis in leaf.stacked)
+    partial_bytes = sum(self._asked(rule, leaf)[1] for rule in rules)
+    stored = sum(dtype.itemsize for dtype in leaf.sources)
+    computed = leaf.dtype.itemsize * (1 + WRITE_BEHIND) * self.merges
+    if rules:
+      computed += 4 * (len(leaf.sources) + 1)
+    per_element = stored * (1 + READ_AHEAD) + computed * self.replicas(shards)
+    return (
+      elements * per_element + 4 * layers * partial_bytes + self.decoding_bytes
+    )

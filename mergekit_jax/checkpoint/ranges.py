@@ -17,8 +17,6 @@ from mergekit_jax.checkpoint import source
 
 # Bytes of one request, if it is not a single element.
 _PIECE = 2**21
-# Bytes of a run that is read straight into the buffer it is wanted in.
-_RUN = 2**23
 # Bytes between two runs that are fetched rather than asked around.
 _HOLE = 2**18
 # Bytes of a run of a local file that is read without what lies beside it: to
@@ -26,8 +24,8 @@ _HOLE = 2**18
 _APART = 2**14
 # Requests of one reader at once, to an object store and to a local disk.
 _THREADS, _LOCAL_THREADS = 16, 4
-# Bytes of short runs of a local file that one task reads: each of them costs
-# less than to hand it to another thread.
+# Bytes of a local file that one task reads, in one run or in many: to hand a
+# short one to another thread costs more than to read it.
 _TASK = 2**23
 
 
@@ -111,23 +109,14 @@ def _work(
       )
       flat: Any = out[(*to, ...)].reshape(-1).view(np.uint8)
       buffer = memoryview(flat)
-      for first in range(0, len(buffer), _RUN):
+      for first in range(0, len(buffer), _TASK):
         yield functools.partial(
-          block.read_into, start + first, buffer[first : first + _RUN]
+          block.read_into, start + first, buffer[first : first + _TASK]
         )
       return
-  if block.read_into is None:
-    for span in spans(block.shape, inside, itemsize):
-      yield functools.partial(_copy, block, [span], parts, fill)
-    return
-  task, size = [], 0
-  for span in spans(block.shape, inside, itemsize, _APART):
-    task.append(span)
-    size += span.stop - span.start
-    if size >= _TASK:
-      yield functools.partial(_copy, block, task, parts, fill)
-      task, size = [], 0
-  if task:
+  local = block.read_into is not None
+  found = spans(block.shape, inside, itemsize, _APART if local else None)
+  for task in _together(found, _TASK if local else 0):
     yield functools.partial(_copy, block, task, parts, fill)
 
 
@@ -203,6 +192,19 @@ def spans(
     yield from cut(tuple(box))
 
 
+def _together(spans: Iterable[Span], size: int) -> Iterator[list[Span]]:
+  """Spans in lists of at least so many bytes, but for the last one."""
+  task, held = [], 0
+  for span in spans:
+    task.append(span)
+    held += span.stop - span.start
+    if held >= size:
+      yield task
+      task, held = [], 0
+  if task:
+    yield task
+
+
 def _strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
   strides = [itemsize]
   for size in reversed(shape[1:]):
@@ -212,20 +214,19 @@ def _strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
 
 def _copy(
   block: Block,
-  spans: Sequence[Span],
+  task: Sequence[Span],
   parts: Sequence[tuple[source.Index, np.ndarray]],
   fill: Any,
 ) -> None:
   """Fetches spans and puts each element where it belongs."""
   if block.read_into is None:
-    for span in spans:
-      data = block.fetch(span.start, span.stop)
-      _put(data, block, span, parts, fill)
+    for span in task:
+      _put(block.fetch(span.start, span.stop), block, span, parts, fill)
     return
   # Fresh memory for every span would take longer than to read it.
-  longest = max(span.stop - span.start for span in spans)
+  longest = max(span.stop - span.start for span in task)
   reused: Any = np.empty(longest, np.uint8)
-  for span in spans:
+  for span in task:
     data = reused[: span.stop - span.start]
     block.read_into(span.start, memoryview(data))
     _put(data, block, span, parts, fill)

@@ -10,9 +10,9 @@ is killed:
   done
 
 `bases` copies the models into Orbax checkpoints of one layout. Several hosts
-run the same command and need DIR on a file system that they share. Nothing of
-this size was ever run: `experiments/scale_study/pod.py` compiles it, and a test
-runs the preset on models of a few thousand parameters.
+run the same command with `--distributed` and need DIR on a file system that
+they share. Nothing of this size was ever run: `experiments/scale_study/pod.py`
+compiles it, and a test runs the preset on models of a few thousand parameters.
 """
 
 from experiments.scale_study.study_config import (

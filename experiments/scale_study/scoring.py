@@ -5,6 +5,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -135,7 +136,7 @@ class Examination:
     for first in range(0, len(starts), ROWS):
       part = slice(first, first + ROWS)
       ids = _rows(questions.ids[part])
-      written = np.asarray(
+      written = _on_host(
         _write(self._shape, params, ids, _rows(starts[part]), self._tokens)
       )
       values += [
@@ -171,7 +172,7 @@ class Examination:
     split, task = key
     questions = self._questions[key]
     likelihoods, greedy = (
-      np.concatenate([np.asarray(part[i])[:n] for *part, n in answers])
+      np.concatenate([_on_host(part[i])[:n] for *part, n in answers])
       for i in range(2)
     )
     tokens = likelihoods.shape[1]
@@ -206,6 +207,13 @@ class Examination:
         (*_likelihoods(self._shape, params, ids, row, position, token), count)
       )
     return answers
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+  """All of an array, on each host."""
+  if jax.process_count() == 1:
+    return np.asarray(array)
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def _rows(array: np.ndarray) -> np.ndarray:

@@ -193,6 +193,8 @@ def main(argv: list[str]) -> str | None:
   """Exports what the flags say and returns what went wrong, if anything."""
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
+  if not _OUTPUT.value:
+    raise app.UsageError('Give --output, the folder to write.')
   output = Path(_OUTPUT.value)
   try:
     export(
@@ -208,6 +210,4 @@ def main(argv: list[str]) -> str | None:
 
 
 if __name__ == '__main__':
-  # Not where this is imported: absl would demand it of every other program.
-  flags.mark_flag_as_required(_OUTPUT.name)
   app.run(main)

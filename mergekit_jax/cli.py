@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import inspect
 from logging import WARNING
 import os
-import platform
 import sys
 from typing import Any
 
@@ -15,9 +13,6 @@ from absl import app, logging
 
 from mergekit_jax import flags
 from mergekit_jax.arguments import parse
-
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _HEARTBEAT_TIMEOUT_SECONDS = 15
 
@@ -32,7 +27,6 @@ def main(arguments: argparse.Namespace) -> int:
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
   _keep_compiled_programs()
-  _keep_memory()
   try:
     _make_devices(arguments)
     _join_processes(arguments)
@@ -62,22 +56,6 @@ def _keep_compiled_programs() -> None:
   # than to load.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-
-
-def _keep_memory() -> None:
-  """Lets freed memory be used again, unless the user has said otherwise.
-
-  The GNU C library gives large blocks back to the system at once, and XLA
-  allocates large blocks for every box: to get fresh pages for all of them took
-  TIES more time than its arithmetic.
-  """
-  if any(name.startswith('MALLOC_') for name in os.environ):
-    return
-  if platform.libc_ver()[0] == 'glibc':
-    set_option = ctypes.CDLL(None).mallopt
-    set_option(_M_ARENA_MAX, 1)
-    set_option(_M_MMAP_MAX, 0)
-    set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _make_devices(arguments: argparse.Namespace) -> None:

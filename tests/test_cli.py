@@ -2,7 +2,6 @@
 
 import logging as standard_logging
 import pathlib
-import platform
 import re
 import subprocess
 import sys
@@ -401,22 +400,3 @@ def test_other_logging_is_kept_off():
   assert cli._is_ours_or_a_warning(record(info, str(ours)))
   assert cli._is_ours_or_a_warning(record(warning, '/orbax/checkpointer.py'))
   assert not cli._is_ours_or_a_warning(record(info, '/orbax/checkpointer.py'))
-
-
-def test_freed_memory_is_used_again():
-  """Without the setting every array of 40 MB takes 10,000 fresh pages."""
-  code = """
-import resource
-from mergekit_jax import cli
-
-cli._keep_memory()
-faults, size = [], 40_000_000
-for _ in range(4):
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-  b'x' * size
-  faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-assert max(faults[1:]) < 1000, faults
-"""
-  if platform.libc_ver()[0] != 'glibc':
-    pytest.skip('only the GNU C library is told to keep memory')
-  subprocess.run([sys.executable, '-c', code], check=True)

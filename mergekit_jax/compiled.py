@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from mergekit_jax import drive, packed, sharding
+from mergekit_jax import drive, sharding, slices
 from mergekit_jax.measure import measure_on
 from mergekit_jax.plan import Box, Plan, Tensor
 
@@ -39,7 +39,7 @@ class Kernel:
   Attributes:
     path: a leaf that it merges.
     box: the box.
-    step: 'round 1', ..., 'merge', 'unpack' or 'measure'.
+    step: 'round 1', ..., 'merge' or 'measure'.
     device_bytes: what it needs on a device: arguments, results and temporary
       arrays.
     collectives: how many operations of each kind move data between devices.
@@ -136,7 +136,7 @@ def steps(
   placed = NamedSharding(mesh, box.spec)
   spread = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
   arrays = [
-    jax.ShapeDtypeStruct(box.shape, dtype, sharding=placed)
+    jax.ShapeDtypeStruct(box.shape, drive.bits_dtype(dtype), sharding=placed)
     for dtype in tensor.sources
   ]
   block = drive.Block(
@@ -147,13 +147,14 @@ def steps(
     whole=tensor.shape,
     stacked=tensor.stacked,
     dtype=tensor.dtype,
+    sources=tensor.sources,
   )
   answers = []
   for number in range(rounds):
-    lowered = drive.advance.lower(rule, block, answers)
+    lowered = slices.partials.lower(placed, rule, block, answers)
     yield f'round {number + 1}', lowered
     with jax.enable_x64(True):
-      totals = jax.eval_shape(drive.wide_add, [_specs(lowered).partials])
+      totals = jax.eval_shape(drive.wide_add, [_specs(lowered)])
       answer = jax.eval_shape(
         functools.partial(drive.answer, rule, block), totals, answers
       )
@@ -161,13 +162,8 @@ def steps(
       answers.append(
         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), answer)
       )
-  lowered = packed.pack.lower(rule, block, answers)
+  lowered = slices.merge.lower(placed, rule, block, answers)
   yield 'merge', lowered
-  together = jax.tree.map(spread, _specs(lowered))
-  if packed.holds_flags(together[1], tensor.dtype):
-    with jax.enable_x64(True):  # a shape of 64-bit type would be narrowed
-      lowered = packed.unpack.lower(together, tensor.dtype)
-    yield 'unpack', lowered
   merged, flags = jax.tree.map(spread, _specs(lowered))
   yield 'measure', measure_on(placed).lower(placed, block, merged, flags)
 

@@ -30,7 +30,7 @@ from mergekit_jax.rule import Place, PyTree, scope_of, Step, step
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=['base', 'experts', 'key', 'origin'],
-  meta_fields=['whole', 'stacked', 'dtype'],
+  meta_fields=['whole', 'stacked', 'dtype', 'sources'],
 )
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -44,6 +44,8 @@ class Block:
     whole: shape of the tensor that the box is cut from.
     stacked: the axes over which layers are stacked, ascending.
     dtype: what the result is rounded to, once.
+    sources: the dtypes of base and experts where the arrays hold their bits
+      (`bits_dtype`); None where they are what they seem.
   """
 
   base: Any
@@ -53,10 +55,45 @@ class Block:
   whole: tuple[int, ...]
   stacked: tuple[int, ...]
   dtype: jnp.dtype
+  sources: tuple[jnp.dtype, ...] | None = None
 
   @property
   def shape(self) -> tuple[int, ...]:
     return self.experts[0].shape
+
+  def floats(self) -> Block:
+    """The block with arrays that are what they seem."""
+    if self.sources is None:
+      return self
+    arrays = (
+      [*self.experts] if self.base is None else [self.base, *self.experts]
+    )
+    arrays = [
+      as_floats(*each) for each in zip(arrays, self.sources, strict=True)
+    ]
+    base = None if self.base is None else arrays.pop(0)
+    return dataclasses.replace(self, base=base, experts=arrays, sources=None)
+
+
+def bits_dtype(dtype: jnp.dtype) -> jnp.dtype:
+  """As what a stream holds elements: short floats as unsigned integers.
+
+  XLA's CPU backend makes whole arrays of short floats longer before a loop that
+  takes slices of them.
+  """
+  short = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+  return jnp.dtype(f'uint{8 * dtype.itemsize}') if short else jnp.dtype(dtype)
+
+
+def as_floats(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """What bits stand for."""
+  return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
+
+
+def as_bits(x: jax.Array) -> jax.Array:
+  """The reverse."""
+  dtype = bits_dtype(x.dtype)
+  return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
 
 
 class Advance(NamedTuple):
@@ -92,6 +129,21 @@ def advance(
   Returns:
     The partials of the next round or, when the answers suffice, the merge.
   """
+  partials, merged, flags = on_layers(method, block, answers, report)
+  if scope_of(method) == 'model':
+    partials = _sum_over_layers(partials, len(block.stacked))
+  return Advance(partials, merged, flags)
+
+
+@functools.partial(jax.jit, static_argnames=('report',))
+def on_layers(
+  method: Any,
+  block: Block,
+  answers: Sequence[PyTree],
+  report: bool = False,
+) -> Any:
+  """`advance`, with the stacked axes in front of all partials."""
+  block = block.floats()
   of_tensor = scope_of(method) == 'tensor'
   to_float32 = lambda x: None if x is None else x.astype(jnp.float32)
 
@@ -112,15 +164,12 @@ def advance(
     on_slice = jax.vmap(
       on_slice, (axis, axis, 0, 0 if of_tensor else None), (0, axis, axis)
     )
-  partials, merged, flags = on_slice(
+  return on_slice(
     block.base,
     list(block.experts),
     _layers(block),
-    jax.tree.map(_narrow, list(answers)),
+    jax.tree.map(narrow, list(answers)),
   )
-  if not of_tensor:
-    partials = _sum_over_layers(partials, len(axes))
-  return Advance(partials, merged, flags)
 
 
 @functools.partial(
@@ -263,13 +312,13 @@ def run(method: Any, blocks: Sequence[Block]) -> list[jax.Array]:
 def wide_add(trees: Sequence[PyTree]) -> PyTree:
   """Adds trees of partial sums in int64 and float64."""
   with jax.enable_x64(True):
-    return jax.tree.map(lambda *leaves: sum(map(_widen, leaves)), *trees)
+    return jax.tree.map(lambda *leaves: sum(map(widen, leaves)), *trees)
 
 
 def _sum_over_layers(tree: PyTree, stacked: int) -> PyTree:
   with jax.enable_x64(True):
     axes = tuple(range(stacked))
-    return jax.tree.map(lambda x: jnp.sum(_widen(x), axis=axes), tree)
+    return jax.tree.map(lambda x: jnp.sum(widen(x), axis=axes), tree)
 
 
 def _layers(block: Block) -> jax.Array | int:
@@ -302,7 +351,7 @@ def _place(block, base, experts, layer) -> Place:
   return Place(base, experts, layer, lambda expert: bits()(expert))
 
 
-def _widen(x: jax.Array) -> jax.Array:
+def widen(x: jax.Array) -> jax.Array:
   """A partial sum in 64 bits. Under `enable_x64`."""
   for kind, bits in _KINDS.items():
     if jnp.issubdtype(x.dtype, kind):
@@ -312,7 +361,7 @@ def _widen(x: jax.Array) -> jax.Array:
   )
 
 
-def _narrow(x: jax.Array) -> jax.Array:
+def narrow(x: jax.Array) -> jax.Array:
   return x.astype(_narrow_dtype(x.dtype))
 
 
@@ -324,7 +373,7 @@ def _narrow_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def _widen_all(tree: PyTree) -> PyTree:
-  return jax.tree.map(_widen, tree)
+  return jax.tree.map(widen, tree)
 
 
 def _narrow_spec(x: Any) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mergekit_jax.drive import Block
+from mergekit_jax.drive import as_floats, Block
 from mergekit_jax.kernels.sums import sums_in_passing
 from mergekit_jax.packed import Flags
 
@@ -50,6 +50,8 @@ def _sums(
     error of each; without a base the models take the place of task vectors.
     And `flags`, how many of each are true.
   """
+  block = block.floats()
+  merged = as_floats(merged, block.dtype)
   base = jnp.float32(0)
   if block.base is not None:
     base = block.base.astype(jnp.float32)

@@ -62,13 +62,13 @@ def merge(
   Returns:
     The merge `[*shape]` in the block's dtype, and its flags.
   """
-  packed = pack(method, block, answers)
-  if not holds_flags(packed[1], block.dtype):
-    return packed
-  return unpack(packed, block.dtype)
+  together = pack(method, block, answers)
+  if not _holds_flags(together[1], block.dtype):
+    return together
+  return unpack(together, block.dtype)
 
 
-def holds_flags(flags: Flags, dtype: jnp.dtype) -> bool:
+def _holds_flags(flags: Flags, dtype: jnp.dtype) -> bool:
   """Whether values of this dtype leave `pack` with flags above them."""
   return bool(_room(dtype) and flags.structure.num_leaves)
 
@@ -78,11 +78,11 @@ def pack(
   method: Any, block: drive.Block, answers: Sequence[PyTree]
 ) -> tuple[jax.Array, Flags]:
   """Merged values with flags in the bits above them, and flags without room."""
-  reached = drive.advance(method, block, answers, report=True)
-  merged: Any = reached.merged
-  flags, structure = jax.tree.flatten(reached.flags)
+  reached = drive.on_layers(method, block, answers, report=True)
+  _, merged, reported = reached
+  flags, structure = jax.tree.flatten(reported)
   given = Flags(_words(flags), structure)
-  if not holds_flags(given, merged.dtype):
+  if not _holds_flags(given, merged.dtype):
     return merged, given
   room = _room(merged.dtype)
   bits = jnp.finfo(merged.dtype).bits
@@ -94,11 +94,10 @@ def pack(
   return word, Flags(_words(flags[room:]), structure)
 
 
-@functools.partial(jax.jit, static_argnames='dtype')
 def unpack(
   packed: tuple[jax.Array, Flags], dtype: jnp.dtype
 ) -> tuple[jax.Array, Flags]:
-  """Takes apart what `pack` put together, if it `holds_flags`."""
+  """Takes apart what `pack` put together, if it `_holds_flags`."""
   word, flags = packed
   room = min(_room(dtype), flags.structure.num_leaves)
   bits = jnp.finfo(dtype).bits

@@ -15,6 +15,7 @@ import numpy as np
 
 from mergekit_jax import plan as plans
 from mergekit_jax.checkpoint import Checkpoint
+from mergekit_jax.drive import bits_dtype
 
 _ALIGNMENT = 64  # bytes; what lets a CPU device use a numpy buffer in place
 
@@ -114,12 +115,13 @@ class Loading:
       wait()
 
   def array(self, model: int, mesh: Mesh) -> jax.Array:
-    """The box of one model on the mesh; on CPU devices, without a copy."""
+    """The box of one model, as bits, on the mesh; on CPUs without a copy."""
+    held = bits_dtype(self.unit.tensor.sources[model])
     return jax.make_array_from_single_device_arrays(
       self.unit.box.shape,
       NamedSharding(mesh, self.unit.box.spec),
       [
-        jax.device_put(buffer, device)
+        jax.device_put(buffer.view(held), device)
         for part, buffer in zip(self.parts, self.buffers[model], strict=True)
         for device in part.devices
       ],

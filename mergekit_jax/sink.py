@@ -117,7 +117,7 @@ def _parts(loading: Loading, merged: jax.Array) -> list[_Part]:
   for shard in merged.addressable_shards:
     if shard.replica_id:
       continue
-    block = np.asarray(shard.data)
+    block = np.asarray(shard.data).view(loading.unit.tensor.dtype)
     # XLA may hand an input on as the output, and the input's buffer is reused.
     block = block.copy() if loading.slot.holds(block) else block
     index = tuple(

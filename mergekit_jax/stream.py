@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import drive, packed
+from mergekit_jax import drive, packed, slices
 from mergekit_jax import plan as plans
 from mergekit_jax.measure import measure
 from mergekit_jax.reading import Loading, Model, read_ahead
@@ -37,7 +37,7 @@ class Sink(Protocol):
   def take(
     self, loading: Loading, merged: jax.Array, facts: Mapping[str, Any]
   ) -> None:
-    """Takes a merged box: `merged` `[*box shape]`, and the sums of `measure`.
+    """Takes a merged box: its bits `[*box shape]`, and the sums of `measure`.
 
     The buffers of the unit are read into again once this returns.
     """
@@ -149,8 +149,8 @@ class _Merging:
       ('scope', unit.scope) if of_model else ('layers', unit.layers)
     ]
     if unit.written:
-      return packed.merge(rule, block, known)
-    partials = drive.advance(rule, block, known).partials
+      return slices.merge(block.experts[0].sharding, rule, block, known)
+    partials = slices.partials(block.experts[0].sharding, rule, block, known)
     self._totals = self._added(self._totals, partials)
     if unit.ends_scope if of_model else unit.ends_layers:
       known.append(_answer(rule, block, self._totals, known))
@@ -163,9 +163,9 @@ class _Merging:
     """All rounds of a rule on a block that holds all its totals are about."""
     known: list[Any] = []
     for _ in range(rounds):
-      partials = drive.advance(rule, block, known).partials
+      partials = slices.partials(block.experts[0].sharding, rule, block, known)
       known.append(_answer(rule, block, self._added(None, partials), known))
-    return packed.merge(rule, block, known)
+    return slices.merge(block.experts[0].sharding, rule, block, known)
 
   def _added(self, totals: Any, partials: Any) -> Any:
     """The totals so far with the partials of one more block, on the host."""
@@ -188,6 +188,7 @@ def _block(loading: Loading, mesh: Mesh, has_base: bool) -> drive.Block:
     whole=unit.tensor.shape,
     stacked=unit.tensor.stacked,
     dtype=unit.tensor.dtype,
+    sources=unit.tensor.sources,
   )
 
 
@@ -219,7 +220,7 @@ def _demand_finite(
   Args:
     loading: the unit.
     models: the sources.
-    merged: its merge.
+    merged: the bits of its merge.
     sums: from `measure`; any non-finite value shows in them.
   """
   if np.isfinite([sums['merged'], *sums['experts']]).all():
@@ -234,11 +235,14 @@ def _demand_finite(
         'checkpoint, leave it out, or pass allow_nonfinite=True '
         '(--allow_nonfinite) to let them through.'
       )
-  blocks = [np.asarray(shard.data) for shard in merged.addressable_shards]
+  dtype = loading.unit.tensor.dtype
+  blocks = [
+    np.asarray(shard.data).view(dtype) for shard in merged.addressable_shards
+  ]
   if bad := sum(map(_count_nonfinite, blocks)):
     raise FloatingPointError(
       f'{path}: merging finite models gave {bad} non-finite values in '
-      f'{where}: {merged.dtype} overflows. Use a smaller scale, a dtype with '
+      f'{where}: {dtype} overflows. Use a smaller scale, a dtype with '
       'more range, or pass allow_nonfinite=True (--allow_nonfinite).'
     )
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import sharding, stream
+from mergekit_jax import drive, sharding, stream
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.merge import merge
 from mergekit_jax.progress import progress
@@ -128,7 +128,7 @@ class _TreeSink:
     tensor, box = loading.unit.tensor, loading.unit.box
     if len(tensor.boxes) == 1:
       # XLA may hand an input on as the output, and its buffer is reused.
-      self._leaves[tensor.path] = jnp.array(merged, copy=True)
+      self._leaves[tensor.path] = _copied(merged, tensor.dtype)
       return
     leaf = self._leaves.get(tensor.path)
     if leaf is None:
@@ -175,4 +175,10 @@ class _TreeSink:
 def _updated(
   leaf: jax.Array, box: jax.Array, origin: Sequence[int]
 ) -> jax.Array:
+  box = drive.as_floats(box, leaf.dtype)
   return jax.lax.dynamic_update_slice(leaf, box, list(origin))
+
+
+@functools.partial(jax.jit, static_argnames='dtype')
+def _copied(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  return jnp.array(drive.as_floats(bits, dtype), copy=True)

@@ -138,14 +138,12 @@ class TestPod:
       least = 9 * 2 * 128_256 * 8192 // 512
       assert least < fact['device_memory'] < 16e9
       rounds = ['round 1', 'round 2'] if asks else []
-      # An average reports nothing that would have to be unpacked.
-      unpacked = [] if fact['method'] == 'average' else ['unpack']
-      steps = [*rounds, 'merge', *unpacked, 'measure']
+      steps = [*rounds, 'merge', 'measure']
       assert fact['steps'] == steps * (len(fact['steps']) // len(steps))
       for step, collectives in zip(
         fact['steps'], fact['collectives'], strict=True
       ):
-        apart = step in ('merge', 'unpack')
+        apart = step == 'merge'
         assert collectives == ({} if apart else {'all-reduce': 1})
 
 

@@ -99,6 +99,7 @@ def test_under_vmap_over_density():
 HISTOGRAMS = {
   'platform': select.histogram,
   'scatter': select.histogram_by_scatter,
+  'slices': select.histogram_by_slices,
   'matmul': select.histogram_by_matmul,
 }
 

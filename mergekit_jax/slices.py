@@ -1,0 +1,278 @@
+"""A box is merged on each device slice by slice.
+
+What a rule computes between models and merge is several times what it reads.
+On slices that fit a core's cache none of that reaches memory, and nothing of
+the size of a box is allocated but the merge itself. A slice is a block like any
+other (`drive.py`): its partials add up, and its random bits are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mergekit_jax import drive, packed
+from mergekit_jax.drive import Block
+from mergekit_jax.kernels.sums import integer_for
+from mergekit_jax.rule import needs_of, PyTree, scope_of
+from mergekit_jax.sharding import padded
+
+# Elements of a slice. Shorter ones would spend their time on adding up the
+# partials of TIES, which are 2**16 counts an expert.
+_ELEMENTS = 2**17
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def partials(
+  sharding: NamedSharding, method: Any, block: Block, answers: Sequence[PyTree]
+) -> list[PyTree]:
+  """The partials of a rule's open round, added up over a box.
+
+  Args:
+    sharding: how the box lies on the mesh.
+    method: a rule with an open round.
+    block: the box, in every model.
+    answers: the answers so far.
+
+  Returns:
+    One for each total, in 64 bits; under `scope='tensor'` with the stacked axes
+    in front.
+  """
+  if not _may_be_cut(method, block):
+    whole: Any = drive.advance(method, block, answers).partials
+    return whole
+  names = padded(sharding.spec, len(block.shape))
+  apart = [names[axis] for axis in _own_answers(method, block)]
+  added = {*jax.tree.leaves(names)} - {*jax.tree.leaves(apart)}
+
+  def of_part(part: Block, answers: Sequence[PyTree]) -> list[PyTree]:
+    def of_layer(number: jax.Array) -> list[PyTree]:
+      own = _answers_of(method, part, answers, number)
+
+      def add(_, piece: Block, sums: list[PyTree]) -> list[PyTree]:
+        found = drive.on_layers(method, piece, own)[0]
+        with jax.enable_x64(True):
+          return jax.tree.map(
+            lambda total, x: total + x.reshape(total.shape), sums, found
+          )
+
+      return _over_slices(part, number, add, _nothing(method, part, own))
+
+    stacked = [part.shape[axis] for axis in part.stacked]
+    sums = jax.lax.map(of_layer, jnp.arange(math.prod(stacked)))
+    with jax.enable_x64(True):
+      sums = jax.tree.map(drive.widen, sums)
+      if scope_of(method) == 'model':
+        sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+      else:
+        sums = jax.tree.map(lambda x: x.reshape(*stacked, *x.shape[1:]), sums)
+      return jax.lax.psum(sums, tuple(added)) if added else sums
+
+  split = _on_parts(of_part, sharding, method, block, PartitionSpec(*apart))
+  return split(block, _narrowed(answers))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def merge(
+  sharding: NamedSharding, method: Any, block: Block, answers: Sequence[PyTree]
+) -> tuple[jax.Array, packed.Flags]:
+  """Merges a box whose rounds are all answered.
+
+  Args:
+    sharding: how the box lies on the mesh.
+    method: a rule.
+    block: the box, in every model.
+    answers: the answers of all its rounds.
+
+  Returns:
+    The bits of the merge `[*shape]` (`drive.bits_dtype`), and its flags.
+  """
+  if not _may_be_cut(method, block):
+    return _merged(method, block, answers)
+
+  def of_part(
+    part: Block, answers: Sequence[PyTree]
+  ) -> tuple[jax.Array, packed.Flags]:
+    def put_layer(number: jax.Array, merged: PyTree) -> PyTree:
+      own = _answers_of(method, part, answers, number)
+
+      def put(start: Sequence[Any], piece: Block, merged: PyTree) -> PyTree:
+        return jax.tree.map(
+          lambda whole, x: jax.lax.dynamic_update_slice(whole, x, start),
+          merged,
+          _merged(method, piece, own),
+        )
+
+      return _over_slices(part, number, put, merged)
+
+    own = _answers_of(method, part, answers, 0)
+    like = jax.eval_shape(_merged, method, _first_slice(part), own)
+    with jax.enable_x64(True):
+      merged = jax.tree.map(lambda x: jnp.zeros(part.shape, x.dtype), like)
+    layers = math.prod(part.shape[axis] for axis in part.stacked)
+    return jax.lax.fori_loop(0, layers, put_layer, merged)
+
+  split = _on_parts(of_part, sharding, method, block, sharding.spec)
+  return split(block, _narrowed(answers))
+
+
+def _merged(
+  method: Any, block: Block, answers: Sequence[PyTree]
+) -> tuple[jax.Array, packed.Flags]:
+  merged, flags = packed.merge(method, block, answers)
+  return drive.as_bits(merged), flags
+
+
+def _may_be_cut(method: Any, block: Block) -> bool:
+  return needs_of(method) == 'element' and 0 not in block.shape
+
+
+def _own_answers(method: Any, block: Block) -> tuple[int, ...]:
+  """The axes along which each layer has totals and answers of its own."""
+  return block.stacked if scope_of(method) == 'tensor' else ()
+
+
+def _on_parts(
+  of_part: Callable[[Block, Sequence[PyTree]], Any],
+  sharding: NamedSharding,
+  method: Any,
+  block: Block,
+  out_specs: PartitionSpec,
+) -> Callable[[Block, Sequence[PyTree]], Any]:
+  """A function of each device's part of a box, made one of the box."""
+  spec = padded(sharding.spec, len(block.shape))
+
+  def moved(part: Block, answers: Sequence[PyTree]) -> Any:
+    origin = [
+      start + jax.lax.axis_index(names) * size if names else start
+      for start, size, names in zip(part.origin, part.shape, spec, strict=True)
+    ]
+    return of_part(dataclasses.replace(part, origin=origin), answers)
+
+  everywhere = PartitionSpec()
+  in_specs = jax.tree.map(lambda _: everywhere, block)
+  in_specs = dataclasses.replace(
+    in_specs,
+    base=None if block.base is None else sharding.spec,
+    experts=[sharding.spec] * len(block.experts),
+  )
+  of_layers = [spec[axis] for axis in _own_answers(method, block)]
+  return jax.shard_map(
+    moved,
+    mesh=sharding.mesh,
+    in_specs=(in_specs, PartitionSpec(*of_layers)),
+    out_specs=out_specs,
+    check_vma=False,
+  )
+
+
+def _cut(block: Block, start: Sequence[Any], shape: Sequence[int]) -> Block:
+  """A box of a block."""
+  take = lambda x: jax.lax.dynamic_slice(x, start, shape)
+  base, experts = jax.tree.map(take, (block.base, list(block.experts)))
+  origin = [a + b for a, b in zip(block.origin, start, strict=True)]
+  return dataclasses.replace(block, base=base, experts=experts, origin=origin)
+
+
+def _answers_of(
+  method: Any, part: Block, answers: Sequence[PyTree], number: Any
+) -> Sequence[PyTree]:
+  """The answers of one layer slice, with the stacked axes in front."""
+  axes = _own_answers(method, part)
+  ones = (1,) * len(axes)
+
+  def take(answer: jax.Array) -> jax.Array:
+    layers = answer.reshape(-1, *answer.shape[len(axes) :])
+    one = jax.lax.dynamic_index_in_dim(layers, number, keepdims=False)
+    return one.reshape(*ones, *one.shape)
+
+  return jax.tree.map(take, list(answers)) if axes else answers
+
+
+def _narrowed(answers: Sequence[PyTree]) -> list[PyTree]:
+  return jax.tree.map(drive.narrow, list(answers))
+
+
+def _nothing(
+  method: Any, part: Block, answers: Sequence[PyTree]
+) -> list[PyTree]:
+  """What partials of a layer slice are added to."""
+  specs = jax.eval_shape(drive.on_layers, method, _first_slice(part), answers)
+  count = math.prod(part.shape)
+
+  def zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
+    exact = jnp.issubdtype(x.dtype, jnp.integer)
+    dtype = max(x.dtype, integer_for(count)) if exact else jnp.dtype('float64')
+    return jnp.zeros(x.shape[len(part.stacked) :], dtype)
+
+  with jax.enable_x64(True):
+    return jax.tree.map(zeros, specs[0])
+
+
+def _first_slice(part: Block) -> Block:
+  _, shape, _ = next(_grids(_layer_shape(part)))
+  return _cut(part, [0] * len(shape), shape)
+
+
+def _layer_shape(part: Block) -> list[int]:
+  """The shape of one layer slice, whose stacked axes are kept."""
+  return [1 if i in part.stacked else n for i, n in enumerate(part.shape)]
+
+
+def _over_slices(
+  part: Block,
+  number: Any,
+  body: Callable[[Sequence[Any], Block, PyTree], PyTree],
+  carry: PyTree,
+) -> PyTree:
+  """Calls `body(start, slice, carry) -> carry` for all slices of a layer.
+
+  Args:
+    part: what a device holds of a box.
+    number: of the layer, among those of the part.
+    body: gets where a slice begins in the part, and the slice.
+    carry: what the first call gets.
+  """
+  layer = [0] * len(part.shape)
+  for axis in reversed(part.stacked):
+    layer[axis] = number % part.shape[axis]
+    number = number // part.shape[axis]
+  for offset, shape, counts in _grids(_layer_shape(part)):
+
+    def step(number, carry, offset=offset, shape=shape, counts=counts):
+      start = [a + b for a, b in zip(layer, offset, strict=True)]
+      for axis in reversed(range(len(shape))):
+        start[axis] += number % counts[axis] * shape[axis]
+        number = number // counts[axis]
+      return body(start, _cut(part, start, shape), carry)
+
+    carry = jax.lax.fori_loop(0, math.prod(counts), step, carry)
+  return carry
+
+
+def _grids(
+  whole: Sequence[int],
+) -> Iterator[tuple[list[int], list[int], list[int]]]:
+  """Slices that tile a shape: where they begin, their shape, how many."""
+  shape = list(whole)
+  for axis, size in enumerate(whole):
+    if math.prod(shape) > _ELEMENTS:
+      most = max(1, _ELEMENTS // math.prod(shape[axis + 1 :]))
+      # If it divides, there is no rest, for which to compile the rule again.
+      evenly = max(n for n in range(1, most + 1) if size % n == 0)
+      shape[axis] = evenly if 2 * evenly > most else most
+  counts = [n // size for n, size in zip(whole, shape, strict=True)]
+  yield [0] * len(shape), shape, counts
+  for axis, size in enumerate(whole):
+    if rest := size % shape[axis]:
+      offset = [0] * len(shape)
+      offset[axis] = size - rest
+      left = [*shape[:axis], rest, *shape[axis + 1 :]]
+      yield offset, left, [*counts[:axis], 1, *counts[axis + 1 :]]

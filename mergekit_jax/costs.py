@@ -17,7 +17,18 @@ from mergekit_jax.plan import READ_AHEAD, WRITE_BEHIND
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """What the plan needs to know of a leaf; `chunk` only where compressed."""
+  """What the plan needs to know of a leaf.
+
+  Attributes:
+    path: its path.
+    shape: its shape.
+    sources: the stored dtype in every model.
+    dtype: the dtype of the output.
+    stacked: the axes over which layers are stacked.
+    chunk: the shape of what is decoded at once; None if nothing is compressed.
+    stored: the shape of what lies in one piece in the first model; None if that
+      is not known.
+  """
 
   path: str
   shape: tuple[int, ...]
@@ -25,6 +36,7 @@ class Leaf:
   dtype: jnp.dtype
   stacked: tuple[int, ...] = ()
   chunk: tuple[int, ...] | None = None
+  stored: tuple[int, ...] | None = None
 
   @property
   def itemsize(self) -> int:

@@ -86,8 +86,10 @@ def bits_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def as_floats(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """What bits stand for."""
-  return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
+  """What bits stand for, which were as long as `dtype`."""
+  if x.dtype == dtype or bits_dtype(dtype) != x.dtype:
+    return x
+  return jax.lax.bitcast_convert_type(x, dtype)
 
 
 def as_bits(x: jax.Array) -> jax.Array:

@@ -174,6 +174,7 @@ def make_job(
       jnp.dtype(converted or specs[0].dtype),
       stacks.get(path, ()),
       tuple(map(max, *chunks, chunks[0])) if chunks else None,
+      storage[0].chunk,
     )
 
   planned = [

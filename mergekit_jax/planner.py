@@ -20,6 +20,8 @@ from mergekit_jax.rule import needs_of, scope_of
 _SMALLEST_PART = 64 * 2**10
 # Bytes of one model on one host, unless a layer is larger and read once.
 _LARGEST_BOX = 32 * 2**20
+# Bytes of one model on one host that are worth a read of their own.
+_SMALLEST_COLUMN = 4 * 2**20
 
 
 def make_plan(
@@ -157,8 +159,9 @@ def _extents(
 ) -> list[int]:
   """The shape of the largest boxes of a leaf that fit the budget.
 
-  Stacked axes are cut first, since layers do not need each other, then the
-  leading axes, so that a box stays a run of bytes.
+  Boxes are columns of what is stored, if that is narrower than the leaf. Stacked
+  axes are cut first, since layers do not need each other, then the leading
+  axes, so that a box stays a run of bytes.
   """
   unstacked = [i for i in range(len(leaf.shape)) if i not in leaf.stacked]
   cuttable = _cuttable(leaf, rules)
@@ -166,6 +169,15 @@ def _extents(
   saves_reads = asking and all(scope_of(rule) == 'tensor' for rule in asking)
   extents = list(leaf.shape)
   spread = math.prod(shards)
+  if not saves_reads:
+    # Across stored columns a box would be read in short runs.
+    for axis in cuttable[1:]:
+      column = leaf.stored[axis] * shards[axis] if leaf.stored else 0
+      size = leaf.shape[axis]
+      narrower = [*extents[:axis], column, *extents[axis + 1 :]]
+      held = costs.held(narrower, spread) * leaf.itemsize
+      if 0 < column < size and not size % column and held >= _SMALLEST_COLUMN:
+        extents = narrower
   # A part that every device holds may be smaller: each of them computes it.
   smallest = _SMALLEST_PART // leaf.itemsize * spread // costs.replicas(spread)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import functools
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,15 @@ _HOLE = 2**18
 _APART = 2**14
 # Requests of one reader at once, to an object store and to a local disk.
 _THREADS, _LOCAL_THREADS = 16, 4
+# Bytes of a run of a local file from which on it is read to its place at once.
+_DIRECT = 2**15
 # Bytes of a local file that one task reads, in one run or in many: to hand a
 # short one to another thread costs more than to read it.
 _TASK = 2**23
+
+
+# Offsets of the same bytes in two arrays, and how many they are.
+_Run = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +110,12 @@ def _work(
   if block.read_into is not None and len(parts) == 1:
     ((_, out),) = parts
     to = _moved(common, [-s.start for s in box])
-    if _is_run(block.shape, inside) and _is_run(out.shape, to):
-      start = sum(
-        s.start * step
-        for s, step in zip(inside, _strides(block.shape, itemsize), strict=True)
-      )
-      flat: Any = out[(*to, ...)].reshape(-1).view(np.uint8)
-      buffer = memoryview(flat)
-      for first in range(0, len(buffer), _TASK):
+    runs = list(_runs(block.shape, inside, out.shape, to, itemsize))
+    if runs and runs[0][2] >= _DIRECT:
+      flat: Any = out.reshape(-1).view(np.uint8)
+      for task in _tasks(runs):
         yield functools.partial(
-          block.read_into, start + first, buffer[first : first + _TASK]
+          _read_runs, block.read_into, memoryview(flat), task
         )
       return
   local = block.read_into is not None
@@ -120,11 +124,67 @@ def _work(
     yield functools.partial(_copy, block, task, parts, fill)
 
 
-def _is_run(shape: Sequence[int], box: source.Index) -> bool:
-  """Whether a box of a row-major array is a run of bytes."""
+def _runs(
+  shape: Sequence[int],
+  box: source.Index,
+  out_shape: Sequence[int],
+  out_box: source.Index,
+  itemsize: int,
+) -> Iterator[_Run]:
+  """What lies in one piece both in a box and where it is to go.
+
+  Args:
+    shape: of the row-major array that has the box.
+    box: what is to be moved.
+    out_shape: of the row-major array where it is to go.
+    out_box: of the same shape, where it is to go.
+    itemsize: bytes of an element.
+
+  Yields:
+    Offset in the one, offset in the other, and length, in bytes.
+  """
   counts = source.box_shape(box)
-  first = next((i for i, n in enumerate(counts) if n != 1), len(counts))
-  return tuple(counts[first + 1 :]) == tuple(shape[first + 1 :])
+  if 0 in counts:
+    return
+  # The axes from here on are whole in both, but for the first of them.
+  first = len(counts)
+  while first > 0 and tuple(counts[first:]) == tuple(shape[first:]) == tuple(
+    out_shape[first:]
+  ):
+    first -= 1
+  steps = _strides(shape, itemsize), _strides(out_shape, itemsize)
+  length = math.prod(counts[first:]) * itemsize
+  for index in itertools.product(*map(range, counts[:first])):
+    at = (*index, *[0] * (len(counts) - first))
+    start, to = (
+      sum((s.start + i) * step for s, i, step in zip(b, at, by, strict=True))
+      for b, by in zip((box, out_box), steps, strict=True)
+    )
+    yield start, to, length
+
+
+def _tasks(runs: Sequence[_Run]) -> Iterator[list[_Run]]:
+  """Runs in lists of about `_TASK` bytes; long ones are cut."""
+  task, held = [], 0
+  for start, to, length in runs:
+    for first in range(0, length, _TASK):
+      size = min(_TASK, length - first)
+      task.append((start + first, to + first, size))
+      held += size
+      if held >= _TASK:
+        yield task
+        task, held = [], 0
+  if task:
+    yield task
+
+
+def _read_runs(
+  read_into: Callable[[int, memoryview], None],
+  out: memoryview,
+  runs: Sequence[_Run],
+) -> None:
+  for start, to, length in runs:
+    read_into(start, out[to : to + length])
 
 
 def fetching_bytes(largest: int) -> int:

@@ -58,8 +58,8 @@ def draw_by_size(grid: Grid) -> Picture:
   columns = (
     ('held_in', measures.held_in, measures.held_in_multitask),
     ('held_out', measures.held_out, measures.held_out_multitask),
-  )
-  figure, axes = style.panels(len(grid.sizes) + 1, 2)
+  )[: 1 + grid.has_held_out]
+  figure, axes = style.panels(len(grid.sizes) + 1, len(columns))
   for column, (name, measure, multitask) in enumerate(columns):
     title = name.replace('_', '-')
     merged = grid.estimate(measure, lambda means: mean(means, axis=-2))

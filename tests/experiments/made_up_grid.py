@@ -162,8 +162,8 @@ def subsets(
 ) -> Iterator[tuple[str, ...]]:
   """Balanced subsets: blocks of the smaller of n and 8 − n, or the rest."""
   order = [HELD_IN[i] for i in generator.permutation(len(HELD_IN))]
-  if n in (1, len(order)):
-    yield tuple(order[:n])
+  if n == len(order):
+    yield tuple(order)
     return
   width = min(n, len(order) - n)
   for start in range(0, len(order), width):

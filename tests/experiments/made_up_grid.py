@@ -217,7 +217,7 @@ class Arm:
         'base': f'{where}/base@4f1c',
         'experts': {name: f'{where}/{name}@9a0e' for name in subset},
       },
-      'command': f'python -m experiments.scale_study --seed={seed}',
+      'command': f'python -m experiments.scale_study --set=seeds={seed}',
       'drift': (0.01 + 0.01 * METHODS.index(self.method)) * math.sqrt(n),
       'loss': self.truth.loss(n, doublings),
       'scores': scores,

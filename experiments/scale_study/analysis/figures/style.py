@@ -83,6 +83,24 @@ def reference(axes: Axes, y: float, text: str) -> None:
   )
 
 
+def beside_paper(
+  ours: Axes, theirs: Axes, base: str, equal: str, label: str
+) -> None:
+  """Names a panel of this study and one of the paper, of the same base.
+
+  Args:
+    ours: the panel of this study.
+    theirs: the panel of the paper.
+    base: of the experts.
+    equal: what a merge is as good as where its ratio is 1.
+    label: of the ratio.
+  """
+  for panel, whose in ((ours, 'This study'), (theirs, 'The paper')):
+    title(panel, f'{whose}: {names.BASES[base].lower()} base')
+    reference(panel, 1, equal)
+    panel.set_ylabel(label, fontsize=NORMAL)
+
+
 def count_ticks(axes: Axes, ns: Sequence[int]) -> None:
   """Marks the numbers of experts along x."""
   axes.set_xticks(list(ns), [str(n) for n in ns])

@@ -6,21 +6,19 @@ Trains bases, experts and multitask models, merges the experts, scores
 everything and writes the results to --output_dir. The same command goes on
 where it was killed. A field of the preset is changed by --set=NAME=VALUE.
 
-The preset smoke exits with an error if an expert does not learn its task or a
-streamed merge is not, bit by bit, the merge in memory.
+A strict preset, such as smoke, ends with an error if an expert does not learn
+its task or a streamed merge is not, bit by bit, the merge in memory.
 """
 
-import dataclasses
 import importlib
 import os
 from pathlib import Path
 import pkgutil
-from typing import Any
 
 from absl import app, flags, logging
 
 from experiments.scale_study import configs, scheduler, study_config
-from experiments.scale_study.config import StudyConfig as SmokeConfig
+from experiments.scale_study.study_config import StudyConfig
 
 _PRESET = flags.DEFINE_string(
   'preset', 'smoke', 'What to run: a module of configs/.'
@@ -28,7 +26,6 @@ _PRESET = flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir', None, 'Where the results go; default results/<preset>.'
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the preset smoke.')
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Changes a field of the preset: --set=pretrain_steps=100.'
 )
@@ -73,8 +70,6 @@ def main(argv: list[str]) -> str | None:
       f'--xla_force_host_platform_device_count={config.host_devices}',
     )
   output_dir = Path(_OUTPUT_DIR.value or f'results/{_PRESET.value}').resolve()
-  if isinstance(config, SmokeConfig):
-    return _smoke(config, output_dir)
   try:
     return _study(config, output_dir)
   except (ValueError, scheduler.PartFailedError) as error:
@@ -83,7 +78,7 @@ def main(argv: list[str]) -> str | None:
     return f'{error}'
 
 
-def _config() -> Any:
+def _config() -> StudyConfig:
   presets = [preset.name for preset in pkgutil.iter_modules(configs.__path__)]
   if _PRESET.value not in presets:
     raise ValueError(
@@ -92,26 +87,13 @@ def _config() -> Any:
     )
   preset = importlib.import_module(f'{configs.__name__}.{_PRESET.value}')
   config = preset.CONFIG
-  if isinstance(config, SmokeConfig):
-    config = dataclasses.replace(config, seed=_SEED.value)
   for setting in _SET.value:
     config = study_config.override(config, setting)
   return config
 
 
-def _smoke(config: SmokeConfig, output_dir: Path) -> str | None:
+def _study(config: StudyConfig, output_dir: Path) -> str | None:
   # Imported only now: JAX reads its variables when it is first imported.
-  from experiments.scale_study import pipeline, report
-
-  results = pipeline.run(config, output_dir)
-  report.write(results, output_dir)
-  print(
-    f'{report.table(results)}\n\nWrote {output_dir}/results.{{csv,json,png}}'
-  )
-  return '\n'.join(results.failures()) or None
-
-
-def _study(config: study_config.StudyConfig, output_dir: Path) -> None:
   import jax
 
   if _DISTRIBUTED.value or _COORDINATOR_ADDRESS.value:
@@ -144,6 +126,9 @@ def _study(config: study_config.StudyConfig, output_dir: Path) -> None:
     running.run_part(_PART.value, wanted)
   else:
     print(running.run(wanted))
+    if config.strict and 'report' in wanted:
+      return '\n'.join(running.failures()) or None
+  return None
 
 
 if __name__ == '__main__':

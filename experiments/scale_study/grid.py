@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.scale_study import sharding, subsets
+from experiments.scale_study import merges, sharding, stored, subsets
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.cells import Cell
 from experiments.scale_study.folder import Arm, write_text
-from experiments.scale_study.merges import STACKED_AXES
 from experiments.scale_study.model import Params
 from experiments.scale_study.phases import Scored, Size, values
 from experiments.scale_study.scoring import Score
-from experiments.scale_study.stored import ROOT
 from experiments.scale_study.study_config import StudyConfig
 from experiments.scale_study.subsets import Subset
 import mergekit_jax as mk
@@ -64,11 +62,15 @@ class Result(NamedTuple):
 
 
 def subsets_of(size: Size, seed: int) -> Iterator[Subset]:
-  """Yields the subsets that are merged, the same for all sizes and bases."""
+  """Yields the subsets that are merged, the same for all sizes and bases.
+
+  Of one expert there are all: few of them would not be like the others.
+  """
   categories = tuple(size.source.held_in)
   for n in size.config.merged:
     if n <= len(categories):
-      yield from subsets.balanced(categories, n, size.config.subsets, seed)
+      count = size.config.subsets if n > 1 else len(categories)
+      yield from subsets.balanced(categories, n, count, seed)
 
 
 def candidates(config: StudyConfig) -> dict[str, list[Merge]]:
@@ -151,9 +153,13 @@ def _results(
   choices, settled = candidates(config), fixed(config)
   everything = len(subset.categories) == len(size.source.held_in)
   points = swept(config) if everything else []
-  merges = list(
+  wanted = list(
     dict.fromkeys([*sum(choices.values(), []), *settled.values(), *points])
   )
+  experts = [
+    size.folder.root / scored.experts[category]['checkpoint']
+    for category in subset.categories
+  ]
   base = size.load(size.base(arm))
   places = jax.tree.map(lambda leaf: leaf.sharding, base)
   own = scored.expert_values('validation')
@@ -162,11 +168,11 @@ def _results(
   drifts: dict[Merge, float] = {}
   written: dict[str, dict[str, float]] = {}
   best: dict[str, tuple[float, Merge, Params]] = {}
-  names = iter(merges)
+  names = iter(wanted)
 
   def evaluate(checkpoint: Any) -> None:
     merge = next(names)
-    params = jax.device_put(checkpoint[ROOT], places)
+    params = jax.device_put(checkpoint[stored.ROOT], places)
     drifts[merge] = float(_drift(params, base))
     options = choices[merge.method]
     if len(options) > 1 and merge in options or merge in points:
@@ -180,15 +186,12 @@ def _results(
 
   with size.on_mesh():
     mk.sweep(
-      {' '.join(merge): merge.rule() for merge in merges},
-      [
-        size.folder.root / scored.experts[category]['checkpoint']
-        for category in subset.categories
-      ],
+      {' '.join(merge): merge.rule() for merge in wanted},
+      experts,
       size.base(arm),
       evaluate,
       seed=arm.seed,
-      stacked_axes=STACKED_AXES,
+      stacked_axes=merges.STACKED_AXES,
       mesh=size.mesh,
       memory_budget=config.memory_budget,
       partition_rules=sharding.PARTITION_RULES if size.mesh else None,
@@ -198,6 +201,17 @@ def _results(
         tested[merge] = exam.scores(params, 'test')
       if everything:
         written[method] = exam.written(params)
+  if config.strict and everything:
+    # On one device, whatever the mesh of the streamed merges.
+    merges.check(
+      {
+        method: (merge.rule(), params)
+        for method, (_, merge, params) in best.items()
+      },
+      [stored.load(path, size.shape) for path in experts],
+      stored.load(size.base(arm), size.shape),
+      arm.seed,
+    )
   chosen = {method: merge for method, (_, merge, _) in best.items()}
   none: dict[str, float] = {}
   return [

@@ -1,12 +1,10 @@
-"""Merging the experts: streamed between checkpoints, and checked in memory."""
+"""The merge in memory, with which the streamed one has to agree."""
 
 from collections.abc import Mapping, Sequence
 import concurrent.futures
-from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 import numpy as np
 
 from experiments.scale_study.model import Params
@@ -16,54 +14,45 @@ import mergekit_jax as mk
 STACKED_AXES = {r'(.*/)?layers/.*': 0}
 
 
-def method_of(name: str, hyperparameters: Mapping[str, float]) -> Any:
-  """Builds a merge method of the library from its name."""
-  return getattr(mk, name)(**hyperparameters)
-
-
-def merge_checkpoints(
-  method: Any,
-  *,
-  experts: Sequence[Path],
-  base: Path,
-  output: Path,
-  mesh: Mesh,
-  seed: int,
-) -> None:
-  """Streams the merge of checkpoints into a new checkpoint."""
-  mk.merge_checkpoints(
-    method,
-    experts=[str(expert) for expert in experts],
-    base=str(base),
-    output=str(output),
-    mesh=mesh,
-    seed=seed,
-    stacked_axes=STACKED_AXES,
-    overwrite=True,
-  )
-
-
-def merge_in_memory(
-  methods: Mapping[str, Any],
-  *,
+def check(
+  streamed: Mapping[str, tuple[Any, Params]],
   experts: Sequence[Params],
   base: Params,
   seed: int,
-) -> dict[str, Params]:
-  """Makes, by name of the method, what `merge_checkpoints` streams."""
+) -> None:
+  """Refuses streamed merges that are not, bit by bit, the merges in memory.
 
-  def merge(method: Any) -> Params:
-    return mk.merge(
-      method,
-      experts,
-      base,
-      key=jax.random.key(seed),
-      stacked_axes=STACKED_AXES,
+  Args:
+    streamed: rules and what they made, by name.
+    experts: parameters of the experts merged.
+    base: its parameters.
+    seed: of the random numbers.
+
+  Raises:
+    RuntimeError: if one differs; the message names its leaves.
+  """
+
+  def unequal(merge: tuple[Any, Params]) -> list[str]:
+    rule, params = merge
+    key = jax.random.key(seed)
+    return unequal_leaves(
+      params,
+      mk.merge(rule, experts, base, key=key, stacked_axes=STACKED_AXES),
     )
 
   # Small models take no time to merge but for XLA, which compiles on one core.
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    return dict(zip(methods, pool.map(merge, methods.values()), strict=True))
+    found = dict(
+      zip(streamed, pool.map(unequal, streamed.values()), strict=True)
+    )
+  if any(found.values()):
+    raise RuntimeError(
+      'Streamed merges differ from those in memory, which is an error of the '
+      'library: '
+      + '; '.join(
+        f'{name} at {paths}' for name, paths in found.items() if paths
+      )
+    )
 
 
 def unequal_leaves(merged: Params, expected: Params) -> list[str]:

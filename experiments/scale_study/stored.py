@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
+import orbax.checkpoint as ocp
 
-from experiments.scale_study import checkpoints, huggingface, shapes, sharding
+from experiments.scale_study import huggingface, shapes, sharding
 from experiments.scale_study.model import abstract_params, ModelConfig, Params
 from experiments.scale_study.study_config import Stored
 import mergekit_jax as mk
@@ -52,6 +53,12 @@ def load(path: Path, shape: ModelConfig, mesh: Mesh | None = None) -> Params:
   )
 
 
+def save(path: Path, params: Params) -> None:
+  """Writes the parameters of a model as an ordinary Orbax checkpoint."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path, {ROOT: params})
+
+
 def stored_shape(size: Stored) -> ModelConfig:
   """Returns the shape of a model that there is already."""
   if size.shape is not None:
@@ -65,7 +72,7 @@ def copy(source: str, size: Stored, path: Path, mesh: Mesh | None) -> None:
     params = load(Path(source), shapes.SIZES[size.shape], mesh)
   else:
     _, params = huggingface.load(Path(source), mesh=mesh)
-  checkpoints.save(path, {ROOT: params})
+  save(path, params)
 
 
 def fingerprint(params: Params) -> str:

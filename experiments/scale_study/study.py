@@ -112,6 +112,15 @@ class Study:
     write_text(self.folder.root / 'rouge_l.csv', writing.table(rows))
     return analyse(self.folder.root) if jax.process_index() == 0 else ''
 
+  def failures(self) -> list[str]:
+    """Names the gates that failed, of a study that `report` has collected."""
+    return [
+      f'{gate.category}, size {gate.size}, {gate.base} base, seed {gate.seed}: '
+      f'{gate.gate} did not hold, with a score of {gate.score:.2f}'
+      for gate in cells.load_gates(self.folder.root / 'gates.json')
+      if not gate.passed
+    ]
+
   def reproduce(self, cell: str) -> str:
     """Makes one merge again and compares it with what is stored.
 

@@ -6,12 +6,10 @@ import dataclasses
 import difflib
 import json
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.tasks.source import HELD_IN
-
-_Config = TypeVar('_Config', bound=Any)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +86,17 @@ class StudyConfig:
     validation_examples: of a task, at most.
     test_examples: of a task, at most.
     text_metric: 'exact_match' or 'rouge_l', for tasks that ask for ROUGE-L.
-    merged: numbers of experts to merge.
-    subsets: how many subsets of each number.
+    merged: numbers of experts to merge. With 1 among them, each expert is
+      merged by itself, for the merging law alone.
+    subsets: how many subsets of each other number.
     methods: hyperparameters by merge method.
     sweeps: values by merge method and hyperparameter, for the subset of all
       experts; the others are fixed.
     mesh: axes of the devices and their sizes; None takes one device.
     memory_budget: host memory for reading checkpoints.
     host_devices: how many CPU devices to simulate; None takes what there is.
+    strict: a gate that fails is an error, and so is a streamed merge of all
+      experts that is not, bit by bit, the merge in memory.
     processes: how many work side by side.
   """
 
@@ -128,14 +129,15 @@ class StudyConfig:
   mesh: Mapping[str, int] | None = None
   memory_budget: str = '4GiB'
   host_devices: int | None = None
+  strict: bool = False
   processes: int = 1
 
 
-def override(config: _Config, setting: str) -> _Config:
+def override(config: StudyConfig, setting: str) -> StudyConfig:
   """Changes one field of a preset.
 
   Args:
-    config: the preset, a dataclass.
+    config: the preset.
     setting: 'name=value'; values of a tuple are separated by commas.
 
   Raises:
@@ -183,7 +185,7 @@ def differences(config: StudyConfig, record: Any) -> list[str]:
 def as_json(config: StudyConfig) -> dict[str, Any]:
   """Returns what decides the results, as JSON has it."""
   record = dataclasses.asdict(config)
-  del record['processes']
+  del record['processes'], record['strict']
   return json.loads(json.dumps(record))
 
 
@@ -197,6 +199,6 @@ def _parsed(text: str, current: Any) -> Any:
   if isinstance(current, float) and isinstance(value, int | float):
     if math.isfinite(value):
       return float(value)
-  elif isinstance(current, int) and type(value) is int:
+  elif type(value) is type(current):
     return value
   raise ValueError(text)

@@ -162,8 +162,8 @@ def subsets(
 ) -> Iterator[tuple[str, ...]]:
   """Balanced subsets: blocks of the smaller of n and 8 − n, or the rest."""
   order = [HELD_IN[i] for i in generator.permutation(len(HELD_IN))]
-  if n in (1, len(order)):
-    yield tuple(order[:n])
+  if n == len(order):
+    yield tuple(order)
     return
   width = min(n, len(order) - n)
   for start in range(0, len(order), width):
@@ -217,7 +217,7 @@ class Arm:
         'base': f'{where}/base@4f1c',
         'experts': {name: f'{where}/{name}@9a0e' for name in subset},
       },
-      'command': f'python -m experiments.scale_study --seed={seed}',
+      'command': f'python -m experiments.scale_study --set=seeds={seed}',
       'drift': (0.01 + 0.01 * METHODS.index(self.method)) * math.sqrt(n),
       'loss': self.truth.loss(n, doublings),
       'scores': scores,

@@ -1,9 +1,11 @@
 """The merging law, on losses that obey it exactly."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from experiments.scale_study.analysis import law
+from experiments.scale_study.analysis import figures, law, tables, verdicts
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
 
@@ -35,6 +37,72 @@ def test_the_law_is_recovered_and_predicts(truth):
   assert fit.error < 1e-6 < fit.error_unchanged
   asked = [point.k for point in fit.points if not point.fitted]
   assert asked == [6, 8] * 3
+
+
+def _explained(points):
+  """R² of points, from its definition."""
+  seen, predicted = np.array([(p.seen, p.law) for p in points]).T
+  return 1 - np.mean((seen - predicted) ** 2) / np.var(seen)
+
+
+def test_noise_lowers_r_squared():
+  counts, ks = np.array(list(_SIZES.values())), np.array((1, 2, 4, 6, 8))
+  exact = np.array(
+    [
+      [Truth(law=_FALLING).loss(k, np.log2(c / 1e5)) for k in ks]
+      for c in counts
+    ]
+  )
+  noise = np.random.default_rng(0).normal(0, 0.03, exact.shape)
+  fit = law.fit(exact + noise, counts, ks, sizes=tuple(_SIZES))
+  assert fit.form == 'all sizes'
+  fitted, asked = (
+    [p for p in fit.points if p.fitted == used] for used in (True, False)
+  )
+  assert [p.seen for p in fitted] == [*(exact + noise)[:, :3].ravel()]
+  assert fit.r_squared == pytest.approx(_explained(fitted))
+  assert fit.r_squared_predicted == pytest.approx(_explained(asked))
+  assert 0.8 < fit.r_squared < 0.9999
+  assert fit.r_squared_predicted < fit.r_squared
+  # A fit of six numbers is nearer to the points than the truth is.
+  left = [[p.seen - p.law for p in fitted], noise[:, :3].ravel()]
+  assert np.linalg.norm(left[0]) < np.linalg.norm(left[1])
+
+
+def test_three_points_a_size_have_an_r_squared():
+  """Two sizes, a line in 1 / k each: compared with numpy's least squares."""
+  sizes, ks = {'s': 1e5, 'l': 4e5}, np.array([1, 2, 4, 6, 8])
+  losses = np.array([[3.0, 2.2, 1.5, 1.5, 1.3], [2.0, 1.1, 0.9, 0.5, 0.6]])
+  fit = law.fit(losses, np.array([1e5, 4e5]), ks, sizes=tuple(sizes))
+  design = np.stack([np.ones(5), 1 / ks], axis=1)
+  lines = [
+    np.linalg.lstsq(design[:3], row[:3], rcond=None)[0] for row in losses
+  ]
+  predicted = np.array([design @ line for line in lines])
+  for columns, found in (
+    (slice(3), fit.r_squared),
+    (slice(3, None), fit.r_squared_predicted),
+  ):
+    seen, said = losses[:, columns], predicted[:, columns]
+    expected = 1 - np.sum((seen - said) ** 2) / np.sum(
+      (seen - seen.mean()) ** 2
+    )
+    assert found == pytest.approx(expected) and found < 0.999
+
+
+def test_the_figure_says_how_good_the_fit_is():
+  study = made_up_grid.study(
+    Truth(law=_FALLING), methods=('ties',), ns=(1, 2, 4, 8)
+  )
+  *_, picture = figures.draw_all(
+    study, verdicts.judge_all(study), law.fit_all(study)
+  )
+  assert 'Where it was fitted, R² is 1.000 to 1.000.' in picture.reading
+  titles = [axes.get_title(loc='left') for axes in picture.figure.axes]
+  assert titles == [
+    f'TIES, {base}\nR² fitted 1.000, predicted 1.000'
+    for base in ('pretrained', 'instruction-tuned')
+  ]
 
 
 def test_two_numbers_of_experts_do_not_settle_b():
@@ -94,6 +162,47 @@ def test_r_squared_of_known_cases():
   assert law.r_squared(seen, np.full(3, 2.0)) == 0
   assert law.r_squared(seen, seen[::-1]) == -3
   assert np.isnan(law.r_squared(np.ones(3), np.ones(3)))
+
+
+def test_single_experts_change_nothing_but_the_law():
+  made = made_up_grid.study(
+    Truth(law=_FALLING, noise=0.02),
+    ns=(1, 2, 4, 6, 8),
+    settings=('validated', 'fixed'),
+    sweeps=True,
+  )
+  several = tuple(cell for cell in made.cells if cell.n > 1)
+  # Single experts that would be left out of every mean, if they counted.
+  single = tuple(
+    dataclasses.replace(cell, expert=cell.base_scores, drift=9.0)
+    for cell in made.cells
+    if cell.n == 1
+  )
+  assert len(single) > 0
+  before = dataclasses.replace(made, cells=several)
+  after = dataclasses.replace(made, cells=single + several)
+
+  def results(study):
+    judged = verdicts.judge_all(study)
+    pictures = {
+      picture.name: (picture.reading, picture.caption, _drawn(picture.figure))
+      for picture in figures.draw_all(study, judged, [])
+    }
+    return judged, study.exclusions, [*tables.merge_rows(study)], pictures
+
+  # NaN, where nothing was found, is not equal to itself.
+  assert repr(results(before)) == repr(results(after))
+  assert all('b = 0' in fit.note for fit in law.fit_all(before))
+  assert {fit.note for fit in law.fit_all(after)} == {''}
+
+
+def _drawn(figure):
+  """What is drawn, as numbers."""
+  return [
+    (line.get_xydata().tolist(), line.get_color())
+    for axes in figure.axes
+    for line in axes.lines
+  ]
 
 
 def test_losses_are_means_over_subsets_and_seeds():

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import html.parser
 import io
 import json
@@ -99,6 +100,7 @@ def page(folder):
 def test_every_file_is_written(folder):
   figures = {path.stem for path in (folder / 'figures').glob('*.png')}
   assert figures == {
+    'scores',
     'findings',
     'held_in_by_base',
     'held_in_by_size',
@@ -131,7 +133,7 @@ def test_the_page_needs_nothing_else(page):
 def test_every_picture_is_in_the_page(page, folder):
   sources = page.values('img', 'src')
   files = {path.read_bytes() for path in (folder / 'figures').glob('*.png')}
-  assert len(sources) == len(files) == 12
+  assert len(sources) == len(files) == 13
   for source in sources:
     kind, _, data = source.partition(',')
     assert kind == 'data:image/png;base64'
@@ -209,21 +211,36 @@ _EVERY_GATE = [
 
 @pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize(
-  'changes',
+  'changes, pictures',
   [
-    {'bases': BASES[1:], 'methods': ('ties',), 'seeds': 1},
-    {'methods': ('ties', 'average'), 'failing': _EVERY_GATE},
+    ({'bases': BASES[1:], 'methods': ('ties',), 'seeds': 1}, 6),
+    # Bases can be compared.
+    ({'methods': ('ties', 'average'), 'failing': _EVERY_GATE}, 7),
   ],
   ids=['one of each', 'nothing testable'],
 )
-def test_little_data_makes_a_report_too(tmp_path, changes):
+def test_little_data_makes_a_report_too(tmp_path, changes, pictures):
   study = made_up_grid.study(sizes={'s': 100}, ns=(2,), **changes)
   made_up_grid.write(study, tmp_path)
-  analyse(tmp_path)
+  said = analyse(tmp_path)
+  assert 'None of the five findings is testable' in said
   page = _Page((tmp_path / 'report.html').read_text())
   verdicts = json.loads((tmp_path / 'verdicts.json').read_text())
   assert {verdict['verdict'] for verdict in verdicts} == {'not testable'}
-  assert len(page.values('img', 'src')) == 7
+  assert len(page.values('img', 'src')) == pictures
+  assert 'nan' not in page.text.lower().split()
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_report_without_held_out_tasks(tmp_path):
+  study = made_up_grid.study(sizes={'s': 100}, bases=BASES[:1], ns=(2, 4))
+  cells = tuple(dataclasses.replace(c, held_out=()) for c in study.cells)
+  made_up_grid.write(dataclasses.replace(study, cells=cells), tmp_path)
+  analyse(tmp_path)
+  page = _Page((tmp_path / 'report.html').read_text())
+  figures = {path.stem for path in (tmp_path / 'figures').glob('*.png')}
+  assert 'by_number_and_size' in figures
+  assert 'held_out_by_number' not in figures
   assert 'nan' not in page.text.lower().split()
 
 
@@ -260,7 +277,7 @@ def test_a_browser_shows_every_picture_at_phone_width(folder, tmp_path):
   page, console = _browse(tmp_path, tmp_path / 'frame.html')
   assert console == []
   seen = json.loads(page.partition('<pre>')[2].partition('</pre>')[0])
-  assert len(seen['images']) == 12
+  assert len(seen['images']) == 13
   for natural, shown in seen['images']:
     assert natural >= 700 and shown >= 300
   # A scroll bar may take some of the 390.

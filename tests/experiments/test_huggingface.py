@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments.scale_study import checkpoints, huggingface, model
+from experiments.scale_study import huggingface, model, stored
 from mergekit_jax.sharding import make_mesh
 
 _CONFIG = {
@@ -200,17 +200,17 @@ def test_stored_bfloat16_is_read_exactly_and_saved_in_orbax(tmp_path):
     for name, tensor in _tensors(_LLAMA).items()
   }
   directory = _save(tmp_path / 'hf', _LLAMA, tensors)
-  _, params = huggingface.load(directory)
+  shape, params = huggingface.load(directory)
   for layer in range(5):
     np.testing.assert_array_equal(
       params['layers']['attention']['out']['kernel'][layer],
       tensors[f'model.layers.{layer}.self_attn.o_proj.weight'].T.astype('f4'),
     )
-  checkpoints.save(tmp_path / 'orbax', {'params': params})
-  restored = checkpoints.restore(tmp_path / 'orbax', {'params': params})
-  jax.tree.map(np.testing.assert_array_equal, restored['params'], params)
-  _, stored = huggingface.load(directory, dtype=jnp.bfloat16)
-  assert {leaf.dtype.name for leaf in jax.tree.leaves(stored)} == {'bfloat16'}
+  stored.save(tmp_path / 'orbax', params)
+  restored = stored.load(tmp_path / 'orbax', shape)
+  jax.tree.map(np.testing.assert_array_equal, restored, params)
+  _, half = huggingface.load(directory, dtype=jnp.bfloat16)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {'bfloat16'}
 
 
 def test_newer_files_keep_rotary_settings_together(tmp_path):

@@ -3,13 +3,58 @@
 import subprocess
 import sys
 
+import pytest
 
-def test_an_unknown_field_is_a_usage_error():
-  process = subprocess.run(
-    [sys.executable, '-m', 'experiments.scale_study', '--set=widht=32'],
+
+def run(*flags):
+  return subprocess.run(
+    [sys.executable, '-m', 'experiments.scale_study', *flags],
     capture_output=True,
     text=True,
     check=False,
   )
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [
+    ('--set=expert_step=3', 'Did you mean expert_steps?'),
+    ('--preset=cpus', 'Did you mean cpu?'),
+    ('--phase=marge', 'Did you mean merge?'),
+  ],
+)
+def test_a_mistake_is_named(flag, message, tmp_path):
+  process = run(flag, f'--output_dir={tmp_path}')
   assert process.returncode != 0
-  assert 'Did you mean width?' in process.stdout + process.stderr
+  assert message in process.stdout + process.stderr
+
+
+def test_smoke_fails_if_an_expert_does_not_learn(tmp_path):
+  """A run that is too short: its scores are shown, and its end is an error."""
+  short = {
+    'categories': 'topic_classification,sentiment',
+    'merged': 2,
+    'pretrain_steps': 50,
+    'expert_steps': 50,
+    'multitask_steps': 50,
+    'validation_examples': 4,
+    'test_examples': 8,
+  }
+  process = run(
+    '--preset=smoke',
+    f'--output_dir={tmp_path}',
+    *(f'--set={name}={value}' for name, value in short.items()),
+  )
+  assert process.returncode == 1, process.stderr[-2000:]
+  assert 'sentiment, size xs, pretrained base, seed 0: the' in process.stderr
+  *_, picture, report = process.stdout.splitlines()
+  assert picture == f'Wrote {tmp_path}/figures/scores.png'
+  assert (tmp_path / 'figures/scores.png').read_bytes().startswith(b'\x89PNG')
+  assert report == f'Wrote {tmp_path}/report.html'
+  header, *rows = process.stdout.splitlines()
+  assert header.split()[-4:] == [
+    *('average', 'task_arithmetic', 'dare_ties', 'ties')
+  ]
+  assert {row.split()[0] for row in rows[:2]} == {
+    *('topic_classification', 'sentiment')
+  }

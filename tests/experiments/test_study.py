@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.scale_study import checkpoints, grid, phases, stored, train
+from experiments.scale_study import grid, phases, stored, train
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Arm, Folder
 from experiments.scale_study.study import Study
@@ -68,7 +68,7 @@ def test_the_analysis_reads_what_a_study_writes(undisturbed):
   gates = cells.load_gates(root / 'gates.json')
   # Of a base: two for each of two experts, and two for the held-out category.
   assert len(gates) == 2 * 6 + 2
-  assert 'Held-in of the merge rises with size' in undisturbed.said
+  assert 'mean held-in, N = 2' in undisturbed.said
   assert (root / 'report.html').stat().st_size > 10_000
   seconds = (root / 'seconds.jsonl').read_text().splitlines()
   assert {json.loads(line)['phase'] for line in seconds} >= {'bases', 'merge'}
@@ -144,6 +144,56 @@ def test_experts_are_read_for_the_rounds_not_for_the_merges(
   )
 
 
+def test_the_average_of_one_expert_is_the_expert(undisturbed):
+  config = dataclasses.replace(undisturbed.config, merged=(1, 2))
+  size = phases.Size(config, undisturbed.folder, 'xs')
+  *single, _ = grid.subsets_of(size, 0)
+  assert {subset.categories for subset in single} == {
+    ('sentiment',),
+    ('structure_to_text',),
+  }
+  scored = phases.Scored(size, ARM)
+  for subset in single:
+    average, *_ = grid.subset_cells(size, ARM, subset, '')
+    (category,) = subset.categories
+    expert = scored.experts[category]['test']
+    assert (average.method, average.n) == ('average', 1)
+    assert average.scores[average.merged_tasks[0]] == next(
+      value for value, _ in expert.values()
+    )
+    assert average.loss == next(loss for _, loss in expert.values())
+
+
+def test_a_strict_study_refuses_a_merge_that_is_not_the_one_in_memory(
+  undisturbed, monkeypatch
+):
+  config = dataclasses.replace(undisturbed.config, strict=True)
+  size = phases.Size(config, undisturbed.folder, 'xs')
+  (subset,) = grid.subsets_of(size, 0)
+  assert grid.subset_cells(size, ARM, subset, '')
+  sweep = grid.mk.sweep
+
+  def wrong(rules, experts, base, evaluate, **options):
+    def spoil(merged):
+      norm = merged['params']['final_norm']
+      norm['scale'] = norm['scale'].at[3].multiply(1 + 1e-6)
+      return evaluate(merged)
+
+    return sweep(rules, experts, base, spoil, **options)
+
+  monkeypatch.setattr(grid.mk, 'sweep', wrong)
+  with pytest.raises(RuntimeError, match=r"average at \['final_norm/scale'\]"):
+    grid.subset_cells(size, ARM, subset, '')
+
+
+def test_gates_that_fail_are_named(undisturbed):
+  gates = json.loads((undisturbed.folder.root / 'gates.json').read_text())
+  failed = [gate for gate in gates if not gate['pass']]
+  failures = undisturbed.failures()
+  assert len(failures) == len(failed) > 0
+  assert failed[0]['gate'] in failures[0]
+
+
 def test_the_command_of_a_cell_makes_it_again(undisturbed):
   path = undisturbed.folder.cells(ARM, '2.0')
   *_, cell = cells.load(path)
@@ -173,7 +223,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(undisturbed, tmp_path):
   params = size.load(size.base(ARM))
   params['embedding']['embedding'] = np.zeros((3, 16), np.float32)
   del params['final_norm']
-  checkpoints.save(tmp_path / 'model', {'params': params})
+  stored.save(tmp_path / 'model', params)
   with pytest.raises(ValueError, match='does not hold a model') as error:
     size.load(tmp_path / 'model')
   assert 'embedding/embedding' in str(error.value)

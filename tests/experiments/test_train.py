@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from experiments.scale_study import checkpoints, model, shapes, train
+from experiments.scale_study import model, shapes, stored, train
 import mergekit_jax as mk
 from mergekit_jax.sharding import make_mesh
 
@@ -154,8 +154,8 @@ def test_a_killed_phase_goes_on_with_the_same_bits(
   # The directory is a checkpoint like any other.
   specs = mk.open_checkpoint(tmp_path / 'run').specs
   assert 'params/layers/attention/query/kernel' in specs
-  restored = checkpoints.restore(tmp_path / 'run', expected)
-  jax.tree.map(np.testing.assert_array_equal, restored, expected)
+  restored = stored.load(tmp_path / 'run', _CONFIG)
+  jax.tree.map(np.testing.assert_array_equal, restored, expected['params'])
 
   with pytest.raises(ValueError, match='another training: peak_rate is 0.01'):
     phase(params, tmp_path / 'run', peak_rate=2e-2)

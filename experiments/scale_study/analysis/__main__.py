@@ -7,6 +7,7 @@ tables/*.csv, tables/verdicts.md, figures/*.png and report.html beside them.
 The same files always give the same numbers.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import io
 import json
@@ -20,6 +21,7 @@ from experiments.scale_study.analysis import (
   figures,
   html,
   law,
+  scores,
   tables,
   verdicts,
 )
@@ -44,7 +46,7 @@ def analyse(folder: Path) -> str:
     folder: has cells.jsonl and gates.json, and gets the rest.
 
   Returns:
-    The verdicts, and where the report is.
+    The scores, the verdicts, and where a picture and the report are.
   """
   study = Study.load(folder)
   judged = verdicts.judge_all(study)
@@ -62,12 +64,24 @@ def analyse(folder: Path) -> str:
     pictures.append((picture, png))
   report = folder / 'report.html'
   report.write_text(html.render(study, judged, fits, pictures), 'utf-8')
-  lines = [
+  return '\n'.join(
+    [
+      f'{scores.text(scores.tables(study))}\n',
+      *_said(judged),
+      f'Wrote {folder / "figures" / "scores.png"}',
+      f'Wrote {report}',
+    ]
+  )
+
+
+def _said(judged: Sequence[verdicts.Verdict]) -> list[str]:
+  main = [v for v in judged if v.is_main and v.finding in '12345']
+  if all(verdict.verdict == 'not testable' for verdict in main):
+    return ['None of the five findings is testable: the report says why.']
+  return [
     f'{verdict.finding}. {verdict.claim}: {verdict.verdict} ({verdict.reason})'
-    for verdict in judged
-    if verdict.is_main and verdict.finding in '12345'
+    for verdict in main
   ]
-  return '\n'.join([*lines, f'Wrote {report}'])
 
 
 def _write_json(path: Path, records: Any) -> None:

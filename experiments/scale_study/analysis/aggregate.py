@@ -38,6 +38,9 @@ SEED, SUBSET, SIZE, BASE, METHOD, N = range(6)
 
 Arm = tuple[str, str]  # A size and a base.
 
+# What the paper merges at least. A single expert is there for the law alone.
+FEWEST_MERGED = 2
+
 
 class Exclusion(NamedTuple):
   """A category that may not be counted, and why."""
@@ -124,7 +127,9 @@ class Study:
     """Returns the held-in and held-out measures of a model that guesses."""
     return guessing(self.chance())
 
-  def grid(self, setting: str = 'validated', smallest_n: int = 2) -> 'Grid':
+  def grid(
+    self, setting: str = 'validated', smallest_n: int = FEWEST_MERGED
+  ) -> 'Grid':
     """Lays out the merges of a setting.
 
     Methods without hyperparameters belong to every setting.
@@ -156,7 +161,11 @@ class Study:
     return {arm: list(names) for arm, names in arms.items()}
 
   def _failures(self, arm: Arm, name: str) -> Iterable[str]:
-    cells = [c for c in self.cells if (c.size, c.base) == arm]
+    cells = [
+      cell
+      for cell in self.cells
+      if (cell.size, cell.base) == arm and cell.n >= FEWEST_MERGED
+    ]
     held_out = any(name in map(category, cell.held_out) for cell in cells)
     split = 'held-out' if held_out else 'held-in'
     gates = [
@@ -230,6 +239,11 @@ class Grid:
       for cell in cells
     }
     return cls(study, **axes, cells=placed)
+
+  @property
+  def has_held_out(self) -> bool:
+    """Whether any merge was scored on held-out tasks."""
+    return any(cell.held_out for cell in self.cells.values())
 
   @property
   def doublings(self) -> np.ndarray:

@@ -109,8 +109,8 @@ def _figure(picture: Picture, png: bytes) -> str:
 
 
 def _tracing(study: Study) -> str:
-  merges = [cell for cell in study.cells if cell.setting != 'sweep']
-  cell = (merges or study.cells)[0]
+  merges = [*study.grid().cells.values()] or study.cells
+  cell = merges[0]
   group = [
     c
     for c in merges

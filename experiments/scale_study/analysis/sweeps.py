@@ -6,7 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.scale_study.analysis.aggregate import Grid, Study
+from experiments.scale_study.analysis.aggregate import (
+  FEWEST_MERGED,
+  Grid,
+  Study,
+)
 from experiments.scale_study.analysis.cells import Cell
 from experiments.scale_study.analysis.measures import held_in
 
@@ -38,7 +42,11 @@ class SweepPoint(NamedTuple):
 
 def sweep_points(study: Study) -> list[SweepPoint]:
   """Finds every curve: points that differ in one hyperparameter alone."""
-  swept = [cell for cell in study.cells if cell.setting == 'sweep']
+  swept = [
+    cell
+    for cell in study.cells
+    if cell.setting == 'sweep' and cell.n >= FEWEST_MERGED
+  ]
   groups: dict[tuple, dict[float, list[Cell]]] = {}
   for cell in swept:
     for parameter, x in cell.hyperparameters.items():

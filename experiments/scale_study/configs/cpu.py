@@ -6,6 +6,9 @@ A seed takes about 1,800 CPU seconds: 15 to 16 minutes on two free cores. With
 three, by `--set=seeds=0,1,2`, it made `experiments/results/cpu`: 1,152 scored
 merges; 9 of 300 gates failed; at N = 8, mean over methods and bases, held-in
 was 0.36 of the expert for s and 0.43 for m, held-out 1.16 and 1.28 of the base.
+
+Experts are not merged by themselves, as `full` does for the merging law: that
+would be 8 subsets to merge and to score beside the 10 that there are.
 """
 
 from experiments.scale_study.study_config import (

@@ -2,7 +2,9 @@
 
   python -m experiments.scale_study --preset=full
 
-It goes on where it was killed, and one seed of it is `--set=seeds=0`.
+It goes on where it was killed, and one seed of it is `--set=seeds=0`. Experts
+are merged by themselves as well (N = 1): three numbers of experts up to 4 are
+what the merging law needs for its b, and for an R² at each size.
 """
 
 from experiments.scale_study.study_config import (
@@ -19,6 +21,7 @@ CONFIG = StudyConfig(
     'xl': Scratch(width=208, layers=4, heads=8),
   },
   seeds=(0, 1, 2),
+  merged=(1, 2, 4, 6, 8),
   # The first that learns a task is not the first that keeps the others.
   expert_rates=(5e-4, 1e-3),
   methods={

@@ -1,1 +1,1 @@
-"""A procedural micro-world: its plain-text corpus and text-to-text tasks."""
+"""What models are trained and scored on, whichever source it comes from."""

@@ -10,24 +10,36 @@ from experiments.scale_study.analysis.figures import (
   merging_law,
   methods,
   number,
+  scores,
   size,
   sweep,
 )
 from experiments.scale_study.analysis.figures.picture import Picture
 from experiments.scale_study.analysis.law import Fit
+from experiments.scale_study.analysis.scores import tables as scores_of
 from experiments.scale_study.analysis.verdicts import Verdict
 
 
 def draw_all(
   study: Study, verdicts: Sequence[Verdict], fits: Sequence[Fit]
 ) -> Iterator[Picture]:
-  """Draws the findings and the paper's figures, then sweeps, drift, law."""
+  """Draws scores, findings, the paper's figures, then sweeps, drift, law.
+
+  What compares bases or sizes is left out where there is one, and so is what
+  shows held-out tasks where there are none.
+  """
+  tables = scores_of(study)
+  if tables:
+    yield scores.draw(tables)
   yield findings.draw(verdicts)
   grid = study.grid()
   if grid.cells:
-    yield base_quality.draw(grid)
-    yield size.draw(grid)
-    yield number.draw_held_out(grid)
+    if len(grid.bases) > 1:
+      yield base_quality.draw(grid)
+    if len(grid.sizes) > 1:
+      yield size.draw(grid)
+    if grid.has_held_out:
+      yield number.draw_held_out(grid)
     yield number.draw_by_size(grid)
     yield methods.draw(grid)
   yield from sweep.draw_all(study)

@@ -20,15 +20,14 @@ def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
   bases = [b for b in names.BASES if b in {fit.base for fit in fits}]
   shades = style.shades(list(study.sizes))
   figure, axes = style.panels(len(methods), len(bases), sharey=True, height=2.4)
-  for fit in fits:
-    panel = axes[methods.index(fit.method), bases.index(fit.base)]
-    _draw_fit(panel, study, fit, shades)
   for row, method in enumerate(methods):
     for column, base in enumerate(bases):
-      style.title(
-        axes[row, column],
-        f'{names.METHODS[method]}, {names.BASES[base].lower()}',
-      )
+      title = f'{names.METHODS[method]}, {names.BASES[base].lower()}'
+      for fit in fits:
+        if (fit.method, fit.base) == (method, base):
+          _draw_fit(axes[row, column], study, fit, shades)
+          title += _goodness(fit)
+      style.title(axes[row, column], title)
   handles = [
     style.handle(f'{size} ({names.amount(count)})', color=shades[size])
     for size, count in study.sizes.items()
@@ -73,12 +72,30 @@ def _draw_fit(panel, study: Study, fit: Fit, shades) -> None:
   panel.set_ylabel('loss', fontsize=style.NORMAL)
 
 
+def _goodness(fit: Fit) -> str:
+  known = [
+    f'{kind} {names.number(value, digits=3)}'
+    for kind, value in (
+      ('fitted', fit.r_squared),
+      ('predicted', fit.r_squared_predicted),
+    )
+    if not np.isnan(value)
+  ]
+  return f'\nR² {", ".join(known)}' if known else ''
+
+
 def _reading(fits: Sequence[Fit]) -> str:
   rises = sum(fit.rises for fit in fits)
   sentences = [
     f'The fitted loss rises with the number of experts in {rises} of '
     f'{len(fits)} fits (base and method) and falls in {len(fits) - rises}.'
   ]
+  settled = [fit.r_squared for fit in fits if not np.isnan(fit.r_squared)]
+  if settled:
+    low, high = (
+      names.number(end, digits=3) for end in (min(settled), max(settled))
+    )
+    sentences.append(f'Where it was fitted, R² is {low} to {high}.')
   asked = [fit for fit in fits if not np.isnan(fit.error)]
   if asked:
     error, unchanged = (

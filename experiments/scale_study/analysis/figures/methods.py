@@ -17,10 +17,10 @@ def draw(grid: Grid) -> Picture:
   columns = (
     (measures.held_in, names.HELD_IN, 'expert', paper.METHODS_HELD_IN),
     (measures.held_out, names.HELD_OUT, 'base', paper.METHODS_HELD_OUT),
-  )
+  )[: 1 + grid.has_held_out]
   size = grid.sizes[-1]
   figure, axes = style.panels(
-    len(grid.bases) + 1, 2, last_height=1.7, sharey='col'
+    len(grid.bases) + 1, len(columns), last_height=1.7, sharey='col'
   )
   for column, (measure, label, reference, ends) in enumerate(columns):
     title = label.partition(':')[0]

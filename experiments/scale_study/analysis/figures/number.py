@@ -31,11 +31,7 @@ def draw_held_out(grid: Grid) -> Picture:
     marks.level(ours, multitask[b], 'black')
     marks.paper_lines(theirs, 'held_out', [base])
     style.count_ticks(ours, grid.ns)
-    style.title(ours, f'This study: {names.BASES[base].lower()} base')
-    style.title(theirs, f'The paper: {names.BASES[base].lower()} base')
-    for panel in (ours, theirs):
-      style.reference(panel, 1, 'base')
-      panel.set_ylabel(names.HELD_OUT, fontsize=style.NORMAL)
+    style.beside_paper(ours, theirs, base, 'base', names.HELD_OUT)
   style.legend(
     figure,
     [
@@ -58,8 +54,8 @@ def draw_by_size(grid: Grid) -> Picture:
   columns = (
     ('held_in', measures.held_in, measures.held_in_multitask),
     ('held_out', measures.held_out, measures.held_out_multitask),
-  )
-  figure, axes = style.panels(len(grid.sizes) + 1, 2)
+  )[: 1 + grid.has_held_out]
+  figure, axes = style.panels(len(grid.sizes) + 1, len(columns))
   for column, (name, measure, multitask) in enumerate(columns):
     title = name.replace('_', '-')
     merged = grid.estimate(measure, lambda means: mean(means, axis=-2))

@@ -35,11 +35,7 @@ def draw(grid: Grid) -> Picture:
       theirs.plot(x, y, color=shades[n], marker='o', markersize=5)
     style.size_ticks(ours, sizes)
     style.size_ticks(theirs, paper.SIZES)
-    style.title(ours, f'This study: {names.BASES[base].lower()} base')
-    style.title(theirs, f'The paper: {names.BASES[base].lower()} base')
-    for panel in (ours, theirs):
-      style.reference(panel, 1, 'expert')
-      panel.set_ylabel(names.HELD_IN, fontsize=style.NORMAL)
+    style.beside_paper(ours, theirs, base, 'expert', names.HELD_IN)
   style.legend(
     figure,
     [style.handle(f'N = {n}', color=c, marker='o') for n, c in shades.items()],

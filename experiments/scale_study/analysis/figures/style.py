@@ -36,6 +36,7 @@ def panels(
   *,
   height: float = 2.9,
   last_height: float | None = None,
+  width: float = 3.7,
   sharey: bool | Literal['row', 'col'] = False,
 ) -> tuple[Figure, np.ndarray]:
   """Makes a figure of [rows, columns] panels.
@@ -45,11 +46,12 @@ def panels(
     columns: of panels.
     height: of a row, in inches.
     last_height: of the last row, where it is another.
+    width: of a column; one alone is a little wider.
     sharey: as in `Figure.subplots`.
   """
   heights = [height] * (rows - 1) + [last_height or height]
-  width = 3.7 * columns if columns > 1 else 5
-  figure = Figure(figsize=(width, sum(heights) + 0.4), layout='constrained')
+  total = width * columns if columns > 1 else 1.35 * width
+  figure = Figure(figsize=(total, sum(heights) + 0.4), layout='constrained')
   axes = figure.subplots(
     rows, columns, squeeze=False, sharey=sharey, height_ratios=heights
   )
@@ -79,6 +81,24 @@ def reference(axes: Axes, y: float, text: str) -> None:
     fontsize=SMALL,
     color=REFERENCE,
   )
+
+
+def beside_paper(
+  ours: Axes, theirs: Axes, base: str, equal: str, label: str
+) -> None:
+  """Names a panel of this study and one of the paper, of the same base.
+
+  Args:
+    ours: the panel of this study.
+    theirs: the panel of the paper.
+    base: of the experts.
+    equal: what a merge is as good as where its ratio is 1.
+    label: of the ratio.
+  """
+  for panel, whose in ((ours, 'This study'), (theirs, 'The paper')):
+    title(panel, f'{whose}: {names.BASES[base].lower()} base')
+    reference(panel, 1, equal)
+    panel.set_ylabel(label, fontsize=NORMAL)
 
 
 def count_ticks(axes: Axes, ns: Sequence[int]) -> None:

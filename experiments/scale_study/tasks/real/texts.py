@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from experiments.scale_study import packages
 
-# Sections of Debian whose names are topics.
-TOPICS = ('games', 'graphics', 'mail', 'science', 'sound', 'video')
+# Sections of Debian whose names are topics, of which there are many packages.
+TOPICS = ('games', 'graphics', 'mail', 'science', 'sound')
 
 # Ratings go from -4 to 4; what is close to 0 is neither.
 _LEAST_RATING = 1.0

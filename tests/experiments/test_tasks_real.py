@@ -167,6 +167,7 @@ def test_without_wordnet_the_error_has_the_command(monkeypatch, tmp_path):
 def test_the_preset_from_the_file_to_the_report(tmp_path):
   config = dataclasses.replace(
     preset.CONFIG,
+    seeds=(1,),
     expert_steps=2,
     multitask_steps=2,
     validation_examples=4,
@@ -178,12 +179,9 @@ def test_the_preset_from_the_file_to_the_report(tmp_path):
   )
   Study(config, tmp_path / 'results', ['--preset=smollm2']).run()
   made = cells.load(tmp_path / 'results' / 'cells.jsonl')
-  # Two pairs and all four, by two methods, chosen and fixed, for each seed.
-  assert len(made) == 3 * 2 * 2 * 2
-  assert {(cell.base, cell.seed) for cell in made} == {
-    ('instruction-tuned', 0),
-    ('instruction-tuned', 1),
-  }
+  # Two pairs and all four, by two methods, chosen and fixed.
+  assert len(made) == 3 * 2 * 2
+  assert {(cell.base, cell.seed) for cell in made} == {('instruction-tuned', 1)}
   assert all(cell.drift > 0 for cell in made)
   assert (len(made[0].held_in), len(made[0].held_out)) == (4, 2)
   assert (tmp_path / 'results' / 'report.html').exists()

@@ -62,7 +62,9 @@ def stored_shape(size: Stored) -> ModelConfig:
   """Returns the shape of a model that there is already."""
   if size.shape is not None:
     return shapes.SIZES[size.shape]
-  return huggingface.read_config(_folder(size.instruction_tuned))
+  return huggingface.read_config(
+    _folder(size.pretrained or size.instruction_tuned)
+  )
 
 
 def copy(source: str, size: Stored, path: Path, mesh: Mesh | None) -> None:

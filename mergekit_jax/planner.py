@@ -159,9 +159,9 @@ def _extents(
 ) -> list[int]:
   """The shape of the largest boxes of a leaf that fit the budget.
 
-  Boxes are columns of what is stored, if that is narrower than the leaf. Stacked
-  axes are cut first, since layers do not need each other, then the leading
-  axes, so that a box stays a run of bytes.
+  Boxes are as wide as what lies in one piece, if that is narrower than the
+  leaf. Stacked axes are cut first, since layers do not need each other, then
+  the leading axes, so that a box stays a run of bytes.
   """
   unstacked = [i for i in range(len(leaf.shape)) if i not in leaf.stacked]
   cuttable = _cuttable(leaf, rules)

@@ -237,7 +237,7 @@ class LanguageModel(nnx.Module):
     if not config.tied:
       self.head = table(config.width**-0.5)
 
-  def __call__(self, tokens: jax.Array) -> jax.Array:
+  def __call__(self, tokens: jax.Array, at: Any = None) -> jax.Array:
     layers = self.config.layers
 
     def layer(x: jax.Array, block: Block) -> jax.Array:
@@ -255,6 +255,8 @@ class LanguageModel(nnx.Module):
     x = sharding.constrain(embedding[tokens], sharding.BATCH)
     x = sharding.constrain(x, sharding.RESIDUAL)
     x = self.final_norm(through_layers(x, self.layers))
+    if at is not None:
+      x = x[at]
     head = embedding if self.config.tied else self._table(self.head)
     return sharding.constrain(
       jnp.einsum('blw,vw->blv', x, head, preferred_element_type=jnp.float32),
@@ -293,15 +295,23 @@ def abstract_params(config: ModelConfig) -> Params:
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def logits(config: ModelConfig, params: Params, tokens: ArrayLike) -> jax.Array:
-  """Predicts the next token at every position.
+def logits(
+  config: ModelConfig,
+  params: Params,
+  tokens: ArrayLike,
+  at: tuple[ArrayLike, ArrayLike] | None = None,
+) -> jax.Array:
+  """Predicts the next token at every position, or only where it is asked for.
 
   Args:
     config: the shape `params` were created with.
     params: nested dict as returned by `create`.
     tokens: ids, int32 [batch, length].
+    at: row and position of what is to be predicted, int32 [places, tokens]
+      both or to be broadcast to that; None predicts everywhere. Large
+      vocabularies make it worth while.
 
   Returns:
-    Logits, float32 [batch, length, vocabulary].
+    Logits, float32 [batch, length, vocabulary] or [places, tokens, vocabulary].
   """
-  return nnx.merge(_structure(config), params)(jnp.asarray(tokens))
+  return nnx.merge(_structure(config), params)(jnp.asarray(tokens), at)

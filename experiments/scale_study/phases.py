@@ -17,7 +17,11 @@ import jax
 from experiments.scale_study import model, shapes, stored, subword
 from experiments.scale_study.folder import Arm, Folder, read_json, write_json
 from experiments.scale_study.scoring import Examination, Score
-from experiments.scale_study.study_config import Stored, StudyConfig
+from experiments.scale_study.study_config import (
+  Scratch,
+  Stored,
+  StudyConfig,
+)
 from experiments.scale_study.tasks import batches
 from experiments.scale_study.tasks.source import Dataset, Source
 from experiments.scale_study.train import train
@@ -40,6 +44,11 @@ class Size:
     self.mesh = make_mesh(config.mesh) if config.mesh else None
     self.models = config.sizes[name]
     if isinstance(self.models, Stored):
+      if PRETRAINED in config.bases and self.models.pretrained is None:
+        raise ValueError(
+          f'There is no pretrained model of size {name!r}: take '
+          f'--set=bases={INSTRUCTION_TUNED}, or give one in the preset.'
+        )
       self.shape = stored.stored_shape(self.models)
       if self.source.tokenizer.size > self.shape.vocabulary_size:
         raise ValueError(
@@ -129,7 +138,9 @@ def load_source(config: StudyConfig) -> Source:
   if config.tokenizer:
     tokenizer: Any = subword.Subwords(config.tokenizer)
     return dataclasses.replace(source, tokenizer=tokenizer)
-  if INSTRUCTION_TUNED in config.bases and not source.instruction:
+  scratch = any(isinstance(size, Scratch) for size in config.sizes.values())
+  tuned = scratch and INSTRUCTION_TUNED in config.bases
+  if tuned and not source.instruction:
     raise ValueError(
       f'The tasks {config.tasks!r} have none for instruction tuning: take '
       f'--set=bases={PRETRAINED}.'
@@ -147,6 +158,10 @@ def _tasks(config: StudyConfig) -> Source:
     from experiments.scale_study.tasks import wordnet
 
     return wordnet.source()
+  if config.tasks == 'real':
+    from experiments.scale_study.tasks import real
+
+    return real.source()
   from experiments.scale_study.tasks import p3
 
   return p3.source(config.tasks)
@@ -161,7 +176,8 @@ def bases(size: Size, seed: int) -> None:
   if isinstance(size.models, Stored):
     paths = (size.models.pretrained, size.models.instruction_tuned)
     for arm, path in zip(arms, paths, strict=True):
-      if arm.base in config.bases and not size.base(arm).exists():
+      wanted = arm.base in config.bases and not size.base(arm).exists()
+      if wanted and path is not None:
         stored.copy(path, size.models, size.base(arm), size.mesh)
     return
   texts = batches.corpus_batches(

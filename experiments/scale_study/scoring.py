@@ -241,12 +241,11 @@ def _likelihoods(
     position: where its tokens are predicted, [candidates, tokens].
     token: [candidates, tokens].
   """
-  logits = model.logits(shape, params, ids)
   position = jnp.minimum(position, ids.shape[1] - 1)
-  place = row[:, None], position
-  normalizer = jax.nn.logsumexp(logits, axis=-1)[place]
-  likeliest = jnp.argmax(logits, axis=-1)[place]
-  return logits[(*place, token)] - normalizer, likeliest == token
+  logits = model.logits(shape, params, ids, at=(row[:, None], position))
+  chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+  normalizer = jax.nn.logsumexp(logits, axis=-1)
+  return chosen - normalizer, jnp.argmax(logits, axis=-1) == token
 
 
 @functools.partial(jax.jit, static_argnames=('shape', 'tokens'))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 import orbax.checkpoint as ocp
 
-from experiments.scale_study import huggingface, shapes, sharding
+from experiments.scale_study import huggingface, shapes, sharding, smollm2
 from experiments.scale_study.model import abstract_params, ModelConfig, Params
 from experiments.scale_study.study_config import Stored
 import mergekit_jax as mk
@@ -63,7 +63,9 @@ def stored_shape(size: Stored) -> ModelConfig:
   """Returns the shape of a model that there is already."""
   if size.shape is not None:
     return shapes.SIZES[size.shape]
-  return huggingface.read_config(Path(size.pretrained))
+  return huggingface.read_config(
+    _folder(size.pretrained or size.instruction_tuned)
+  )
 
 
 def copy(source: str, size: Stored, path: Path, mesh: Mesh | None) -> None:
@@ -71,8 +73,12 @@ def copy(source: str, size: Stored, path: Path, mesh: Mesh | None) -> None:
   if size.shape is not None:
     params = load(Path(source), shapes.SIZES[size.shape], mesh)
   else:
-    _, params = huggingface.load(Path(source), mesh=mesh)
+    _, params = huggingface.load(_folder(source), mesh=mesh)
   save(path, params)
+
+
+def _folder(source: str) -> Path:
+  return smollm2.folder() if source == smollm2.NAME else Path(source)
 
 
 def fingerprint(params: Params) -> str:

@@ -29,18 +29,19 @@ class Scratch:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """A model that there is already, in two stages.
+  """A model that there is already, in one stage or two.
 
   Attributes:
     pretrained: a folder of Llama or Qwen 2.5 as Hugging Face stores them, or
-      an Orbax checkpoint of this study's model.
-    instruction_tuned: the same model, instruction-tuned.
+      an Orbax checkpoint of this study's model; None where it is no base.
+    instruction_tuned: the same model, instruction-tuned, or 'smollm2', which
+      is fetched.
     shape: of Orbax checkpoints, a key of `shapes.SIZES`; Hugging Face's
       config.json has it.
   """
 
-  pretrained: str
   instruction_tuned: str
+  pretrained: str | None = None
   shape: str | None = None
 
 
@@ -62,7 +63,8 @@ class StudyConfig:
   """One run of the study.
 
   Attributes:
-    tasks: 'procedural', 'wordnet', or a folder as `tasks/p3.py` reads it.
+    tasks: 'procedural', 'wordnet', 'real', or a folder as `tasks/p3.py` reads
+      it.
     categories: held-in categories, where the tasks are procedural.
     tokenizer: tokenizer.json of models that there are already; '' takes the
       tokenizer of the tasks.

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+_STARTS = ('<|begin_of_text|>', '<s>')
+_ENDS = ('<|end_of_text|>', '<|endoftext|>', '</s>', '<|im_end|>')
+
 
 class Subwords:
   """Byte-pair tokens, as `tokenizer.json` of Hugging Face describes them.
@@ -18,28 +21,41 @@ class Subwords:
 
   pad = 0
 
-  def __init__(self, path: str | Path):
+  def __init__(
+    self,
+    path: str | Path,
+    *,
+    starts: Sequence[str] = _STARTS,
+    ends: Sequence[str] = _ENDS,
+  ):
     """Reads a tokenizer.
+
+    Args:
+      path: of the tokenizer.json.
+      starts: names of the token that opens a text, the first that there is.
+      ends: likewise of the token that ends it.
 
     Raises:
       ImportError: if the package `tokenizers` is missing.
       ValueError: if it has no token that ends a text.
     """
-    # Only models of Hugging Face need this package.
-    import tokenizers  # type: ignore[import-not-found]
-
+    try:
+      # Only models of Hugging Face need this package.
+      import tokenizers
+    except ImportError as error:
+      raise ImportError(
+        f'Reading {path} needs the package tokenizers: pip install '
+        "'mergekit_jax[real]'."
+      ) from error
     self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
     self.size = self._tokenizer.get_vocab_size()
-    names = ('<|end_of_text|>', '<|endoftext|>', '</s>', '<|im_end|>')
-    found = [self._tokenizer.token_to_id(name) for name in names]
-    ends = [index for index in found if index is not None]
-    if not ends:
-      raise ValueError(f'{path} has none of {names}, which would end a text.')
-    self.end = ends[0]
-    names = ('<|begin_of_text|>', '<s>')
-    starts = [self._tokenizer.token_to_id(name) for name in names]
+    end = self._first_of(ends)
+    if end is None:
+      raise ValueError(f'{path} has none of {ends}, which would end a text.')
+    start = self._first_of(starts)
+    self.end = end
     # Qwen has no token that opens a text.
-    self.start = next((i for i in starts if i is not None), self.end)
+    self.start = end if start is None else start
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text, without start and end."""
@@ -50,3 +66,7 @@ class Subwords:
     ids = [int(index) for index in ids]
     stop = ids.index(self.end) if self.end in ids else len(ids)
     return self._tokenizer.decode(ids[:stop])
+
+  def _first_of(self, names: Sequence[str]) -> int | None:
+    ids = map(self._tokenizer.token_to_id, names)
+    return next((index for index in ids if index is not None), None)

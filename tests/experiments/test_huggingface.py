@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from experiments.scale_study import huggingface, model, stored
 from mergekit_jax.sharding import make_mesh
+from tests.experiments import llama_reference
 
 _CONFIG = {
   'vocab_size': 24,
@@ -91,60 +92,11 @@ def _save(directory, config, tensors):
   return directory
 
 
-def _reference(config, tensors, tokens):
-  """Logits of Llama and Qwen 2.5 in float64, one head and text at a time."""
-  tensors = {name: x.astype(np.float64) for name, x in tensors.items()}
-  heads, width = config['num_attention_heads'], config['hidden_size']
-  size = config.get('head_dim', width // heads)
-  group = heads // config['num_key_value_heads']
-
-  def norm(x, scale):
-    mean = (x**2).mean(-1, keepdims=True)
-    return x / np.sqrt(mean + config['rms_norm_eps']) * scale
-
-  def linear(x, name):
-    product = x @ tensors[name + '.weight'].T
-    return product + tensors.get(name + '.bias', 0)
-
-  def rotated(x):
-    # Pairs (i, i + size / 2) as complex numbers, turned by their position.
-    half = size // 2
-    pairs = x[:, :half] + 1j * x[:, half:]
-    rates = config['rope_theta'] ** (-2 * np.arange(half) / size)
-    turned = pairs * np.exp(1j * np.outer(np.arange(len(x)), rates))
-    return np.concatenate([turned.real, turned.imag], axis=1)
-
-  texts = []
-  for text in tokens:
-    x = tensors['model.embed_tokens.weight'][text]
-    future = np.triu(np.full((len(text), len(text)), -np.inf), 1)
-    for layer in range(config['num_hidden_layers']):
-      at = f'model.layers.{layer}.'
-      y = norm(x, tensors[at + 'input_layernorm.weight'])
-      query, key, value = (linear(y, f'{at}self_attn.{n}_proj') for n in 'qkv')
-      mixed = []
-      for head in range(heads):
-        own = slice(head * size, (head + 1) * size)
-        shared = slice(head // group * size, (head // group + 1) * size)
-        scores = rotated(query[:, own]) @ rotated(key[:, shared]).T
-        scores = np.exp(scores / np.sqrt(size) + future)
-        mixed.append(scores / scores.sum(1, keepdims=True) @ value[:, shared])
-      x = x + linear(np.concatenate(mixed, 1), at + 'self_attn.o_proj')
-      y = norm(x, tensors[at + 'post_attention_layernorm.weight'])
-      gate = linear(y, at + 'mlp.gate_proj')
-      gate = gate / (1 + np.exp(-gate))
-      x = x + linear(gate * linear(y, at + 'mlp.up_proj'), at + 'mlp.down_proj')
-    tied = config['tie_word_embeddings']
-    head = tensors['model.embed_tokens.weight' if tied else 'lm_head.weight']
-    texts.append(norm(x, tensors['model.norm.weight']) @ head.T)
-  return np.stack(texts)
-
-
 @both
 def test_logits_equal_a_reference_in_float64(tmp_path, config):
   tensors = _tensors(config)
   shape, params = huggingface.load(_save(tmp_path / 'hf', config, tensors))
-  expected = _reference(config, tensors, _TOKENS)
+  expected = llama_reference.logits(config, tensors, _TOKENS)
   # Float32 through up to five layers; the logits are about 1.
   np.testing.assert_allclose(
     model.logits(shape, params, _TOKENS), expected, rtol=0, atol=1e-5

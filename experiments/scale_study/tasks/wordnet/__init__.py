@@ -50,11 +50,7 @@ def source(folder: str | Path = FOLDER, *, vocabulary: int = 8192) -> Source:
   Raises:
     NotInstalledError: if the folder has no WordNet.
   """
-  if not (Path(folder) / 'data.noun').exists():
-    raise NotInstalledError(
-      f'There is no WordNet in {folder}. Install it (apt-get install '
-      'wordnet-base), or name the folder that has data.noun.'
-    )
+  demand(folder)
   words = Words(database.read(Path(folder)))
   corpus = functools.partial(_corpus, words)
   return Source(
@@ -75,6 +71,15 @@ def source(folder: str | Path = FOLDER, *, vocabulary: int = 8192) -> Source:
     corpus=corpus,
     tokenizer=Tokenizer(_frequent_words(corpus, vocabulary), spell=True),
   )
+
+
+def demand(folder: str | Path) -> None:
+  """Raises NotInstalledError if the folder has no WordNet."""
+  if not (Path(folder) / 'data.noun').exists():
+    raise NotInstalledError(
+      f'There is no WordNet in {folder}. Install it (apt-get install '
+      'wordnet-base), or name the folder that has data.noun.'
+    )
 
 
 def _corpus(words: Words, seed: int) -> Iterator[tuple[Piece, ...]]:

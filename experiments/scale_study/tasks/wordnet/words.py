@@ -1,5 +1,6 @@
 """The part of WordNet that short questions can be asked about."""
 
+from collections.abc import Callable
 import itertools
 import random
 from typing import NamedTuple
@@ -43,13 +44,28 @@ class Words:
     usages: in the order of their words.
   """
 
-  def __init__(self, database: Database, *, foils: int = 3):
-    """Selects the words for which so many foils can be drawn."""
+  def __init__(
+    self,
+    database: Database,
+    *,
+    foils: int = 3,
+    accepts: Callable[[str], bool] = str.isalpha,
+  ):
+    """Selects words.
+
+    Args:
+      database: where they come from.
+      foils: how many can be drawn for each of them.
+      accepts: whether a word may be asked about, or be an answer; those of the
+        database are of letters only.
+    """
     self._database = database
+    self._accepts = accepts
     self.entries = [
       Entry(word, database.senses[word, part][0])
       for word, part in sorted(database.common)
       if len(word) <= _MAX_LETTERS
+      and accepts(word)
       and _is_short(database.senses[word, part][0].definition)
     ]
     self.usages = [
@@ -57,7 +73,8 @@ class Words:
       for word, part in sorted(database.common)
       for synset in database.senses[word, part]
       for sentence in synset.examples
-      if _is_short(synset.definition)
+      if accepts(word)
+      and _is_short(synset.definition)
       and _is_short(sentence)
       and words_of(sentence.lower()).count(word) == 1
     ]
@@ -83,7 +100,11 @@ class Words:
 
   def synonyms(self, entry: Entry) -> list[str]:
     """Returns the other single words of a sense."""
-    return [w for w in entry.synset.words if w.isalpha() and w != entry.word]
+    return [
+      word
+      for word in entry.synset.words
+      if word.isalpha() and word != entry.word and self._accepts(word)
+    ]
 
   def kinds(self, synset: Synset) -> list[str]:
     """Returns the single words that name what a sense is a kind of."""

@@ -29,7 +29,7 @@ from mergekit_jax.rule import Place, PyTree, scope_of, Step, step
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['base', 'experts', 'key', 'origin'],
+  data_fields=['base', 'experts', 'key', 'origin', 'layer'],
   meta_fields=['whole', 'stacked', 'dtype', 'sources'],
 )
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Block:
     dtype: what the result is rounded to, once.
     sources: the dtypes of base and experts where the arrays hold their bits
       (`bits_dtype`); None where they are what they seem.
+    layer: which layer slice of its leaf a box without stacked axes is, an
+      integer scalar.
   """
 
   base: Any
@@ -56,6 +58,7 @@ class Block:
   stacked: tuple[int, ...]
   dtype: jnp.dtype
   sources: tuple[jnp.dtype, ...] | None = None
+  layer: Any = 0
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -325,7 +328,7 @@ def _sum_over_layers(tree: PyTree, stacked: int) -> PyTree:
 
 def _layers(block: Block) -> jax.Array | int:
   """The number of each layer slice, int32 `[*stacked sizes]`, row-major."""
-  layers = jnp.int32(0)
+  layers = jnp.asarray(block.layer, jnp.int32)
   for axis in block.stacked:
     position = block.origin[axis] + jnp.arange(block.shape[axis])
     layers = layers[..., None] * block.whole[axis] + position.astype(jnp.int32)

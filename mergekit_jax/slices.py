@@ -59,9 +59,7 @@ def partials(
       def add(_, piece: Block, sums: list[PyTree]) -> list[PyTree]:
         found = drive.on_layers(method, piece, own)[0]
         with jax.enable_x64(True):
-          return jax.tree.map(
-            lambda total, x: total + x.reshape(total.shape), sums, found
-          )
+          return jax.tree.map(jnp.add, sums, found)
 
       return _over_slices(part, number, add, _nothing(method, part, own))
 
@@ -104,11 +102,11 @@ def merge(
       own = _answers_of(method, part, answers, number)
 
       def put(start: Sequence[Any], piece: Block, merged: PyTree) -> PyTree:
-        return jax.tree.map(
-          lambda whole, x: jax.lax.dynamic_update_slice(whole, x, start),
-          merged,
-          _merged(method, piece, own),
-        )
+        def put_leaf(whole: jax.Array, x: jax.Array) -> jax.Array:
+          x = jax.lax.expand_dims(x, part.stacked)
+          return jax.lax.dynamic_update_slice(whole, x, start)
+
+        return jax.tree.map(put_leaf, merged, _merged(method, piece, own))
 
       return _over_slices(part, number, put, merged)
 
@@ -173,27 +171,41 @@ def _on_parts(
   )
 
 
-def _cut(block: Block, start: Sequence[Any], shape: Sequence[int]) -> Block:
-  """A box of a block."""
-  take = lambda x: jax.lax.dynamic_slice(x, start, shape)
-  base, experts = jax.tree.map(take, (block.base, list(block.experts)))
-  origin = [a + b for a, b in zip(block.origin, start, strict=True)]
-  return dataclasses.replace(block, base=base, experts=experts, origin=origin)
+def _cut(part: Block, start: Sequence[Any], shape: Sequence[int]) -> Block:
+  """A box of one layer slice of a part, without the stacked axes."""
+  rest = [axis for axis in range(len(shape)) if axis not in part.stacked]
+  at = [a + b for a, b in zip(part.origin, start, strict=True)]
+  layer = part.layer
+  for axis in part.stacked:
+    layer = layer * part.whole[axis] + at[axis]
+
+  def take(x: jax.Array) -> jax.Array:
+    box = jax.lax.dynamic_slice(x, start, shape)
+    return jax.lax.squeeze(box, part.stacked)
+
+  base, experts = jax.tree.map(take, (part.base, list(part.experts)))
+  return dataclasses.replace(
+    part,
+    base=base,
+    experts=experts,
+    origin=[at[axis] for axis in rest],
+    whole=tuple(part.whole[axis] for axis in rest),
+    stacked=(),
+    layer=layer,
+  )
 
 
 def _answers_of(
   method: Any, part: Block, answers: Sequence[PyTree], number: Any
-) -> Sequence[PyTree]:
-  """The answers of one layer slice, with the stacked axes in front."""
-  axes = _own_answers(method, part)
-  ones = (1,) * len(axes)
+) -> list[PyTree]:
+  """The answers of one layer slice, by its number in the part."""
+  axes = len(_own_answers(method, part))
 
   def take(answer: jax.Array) -> jax.Array:
-    layers = answer.reshape(-1, *answer.shape[len(axes) :])
-    one = jax.lax.dynamic_index_in_dim(layers, number, keepdims=False)
-    return one.reshape(*ones, *one.shape)
+    layers = answer.reshape(-1, *answer.shape[axes:])
+    return jax.lax.dynamic_index_in_dim(layers, number, keepdims=False)
 
-  return jax.tree.map(take, list(answers)) if axes else answers
+  return jax.tree.map(take, list(answers)) if axes else list(answers)
 
 
 def _narrowed(answers: Sequence[PyTree]) -> list[PyTree]:
@@ -210,7 +222,7 @@ def _nothing(
   def zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
     exact = jnp.issubdtype(x.dtype, jnp.integer)
     dtype = max(x.dtype, integer_for(count)) if exact else jnp.dtype('float64')
-    return jnp.zeros(x.shape[len(part.stacked) :], dtype)
+    return jnp.zeros(x.shape, dtype)
 
   with jax.enable_x64(True):
     return jax.tree.map(zeros, specs[0])

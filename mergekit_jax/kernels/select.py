@@ -25,7 +25,7 @@ from mergekit_jax.rule import Answering, Total
 _LOW_BITS = 15
 _LOW_MASK = 2**_LOW_BITS - 1
 # Elements of a slice whose indices stay in a core's cache.
-_SLICE = 2**15
+_SLICE = 2**17
 
 
 def kth_magnitude(

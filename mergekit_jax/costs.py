@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from mergekit_jax import drive
 from mergekit_jax.plan import READ_AHEAD, WRITE_BEHIND
+from mergekit_jax.rule import needs_of
+from mergekit_jax.slices import ELEMENTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,19 +113,30 @@ class Costs:
     """Host memory, in bytes, while boxes of this shape are merged.
 
     The buffers of the reads under way and of the unit being merged, the outputs
-    of every merge being written, what the kernels keep of each element
-    (measured: a float32 for every model and one more), the partial sums of each
-    layer slice with the copies that answering them takes, and what decoding the
-    sources takes.
+    of every merge being written and the flags beside them, what every device's
+    kernel keeps of the elements that it has under way at once (a float32 for
+    every model and one more), the partial sums of each layer slice with the
+    copies that answering them takes, and what decoding the sources takes.
     """
     elements = self.held(shape, shards)
-    layers = math.prod(shape[axis] for axis in leaf.stacked)
-    partial_bytes = sum(self._asked(rule, leaf)[1] for rule in rules)
     stored = sum(dtype.itemsize for dtype in leaf.sources)
-    computed = leaf.dtype.itemsize * (1 + WRITE_BEHIND) * self.merges
+    written = leaf.dtype.itemsize * (1 + WRITE_BEHIND) * self.merges
+    kept = 0
     if rules:
-      computed += 4 * (len(leaf.sources) + 1)
-    per_element = stored * (1 + READ_AHEAD) + computed * self.replicas(shards)
+      written += 1
+      cut = all(needs_of(rule) == 'element' for rule in rules)
+      at_once = ELEMENTS * self.local_devices if cut else elements
+      kept = min(elements, at_once) * 4 * (len(leaf.sources) + 1)
     return (
-      elements * per_element + 4 * layers * partial_bytes + self.decoding_bytes
+      elements * stored * (1 + READ_AHEAD)
+      + (elements * written + kept) * self.replicas(shards)
+      + 4 * self.partial_bytes(rules, leaf, shape)
+      + self.decoding_bytes
     )
+
+  def partial_bytes(
+    self, rules: Sequence[Any], leaf: Leaf, shape: Sequence[int]
+  ) -> int:
+    """The partial sums of the layer slices of a box, in bytes."""
+    layers = math.prod(shape[axis] for axis in leaf.stacked)
+    return layers * sum(self._asked(rule, leaf)[1] for rule in rules)

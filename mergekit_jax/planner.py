@@ -20,6 +20,8 @@ from mergekit_jax.rule import needs_of, scope_of
 _SMALLEST_PART = 64 * 2**10
 # Bytes of one model on one host, unless a layer is larger and read once.
 _LARGEST_BOX = 32 * 2**20
+# Bytes of the partial sums of all layers of a box, unless one has more.
+_MOST_PARTIALS = 8 * 2**20
 # Bytes of one model on one host that are worth a read of their own.
 _SMALLEST_COLUMN = 4 * 2**20
 
@@ -184,6 +186,9 @@ def _extents(
   def fits(axis: int) -> bool:
     if costs.of(rules, leaf, extents, spread) > costs.budget:
       return False
+    if axis in leaf.stacked:
+      if costs.partial_bytes(rules, leaf, extents) > _MOST_PARTIALS:
+        return False
     if saves_reads and axis not in leaf.stacked:
       if all(extents[i] == leaf.shape[i] for i in unstacked):
         return True

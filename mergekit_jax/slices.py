@@ -26,7 +26,7 @@ from mergekit_jax.sharding import padded
 
 # Elements of a slice. Shorter ones would spend their time on adding up the
 # partials of TIES, which are 2**16 counts an expert.
-_ELEMENTS = 2**17
+ELEMENTS = 2**17
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -42,8 +42,8 @@ def partials(
     answers: the answers so far.
 
   Returns:
-    One for each total, in 64 bits; under `scope='tensor'` with the stacked axes
-    in front.
+    One for each total, counts in 32 bits where they cannot overflow, sums in
+    64; under `scope='tensor'` with the stacked axes in front.
   """
   if not _may_be_cut(method, block):
     whole: Any = drive.advance(method, block, answers).partials
@@ -61,14 +61,14 @@ def partials(
         with jax.enable_x64(True):
           return jax.tree.map(jnp.add, sums, found)
 
-      return _over_slices(part, number, add, _nothing(method, part, own))
+      zeros = _nothing(method, part, own, math.prod(block.shape))
+      return _over_slices(part, number, add, zeros)
 
     stacked = [part.shape[axis] for axis in part.stacked]
     sums = jax.lax.map(of_layer, jnp.arange(math.prod(stacked)))
     with jax.enable_x64(True):
-      sums = jax.tree.map(drive.widen, sums)
       if scope_of(method) == 'model':
-        sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+        sums = jax.tree.map(lambda x: jnp.sum(x, 0, x.dtype), sums)
       else:
         sums = jax.tree.map(lambda x: x.reshape(*stacked, *x.shape[1:]), sums)
       return jax.lax.psum(sums, tuple(added)) if added else sums
@@ -213,11 +213,10 @@ def _narrowed(answers: Sequence[PyTree]) -> list[PyTree]:
 
 
 def _nothing(
-  method: Any, part: Block, answers: Sequence[PyTree]
+  method: Any, part: Block, answers: Sequence[PyTree], count: int
 ) -> list[PyTree]:
-  """What partials of a layer slice are added to."""
+  """What partials are added to that are about `count` elements."""
   specs = jax.eval_shape(drive.on_layers, method, _first_slice(part), answers)
-  count = math.prod(part.shape)
 
   def zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
     exact = jnp.issubdtype(x.dtype, jnp.integer)
@@ -275,8 +274,8 @@ def _grids(
   """Slices that tile a shape: where they begin, their shape, how many."""
   shape = list(whole)
   for axis, size in enumerate(whole):
-    if math.prod(shape) > _ELEMENTS:
-      most = max(1, _ELEMENTS // math.prod(shape[axis + 1 :]))
+    if math.prod(shape) > ELEMENTS:
+      most = max(1, ELEMENTS // math.prod(shape[axis + 1 :]))
       # If it divides, there is no rest, for which to compile the rule again.
       evenly = max(n for n in range(1, most + 1) if size % n == 0)
       shape[axis] = evenly if 2 * evenly > most else most

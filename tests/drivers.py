@@ -4,12 +4,15 @@ A driver is `(rule, experts, base, seed) -> {name: array}` on the flat models of
 models.py. The streamed merge is one more entry of `DRIVERS`.
 """
 
+import contextlib
 import math
+from unittest import mock
 
 import jax
 import numpy as np
 
 import mergekit_jax as mk
+from mergekit_jax import slices
 from mergekit_jax.drive import advance, answer, Block, wide_add
 from mergekit_jax.kernels.random import key_for
 from tests import models
@@ -54,7 +57,7 @@ def blocks_of(name, experts, base, seed, cut, stacked=()):
         base=base[name][box],
         experts=[expert[name][box] for expert in experts],
         key=key,
-        origin=tuple(ends.start for ends in box),
+        origin=tuple(ends.start or 0 for ends in box),
         whole=base[name].shape,
         stacked=stacked,
         dtype=base[name].dtype,
@@ -98,4 +101,57 @@ def in_blocks(rule, experts, base, seed=0):
   return merged
 
 
-DRIVERS = {'jit': under_jit, 'blocks': in_blocks}
+@contextlib.contextmanager
+def short_slices(elements):
+  """Cuts what a device holds into slices of no more elements than this."""
+  for function in (slices.partials, slices.merge):
+    function.clear_cache()
+  with mock.patch.object(slices, 'ELEMENTS', elements):
+    yield
+  for function in (slices.partials, slices.merge):
+    function.clear_cache()
+
+
+def sliced(rule, blocks):
+  """The loop of stream.py, all blocks being whole leaves on a mesh."""
+  answers = []
+  placed = [block.experts[0].sharding for block in blocks]
+  while not drive_is_done(rule, blocks[0], answers):
+    totals = wide_add(
+      [
+        slices.partials(sharding, rule, block, answers)
+        for sharding, block in zip(placed, blocks, strict=True)
+      ]
+    )
+    answers.append(answer(rule, blocks[0], totals, answers))
+  return [
+    np.asarray(slices.merge(sharding, rule, block, answers)[0])
+    for sharding, block in zip(placed, blocks, strict=True)
+  ]
+
+
+def drive_is_done(rule, block, answers):
+  return jax.eval_shape(advance, rule, block, answers).merged is not None
+
+
+def in_slices(rule, experts, base, seed=0):
+  mesh = models.mesh('2d')
+  base, *experts = (models.place(model, mesh) for model in (base, *experts))
+  scope = getattr(rule, 'scope', 'tensor')
+  groups = [list(base)] if scope == 'model' else [[name] for name in base]
+  merged = {}
+  with short_slices(10):
+    for group in groups:
+      blocks = [
+        block
+        for name in group
+        for _, block in blocks_of(
+          name, experts, base, seed, [tuple(map(slice, base[name].shape))]
+        )
+      ]
+      for name, result in zip(group, sliced(rule, blocks), strict=True):
+        merged[name] = result
+  return merged
+
+
+DRIVERS = {'jit': under_jit, 'blocks': in_blocks, 'slices': in_slices}

@@ -1,0 +1,103 @@
+"""Slices: they tile what a device holds, and no bit depends on them."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax import drive, slices
+from mergekit_jax.kernels.random import key_for
+from tests import compare, drivers, models
+
+
+@pytest.mark.parametrize(
+  ('shape', 'elements'),
+  [
+    ((), 4),
+    ((1,), 1),
+    ((7,), 3),
+    ((6, 5), 30),
+    ((6, 5), 10),
+    ((7, 5), 11),
+    ((7, 5), 3),
+    ((2, 7, 5), 12),
+    ((3, 4, 5), 1),
+  ],
+)
+def test_tile(shape, elements, monkeypatch):
+  """Every element is in one slice, and no slice is longer than it may be."""
+  monkeypatch.setattr(slices, 'ELEMENTS', elements)
+  found = np.zeros(shape, int)
+  for offset, extents, counts in slices._grids(shape):
+    assert math.prod(extents) <= elements
+    for number in itertools.product(*map(range, counts)):
+      box = tuple(
+        slice(o + n * e, o + (n + 1) * e)
+        for o, n, e in zip(offset, number, extents, strict=True)
+      )
+      assert found[box].shape == tuple(extents)
+      found[box] += 1
+  assert (found == 1).all()
+
+
+def test_an_even_cut_leaves_no_rest():
+  """One shape to compile where a divisor is not much shorter."""
+  even, *rest = slices._grids((1000, 1000))
+  assert not rest and even[1] == [125, 1000]
+
+
+STACKS = {
+  'first': ((5, 8, 6), (0,), PartitionSpec(None, 'fsdp', None)),
+  'middle': ((8, 5, 6), (1,), PartitionSpec('fsdp', None, None)),
+  'sharded': ((4, 6, 7), (0,), PartitionSpec('fsdp')),
+  'nested': ((2, 8, 3, 6), (0, 2), PartitionSpec(None, 'fsdp', None, 'tensor')),
+}
+RULES = {
+  'average': mk.average(),
+  'ties of a layer': mk.ties(0.3, scope='tensor'),
+  'ties of all': mk.ties(0.3, scope='model'),
+  'majority': mk.ties(0.3, scope='tensor', zero_mass='majority'),
+  'dare': mk.dare(0.5),
+}
+
+
+@pytest.mark.parametrize(
+  ('name', 'layout', 'dtype'),
+  [
+    *((name, 'nested', 'bfloat16') for name in RULES),
+    *(('ties of a layer', layout, 'bfloat16') for layout in STACKS),
+    ('dare', 'middle', 'float32'),
+    ('majority', 'sharded', 'float32'),
+  ],
+)
+def test_stacked_layers(name, layout, dtype):
+  """Bits in, bits out: the same as in memory, however the layers lie."""
+  shape, stacked, spec = STACKS[layout]
+  base, experts = models.flat({'kernel': shape}, dtype)
+  expected = drivers.in_memory(
+    RULES[name], experts, base, 0, stacked_axes={'.*/kernel': stacked}
+  )
+  placed = NamedSharding(models.mesh('2d'), spec)
+  held = drive.bits_dtype(jnp.dtype(dtype))
+  bits = [
+    jax.device_put(np.asarray(model['kernel']).view(held), placed)
+    for model in (base, *experts)
+  ]
+  block = drive.Block(
+    base=bits[0],
+    experts=bits[1:],
+    key=key_for(jax.random.key(0), 'kernel'),
+    origin=(0,) * len(shape),
+    whole=shape,
+    stacked=stacked,
+    dtype=jnp.dtype(dtype),
+    sources=(jnp.dtype(dtype),) * 4,
+  )
+  with drivers.short_slices(10):
+    (merged,) = drivers.sliced(RULES[name], [block])
+  compare.same_bits({'kernel': merged.view(jnp.dtype(dtype))}, expected)

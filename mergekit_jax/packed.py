@@ -2,8 +2,8 @@
 
 XLA's CPU backend fuses what leads to one output. Several outputs of one kernel
 store what they have in common, such as random bits, or compute it again for
-each. So merged value and flags leave the kernel as one word an element and are
-taken apart by a second, cheap kernel.
+each. So merged value and flags are put into one word an element and taken apart
+again.
 """
 
 from __future__ import annotations

@@ -107,8 +107,7 @@ class TestHostMemory:
       ).host_bytes
       for hosts in (1, 8)
     ]
-    # 3 models read twice over; each device computes 4 values and 2 outputs, with
-    # flags.
+    # 3 models read twice over; each device computes 4 values, 2 outputs, flags.
     per_element = [
       3 * 4 * 2 + devices * (4 * 4 + 2 * 4 + 1) for devices in (8, 1)
     ]

@@ -100,11 +100,15 @@ def merge(
 
 
 def clear(output: pathlib.Path) -> None:
-  """Deletes an output and all beside it, and waits until the disk is idle."""
+  """Deletes an output and all beside it, and waits until the disk is idle.
+
+  Then the same memory is there for all: see `measuring.touch_memory`.
+  """
   for name in (output.name, f'{output.name}.mergekit-tmp'):
     shutil.rmtree(output.parent / name, ignore_errors=True)
   _report(output).unlink(missing_ok=True)
   os.sync()  # or the next to write would wait for what others have written
+  measuring.touch_memory()
 
 
 def _report(output: pathlib.Path) -> pathlib.Path:

@@ -24,9 +24,11 @@ from mergekit_jax.kernels.sums import integer_for
 from mergekit_jax.rule import needs_of, PyTree, scope_of
 from mergekit_jax.sharding import padded
 
-# Elements of a slice. Shorter ones would spend their time on adding up the
-# partials of TIES, which are 2**16 counts an expert.
+# Elements of a slice on a CPU. Shorter ones would spend their time on adding up
+# the partials of TIES, which are 2**16 counts an expert.
 ELEMENTS = 2**17
+# Elsewhere, where a step of a loop has to be worth its start.
+_ELEMENTS_ELSEWHERE = 2**24
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -50,7 +52,13 @@ def partials(
     return whole
   names = padded(sharding.spec, len(block.shape))
   apart = [names[axis] for axis in _own_answers(method, block)]
-  added = {*jax.tree.leaves(names)} - {*jax.tree.leaves(apart)}
+  # In the same order in every process.
+  added = tuple(
+    name
+    for name in jax.tree.leaves(names)
+    if name not in jax.tree.leaves(apart)
+  )
+  most = _most_elements(sharding)
 
   def of_part(part: Block, answers: Sequence[PyTree]) -> list[PyTree]:
     def of_layer(number: jax.Array) -> list[PyTree]:
@@ -61,8 +69,11 @@ def partials(
         with jax.enable_x64(True):
           return jax.tree.map(jnp.add, sums, found)
 
-      zeros = _nothing(method, part, own, math.prod(block.shape))
-      return _over_slices(part, number, add, zeros)
+      like = jax.eval_shape(
+        drive.on_layers, method, _first_slice(part, most), own
+      )[0]
+      zeros = _nothing(like, math.prod(block.shape))
+      return _over_slices(part, number, most, add, zeros)
 
     stacked = [part.shape[axis] for axis in part.stacked]
     sums = jax.lax.map(of_layer, jnp.arange(math.prod(stacked)))
@@ -71,7 +82,7 @@ def partials(
         sums = jax.tree.map(lambda x: jnp.sum(x, 0, x.dtype), sums)
       else:
         sums = jax.tree.map(lambda x: x.reshape(*stacked, *x.shape[1:]), sums)
-      return jax.lax.psum(sums, tuple(added)) if added else sums
+      return jax.lax.psum(sums, added) if added else sums
 
   split = _on_parts(of_part, sharding, method, block, PartitionSpec(*apart))
   return split(block, _narrowed(answers))
@@ -94,6 +105,7 @@ def merge(
   """
   if not _may_be_cut(method, block):
     return _merged(method, block, answers)
+  most = _most_elements(sharding)
 
   def of_part(
     part: Block, answers: Sequence[PyTree]
@@ -108,10 +120,10 @@ def merge(
 
         return jax.tree.map(put_leaf, merged, _merged(method, piece, own))
 
-      return _over_slices(part, number, put, merged)
+      return _over_slices(part, number, most, put, merged)
 
     own = _answers_of(method, part, answers, 0)
-    like = jax.eval_shape(_merged, method, _first_slice(part), own)
+    like = jax.eval_shape(_merged, method, _first_slice(part, most), own)
     with jax.enable_x64(True):
       merged = jax.tree.map(lambda x: jnp.zeros(part.shape, x.dtype), like)
     layers = math.prod(part.shape[axis] for axis in part.stacked)
@@ -130,6 +142,11 @@ def _merged(
 
 def _may_be_cut(method: Any, block: Block) -> bool:
   return needs_of(method) == 'element' and 0 not in block.shape
+
+
+def _most_elements(sharding: NamedSharding) -> int:
+  platform = sharding.mesh.devices.flat[0].platform
+  return ELEMENTS if platform == 'cpu' else _ELEMENTS_ELSEWHERE
 
 
 def _own_answers(method: Any, block: Block) -> tuple[int, ...]:
@@ -212,11 +229,8 @@ def _narrowed(answers: Sequence[PyTree]) -> list[PyTree]:
   return jax.tree.map(drive.narrow, list(answers))
 
 
-def _nothing(
-  method: Any, part: Block, answers: Sequence[PyTree], count: int
-) -> list[PyTree]:
-  """What partials are added to that are about `count` elements."""
-  specs = jax.eval_shape(drive.on_layers, method, _first_slice(part), answers)
+def _nothing(partials: PyTree, count: int) -> PyTree:
+  """What partials that are about `count` elements are added to."""
 
   def zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
     exact = jnp.issubdtype(x.dtype, jnp.integer)
@@ -224,11 +238,11 @@ def _nothing(
     return jnp.zeros(x.shape, dtype)
 
   with jax.enable_x64(True):
-    return jax.tree.map(zeros, specs[0])
+    return jax.tree.map(zeros, partials)
 
 
-def _first_slice(part: Block) -> Block:
-  _, shape, _ = next(_grids(_layer_shape(part)))
+def _first_slice(part: Block, most: int) -> Block:
+  _, shape, _ = next(_grids(_layer_shape(part), most))
   return _cut(part, [0] * len(shape), shape)
 
 
@@ -240,6 +254,7 @@ def _layer_shape(part: Block) -> list[int]:
 def _over_slices(
   part: Block,
   number: Any,
+  most: int,
   body: Callable[[Sequence[Any], Block, PyTree], PyTree],
   carry: PyTree,
 ) -> PyTree:
@@ -248,6 +263,7 @@ def _over_slices(
   Args:
     part: what a device holds of a box.
     number: of the layer, among those of the part.
+    most: elements of a slice.
     body: gets where a slice begins in the part, and the slice.
     carry: what the first call gets.
   """
@@ -255,7 +271,7 @@ def _over_slices(
   for axis in reversed(part.stacked):
     layer[axis] = number % part.shape[axis]
     number = number // part.shape[axis]
-  for offset, shape, counts in _grids(_layer_shape(part)):
+  for offset, shape, counts in _grids(_layer_shape(part), most):
 
     def step(number, carry, offset=offset, shape=shape, counts=counts):
       start = [a + b for a, b in zip(layer, offset, strict=True)]
@@ -269,16 +285,17 @@ def _over_slices(
 
 
 def _grids(
-  whole: Sequence[int],
+  whole: Sequence[int], most: int
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
   """Slices that tile a shape: where they begin, their shape, how many."""
   shape = list(whole)
   for axis, size in enumerate(whole):
-    if math.prod(shape) > ELEMENTS:
-      most = max(1, ELEMENTS // math.prod(shape[axis + 1 :]))
-      # If it divides, there is no rest, for which to compile the rule again.
-      evenly = max(n for n in range(1, most + 1) if size % n == 0)
-      shape[axis] = evenly if 2 * evenly > most else most
+    if math.prod(shape) > most:
+      rows = max(1, most // math.prod(shape[axis + 1 :]))
+      # A few more may leave no rest, for which to compile the rule again.
+      few = -(-size // rows)
+      even = (size // n for n in range(few, 2 * few) if size % n == 0)
+      shape[axis] = next(even, rows)
   counts = [n // size for n, size in zip(whole, shape, strict=True)]
   yield [0] * len(shape), shape, counts
   for axis, size in enumerate(whole):

@@ -3,9 +3,10 @@
     python -m experiments.benchmarks.mergekit --gigabytes 0.6
 
 Both merge the same Llama-like safetensors models in bfloat16, on all cores and
-with their defaults, except for options that give them the same meaning. Wall
-and CPU time and memory are medians over turns taken by both; then every element
-of both outputs is compared with a float64 reference.
+with their defaults, except for options that give them the same meaning and for
+our memory budget, which bounds what a merge takes. Wall and CPU time and memory
+are medians over turns taken by both; then every element of both outputs is
+compared with a float64 reference.
 
 mergekit (LGPL-3.0) is no dependency: it is installed in an environment of its
 own, once. pip takes the build of torch that it is configured to find; any will
@@ -37,6 +38,7 @@ REQUIREMENTS = ('torch==2.13.0', 'mergekit==0.1.5')
 SCALE = 0.3
 DENSITY = 0.2
 DROP_RATE = 0.9
+BUDGET = '512MiB'
 
 # By our name for it: how mergekit says the same. Its DARE rescales by the ratio
 # of norms, so that only the cost can be compared.
@@ -211,7 +213,9 @@ def compare(
   cache = folder / 'cache'
   runs: dict[str, Callable[[pathlib.Path], dict[str, Any]]] = {
     'mergekit': lambda output: merge_theirs(theirs, name, models, output),
-    'mergekit_jax': lambda output: merges.merge(ours, models, output, cache),
+    'mergekit_jax': lambda output: merges.merge(
+      ours, models, output, cache, [f'--memory_budget={BUDGET}']
+    ),
   }
   # The first turn fills caches, of compiled programs and of files.
   turns = [

@@ -145,8 +145,9 @@ def _may_be_cut(method: Any, block: Block) -> bool:
 
 
 def _most_elements(sharding: NamedSharding) -> int:
-  platform = sharding.mesh.devices.flat[0].platform
-  return ELEMENTS if platform == 'cpu' else _ELEMENTS_ELSEWHERE
+  mesh: Any = sharding.mesh
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
+  return ELEMENTS if on_cpu else _ELEMENTS_ELSEWHERE
 
 
 def _own_answers(method: Any, block: Block) -> tuple[int, ...]:

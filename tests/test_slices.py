@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import drive, slices
+from mergekit_jax import cutting, drive
 from mergekit_jax.kernels.random import key_for
 from tests import compare, drivers, models
 
@@ -32,7 +32,7 @@ from tests import compare, drivers, models
 def test_tile(shape, elements):
   """Every element is in one slice, and no slice is longer than it may be."""
   found = np.zeros(shape, int)
-  for offset, extents, counts in slices._grids(shape, elements):
+  for offset, extents, counts in cutting._grids(shape, elements):
     assert math.prod(extents) <= elements
     for number in itertools.product(*map(range, counts)):
       box = tuple(
@@ -46,7 +46,7 @@ def test_tile(shape, elements):
 
 def test_an_even_cut_leaves_no_rest():
   """One shape to compile where a divisor is not much shorter."""
-  even, *rest = slices._grids((1000, 1000), 2**17)
+  even, *rest = cutting._grids((1000, 1000), 2**17)
   assert not rest and even[1] == [125, 1000]
 
 

@@ -8,25 +8,30 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mergekit_jax.drive import Block
 from mergekit_jax.rule import PyTree
+
+# Elements whose indices fit 32 bits.
+_MOST_INDICES = 2**32
 
 
 def over_slices(
   part: Block,
   number: Any,
   most: int,
-  body: Callable[[Sequence[Any], Block, PyTree], PyTree],
+  body: Callable[[Sequence[Any], Sequence[int], Block, PyTree], PyTree],
   carry: PyTree,
 ) -> PyTree:
-  """Calls `body(start, slice, carry) -> carry` for all slices of a layer.
+  """Calls `carry = body(start, shape, slice, carry)` for a layer's slices.
 
   Args:
     part: what a device holds of a box.
     number: of the layer, among those of the part.
     most: elements of a slice.
-    body: gets where a slice begins in the part, and the slice.
+    body: where a slice begins in the part, its shape there, and itself.
     carry: what the first call gets.
   """
   layer = [0] * len(part.shape)
@@ -40,7 +45,7 @@ def over_slices(
       for axis in reversed(range(len(shape))):
         start[axis] += number % counts[axis] * shape[axis]
         number = number // counts[axis]
-      return body(start, _cut(part, start, shape), carry)
+      return body(start, shape, _cut(part, start, shape), carry)
 
     carry = jax.lax.fori_loop(0, math.prod(counts), step, carry)
   return carry
@@ -58,27 +63,45 @@ def _layer_shape(part: Block) -> list[int]:
 
 
 def _cut(part: Block, start: Sequence[Any], shape: Sequence[int]) -> Block:
-  """A box of one layer slice of a part, without the stacked axes."""
+  """A box of one layer slice of a part, without the stacked axes.
+
+  Where its elements follow each other in the layer, it has one axis, so that
+  slices of many tensors are alike, and a rule is traced for all of them once.
+  """
   rest = [axis for axis in range(len(shape)) if axis not in part.stacked]
   at = [a + b for a, b in zip(part.origin, start, strict=True)]
   layer = part.layer
   for axis in part.stacked:
     layer = layer * part.whole[axis] + at[axis]
 
+  whole = tuple(part.whole[axis] for axis in rest)
+  origin = [at[axis] for axis in rest]
+  extents = tuple(shape[axis] for axis in rest)
+  if _is_run(extents, whole) and math.prod(whole) <= _MOST_INDICES:
+    index = jnp.uint32(0)
+    for first, size in zip(origin, whole, strict=True):
+      index = index * np.uint32(size) + jnp.asarray(first).astype(jnp.uint32)
+    origin, whole, extents = [index], (_MOST_INDICES,), (math.prod(extents),)
+
   def take(x: jax.Array) -> jax.Array:
-    box = jax.lax.dynamic_slice(x, start, shape)
-    return jax.lax.squeeze(box, part.stacked)
+    return jax.lax.dynamic_slice(x, start, shape).reshape(extents)
 
   base, experts = jax.tree.map(take, (part.base, list(part.experts)))
   return dataclasses.replace(
     part,
     base=base,
     experts=experts,
-    origin=[at[axis] for axis in rest],
-    whole=tuple(part.whole[axis] for axis in rest),
+    origin=origin,
+    whole=whole,
     stacked=(),
     layer=layer,
   )
+
+
+def _is_run(shape: Sequence[int], whole: Sequence[int]) -> bool:
+  """Whether a box is one run of a row-major array."""
+  first = next((i for i, n in enumerate(shape) if n > 1), len(shape))
+  return tuple(shape[first + 1 :]) == tuple(whole[first + 1 :])
 
 
 def _grids(

@@ -65,7 +65,8 @@ def partials(
     def of_layer(number: jax.Array) -> list[PyTree]:
       own = _answers_of(method, part, answers, number)
 
-      def add(_, piece: Block, sums: list[PyTree]) -> list[PyTree]:
+      def add(start, shape, piece: Block, sums: list[PyTree]) -> list[PyTree]:
+        del start, shape
         found = drive.on_layers(method, piece, own)[0]
         with jax.enable_x64(True):
           return jax.tree.map(jnp.add, sums, found)
@@ -114,10 +115,9 @@ def merge(
     def put_layer(number: jax.Array, merged: PyTree) -> PyTree:
       own = _answers_of(method, part, answers, number)
 
-      def put(start: Sequence[Any], piece: Block, merged: PyTree) -> PyTree:
+      def put(start, shape, piece: Block, merged: PyTree) -> PyTree:
         def put_leaf(whole: jax.Array, x: jax.Array) -> jax.Array:
-          x = jax.lax.expand_dims(x, part.stacked)
-          return jax.lax.dynamic_update_slice(whole, x, start)
+          return jax.lax.dynamic_update_slice(whole, x.reshape(shape), start)
 
         return jax.tree.map(put_leaf, merged, _merged(method, piece, own))
 

@@ -30,6 +30,7 @@ from typing import Any
 from experiments.benchmarks import measuring, merges
 from experiments.benchmarks.models import make_set
 
+SOURCES = ('uncompressed', 'compressed')
 _BLOCK = 2**20  # bytes; a buffer that stays in the cache of its core
 
 
@@ -174,9 +175,10 @@ def main() -> None:
   parser.add_argument('--experts', type=int, default=4)
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--methods', nargs='+', default=list(merges.METHODS))
+  parser.add_argument('--sources', nargs='+', default=SOURCES, choices=SOURCES)
   arguments = parser.parse_args()
   rows = []
-  for sources in ('uncompressed', 'compressed'):
+  for sources in arguments.sources:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
       folder = pathlib.Path(temporary)
       size, experts = arguments.gigabytes, arguments.experts

@@ -121,15 +121,18 @@ class Costs:
     elements = self.held(shape, shards)
     stored = sum(dtype.itemsize for dtype in leaf.sources)
     written = leaf.dtype.itemsize * (1 + WRITE_BEHIND) * self.merges
-    kept = 0
+    computed = elements * self.replicas(shards)
+    at_once = 0
     if rules:
-      written += 1
+      # Each expert reports one flag, and the consensus two.
+      written += -(-(len(leaf.sources) + 2) // 8)
       cut = all(needs_of(rule) == 'element' for rule in rules)
-      at_once = ELEMENTS * self.local_devices if cut else elements
-      kept = min(elements, at_once) * 4 * (len(leaf.sources) + 1)
+      most = ELEMENTS * self.local_devices if cut else computed
+      at_once = min(computed, most) * 4 * (len(leaf.sources) + 1)
     return (
       elements * stored * (1 + READ_AHEAD)
-      + (elements * written + kept) * self.replicas(shards)
+      + computed * written
+      + at_once
       + 4 * self.partial_bytes(rules, leaf, shape)
       + self.decoding_bytes
     )

@@ -14,8 +14,8 @@ import numpy as np
 from mergekit_jax.drive import Block
 from mergekit_jax.rule import PyTree
 
-# Elements whose indices fit 32 bits.
-_MOST_INDICES = 2**32
+# The most elements that 32 bits can count.
+_MOST_INDICES = 2**32 - 1
 
 
 def over_slices(
@@ -65,23 +65,26 @@ def _layer_shape(part: Block) -> list[int]:
 def _cut(part: Block, start: Sequence[Any], shape: Sequence[int]) -> Block:
   """A box of one layer slice of a part, without the stacked axes.
 
-  Where its elements follow each other in the layer, it has one axis, so that
-  slices of many tensors are alike, and a rule is traced for all of them once.
+  Where its elements follow each other in the layer, only its last axis is
+  longer than 1, so that slices of many tensors are alike, and a rule is traced
+  for all of them once.
   """
   rest = [axis for axis in range(len(shape)) if axis not in part.stacked]
   at = [a + b for a, b in zip(part.origin, start, strict=True)]
-  layer = part.layer
+  layer = jnp.asarray(part.layer, jnp.int32)
   for axis in part.stacked:
     layer = layer * part.whole[axis] + at[axis]
 
   whole = tuple(part.whole[axis] for axis in rest)
   origin = [at[axis] for axis in rest]
   extents = tuple(shape[axis] for axis in rest)
-  if _is_run(extents, whole) and math.prod(whole) <= _MOST_INDICES:
+  if rest and _is_run(extents, whole) and math.prod(whole) <= _MOST_INDICES:
     index = jnp.uint32(0)
     for first, size in zip(origin, whole, strict=True):
       index = index * np.uint32(size) + jnp.asarray(first).astype(jnp.uint32)
-    origin, whole, extents = [index], (_MOST_INDICES,), (math.prod(extents),)
+    ones = (1,) * (len(rest) - 1)
+    origin = [*(0 for _ in ones), index]
+    whole, extents = (*ones, _MOST_INDICES), (*ones, math.prod(extents))
 
   def take(x: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice(x, start, shape).reshape(extents)

@@ -1,6 +1,6 @@
 """How a rule is driven: one block of one tensor at a time.
 
-Every driver, in memory or streamed, does the same three things:
+Every driver, in memory or streamed (`slices.py`), does the same:
 
     answers = []
     while True:

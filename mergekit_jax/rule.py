@@ -109,7 +109,9 @@ class Total:
   Attributes:
     partial: a small pytree of arrays; adding is all that happens to it.
       Integers are added in int64 and floats in float64 across blocks and
-      tensors.
+      tensors. Inside a block, counts of fewer than 2**31 elements are added in
+      their own dtype: give wider integers where a partial may be more than the
+      number of elements.
     then: `then(total, answers) -> answer`, plain jax.numpy, run with 64-bit
       types enabled. `total` is the sum; `answers` ends with what the earlier
       yields returned, before it was narrowed, so a helper finds its own last

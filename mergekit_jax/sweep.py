@@ -128,7 +128,8 @@ class _TreeSink:
     tensor, box = loading.unit.tensor, loading.unit.box
     if len(tensor.boxes) == 1:
       # XLA may hand an input on as the output, and its buffer is reused.
-      self._leaves[tensor.path] = _copied(merged, tensor.dtype)
+      leaf = _copied(merged, tensor.dtype)
+      self._leaves[tensor.path] = jax.block_until_ready(leaf)
       return
     leaf = self._leaves.get(tensor.path)
     if leaf is None:
@@ -147,9 +148,9 @@ class _TreeSink:
       leaf = jnp.zeros(
         tensor.shape, tensor.dtype, device=NamedSharding(self._mesh, spec)
       )
-    self._leaves[tensor.path] = _updated(
-      leaf, merged, [np.int32(start) for start in box.origin]
-    )
+    leaf = _updated(leaf, merged, [np.int32(start) for start in box.origin])
+    # What it reads is read into again once this returns.
+    self._leaves[tensor.path] = jax.block_until_ready(leaf)
 
   def copy(self, loading: Loading) -> None:
     with jax.enable_x64(True):

@@ -100,3 +100,44 @@ def test_stacked_layers(name, layout, dtype):
   with drivers.short_slices(10):
     (merged,) = drivers.sliced(RULES[name], [block])
   compare.same_bits({'kernel': merged.view(jnp.dtype(dtype))}, expected)
+
+
+@pytest.mark.parametrize('name', ['ties of a layer', 'dare'])
+def test_a_box_inside_of_a_stack(name):
+  """Bits and totals of the layers that it holds, not of the first ones."""
+  base, experts = models.flat({'kernel': (5, 8, 6)})
+  expected = drivers.in_memory(
+    RULES[name], experts, base, 0, stacked_axes={'.*/kernel': 0}
+  )
+  placed = NamedSharding(models.mesh('2d'), PartitionSpec(None, 'fsdp'))
+  held = [
+    jax.device_put(model['kernel'][2:4], placed) for model in (base, *experts)
+  ]
+  block = drive.Block(
+    base=held[0],
+    experts=held[1:],
+    key=key_for(jax.random.key(0), 'kernel'),
+    origin=(2, 0, 0),
+    whole=(5, 8, 6),
+    stacked=(0,),
+    dtype=jnp.dtype('float32'),
+  )
+  with drivers.short_slices(10):
+    (merged,) = drivers.sliced(RULES[name], [block])
+  compare.same_bits({'box': merged}, {'box': expected['kernel'][2:4]})
+
+
+@mk.rule
+class LeavesVectors:
+  """Looks at the rank of what it stands on, which a slice must not change."""
+
+  def __call__(self, t: mk.Place):
+    return t.base if t.base.ndim == 1 else t.experts[0]
+
+
+@pytest.mark.parametrize('shape', [(8, 6), (48,)])
+def test_the_rank_is_that_of_a_layer(shape):
+  base, experts = models.flat({'leaf': shape}, experts=1)
+  got = drivers.in_slices(LeavesVectors(), experts, base)
+  kept = base if len(shape) == 1 else experts[0]
+  compare.same_bits(got, kept)

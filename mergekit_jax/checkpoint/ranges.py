@@ -110,10 +110,11 @@ def _work(
   if block.read_into is not None and len(parts) == 1:
     ((_, out),) = parts
     to = _moved(common, [-s.start for s in box])
-    runs = list(_runs(block.shape, inside, out.shape, to, itemsize))
-    if runs and runs[0][2] >= _DIRECT:
+    runs = _runs(block.shape, inside, out.shape, to, itemsize)
+    first = next(runs, None)
+    if first is not None and first[2] >= _DIRECT:
       flat: Any = out.reshape(-1).view(np.uint8)
-      for task in _tasks(runs):
+      for task in _tasks(itertools.chain([first], runs)):
         yield functools.partial(
           _read_runs, block.read_into, memoryview(flat), task
         )
@@ -163,7 +164,7 @@ def _runs(
     yield start, to, length
 
 
-def _tasks(runs: Sequence[_Run]) -> Iterator[list[_Run]]:
+def _tasks(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
   """Runs in lists of about `_TASK` bytes; long ones are cut."""
   task, held = [], 0
   for start, to, length in runs:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import functools
 import math
+from typing import Any
 
 import jax
 from jax.custom_batching import custom_vmap
@@ -24,7 +25,8 @@ from mergekit_jax.rule import Answering, Total
 
 _LOW_BITS = 15
 _LOW_MASK = 2**_LOW_BITS - 1
-# Elements of a slice whose indices stay in a core's cache.
+# Elements of a slice whose indices stay in a core's cache; as many as a stream
+# has at once (`slices.ELEMENTS`), so that it needs one scatter for each.
 _SLICE = 2**17
 
 
@@ -159,17 +161,18 @@ def histogram_by_scatter(
 
 
 def histogram_by_slices(
-  bins: jax.Array, size: int, batch: int = 0
+  bins: jax.Array, size: int, batch: int = 0, dtype: Any = None
 ) -> jax.Array:
   """The same by a scatter-add of each short slice, for a core with a cache.
 
   XLA writes the indices and the ones to be added to memory before it scatters:
   5 times the time of the scatter itself, unless both stay in the cache. The
-  array is flattened, so it must lie on one device.
+  array is flattened, so it must lie on one device. `dtype` is that of the
+  counts; if absent, what can count the elements.
   """
   entries, shape = bins.shape[:batch], bins.shape[batch:]
   count = math.prod(shape)
-  dtype = integer_for(count)
+  dtype = dtype or integer_for(count)
   whole, rest = divmod(count, _SLICE)
 
   def of_one(bins):
@@ -195,9 +198,12 @@ def _on_parts(bins: jax.Array, size: int, batch: int) -> jax.Array:
   if jax.sharding.get_abstract_mesh().manual_axes:
     return histogram_by_slices(bins, size, batch)
 
+  # Of all devices together, each of which counts a part.
+  dtype = integer_for(math.prod(bins.shape[batch:]))
+
   @custom_partitioning
   def counts(bins):
-    return histogram_by_slices(bins, size, batch)
+    return histogram_by_slices(bins, size, batch, dtype)
 
   def placed(mesh, given, result):
     del result
@@ -209,8 +215,9 @@ def _on_parts(bins: jax.Array, size: int, batch: int) -> jax.Array:
     names = tuple(jax.tree.leaves(tuple(sharding.spec)[batch:]))
 
     def of_part(part):
-      own = histogram_by_slices(part, size, batch)
-      return jax.lax.psum(own, names) if names else own
+      with jax.enable_x64(dtype == 'int64'):
+        own = histogram_by_slices(part, size, batch, dtype)
+        return jax.lax.psum(own, names) if names else own
 
     return mesh, of_part, placed(mesh, given, result), (sharding,)
 

@@ -4,13 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 import mergekit_jax as mk
 from mergekit_jax.drive import advance, answer, Block
-from mergekit_jax.kernels import select
+from mergekit_jax.kernels import select, sums
 from mergekit_jax.rule import step
+from tests import models
 
 SIZE = 997
 
@@ -187,3 +189,16 @@ def test_partials_are_exact_counts_of_every_expert():
   assert counts.dtype == jnp.int32 and counts.sum() == SIZE
   generator = mk.kth_magnitude(values, 0.5)
   assert step(generator, []).totals[0].partial.shape == (2**16,)
+
+
+def test_counts_of_all_devices_together(monkeypatch):
+  """What no part overflows, all together may: counts are as long as needed."""
+  monkeypatch.setattr(sums, '_INT32_LIMIT', 100)
+  select._histogram.cache_clear()
+  select.histogram.clear_cache()
+  bins = np.random.default_rng(2).integers(0, 7, (16, 8), np.int32)
+  placed = NamedSharding(models.mesh('2d'), PartitionSpec('fsdp', 'tensor'))
+  got = select.histogram(jax.device_put(bins, placed), 7)
+  select.histogram.clear_cache()
+  assert got.dtype == np.int64
+  np.testing.assert_array_equal(got, np.bincount(bins.ravel(), minlength=7))

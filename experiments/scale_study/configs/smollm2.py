@@ -11,8 +11,11 @@ questions, which makes a standard error of up to 0.06; and there are two values
 of λ and, at N = 2, two pairs. The package has no pretrained base, and other
 sizes do not fit.
 
-Not run as a whole yet: from its parts, 2,200 CPU seconds a seed are expected,
-and 6 GB of memory.
+It took 2,100 CPU seconds a seed and 6 GB of memory, and made
+`experiments/results/smollm2`. Accuracy, the mean of two seeds, held-in and
+held-out: base 0.33 and 0.70, experts 0.79 on their own tasks, multitask 0.78
+and 0.73, and of the merges of all four 0.67 and 0.70 (average), 0.77 and 0.71
+(task arithmetic), 0.78 and 0.70 (Dare-TIES), 0.76 and 0.71 (TIES).
 """
 
 from experiments.scale_study.study_config import (

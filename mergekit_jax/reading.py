@@ -124,7 +124,7 @@ class Loading:
       for part, buffer in zip(self.parts, self.buffers[model], strict=True)
     }
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
       within = (s.start or 0 for s in index)
       return buffers[tuple(map(operator.add, box.origin, within))]
 

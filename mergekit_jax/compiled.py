@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from mergekit_jax import drive, sharding, slices
+from mergekit_jax.block import bits_dtype, Block
 from mergekit_jax.measure import measure_on
 from mergekit_jax.plan import Box, Plan, Tensor
 
@@ -136,10 +137,10 @@ def steps(
   placed = NamedSharding(mesh, box.spec)
   spread = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
   arrays = [
-    jax.ShapeDtypeStruct(box.shape, drive.bits_dtype(dtype), sharding=placed)
+    jax.ShapeDtypeStruct(box.shape, bits_dtype(dtype), sharding=placed)
     for dtype in tensor.sources
   ]
-  block = drive.Block(
+  block = Block(
     base=arrays[0] if has_base else None,
     experts=arrays[has_base:],
     key=jax.ShapeDtypeStruct((2,), jnp.uint32),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mergekit_jax import drive
+from mergekit_jax.block import Block
 from mergekit_jax.plan import READ_AHEAD, WRITE_BEHIND
 from mergekit_jax.rule import needs_of
 from mergekit_jax.slices import ELEMENTS
@@ -86,7 +87,7 @@ class Costs:
     if key not in self._partials:
       values = jax.ShapeDtypeStruct((2,) * rank, jnp.float32)
       count = len(leaf.sources) - self.has_base
-      block = drive.Block(
+      block = Block(
         values if self.has_base else None,
         [values] * count,
         jax.ShapeDtypeStruct((2,), jnp.uint32),

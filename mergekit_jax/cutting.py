@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mergekit_jax.drive import Block
+from mergekit_jax.block import Block
 from mergekit_jax.rule import PyTree
 
 # The most elements that 32 bits can count.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mergekit_jax.drive import as_floats, Block
+from mergekit_jax.block import as_floats, Block
 from mergekit_jax.kernels.sums import sums_in_passing
 from mergekit_jax.packed import Flags
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mergekit_jax import scopes, sharding, tree
-from mergekit_jax.drive import Block, run
+from mergekit_jax.block import Block
+from mergekit_jax.drive import run
 from mergekit_jax.kernels.random import key_for
 from mergekit_jax.rule import PyTree
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from mergekit_jax import drive
+from mergekit_jax.block import Block
 from mergekit_jax.rule import PyTree
 
 
@@ -50,7 +51,7 @@ class Flags:
 
 
 def merge(
-  method: Any, block: drive.Block, answers: Sequence[PyTree]
+  method: Any, block: Block, answers: Sequence[PyTree]
 ) -> tuple[jax.Array, Flags]:
   """Merges a block whose rounds are all answered.
 
@@ -75,7 +76,7 @@ def _holds_flags(flags: Flags, dtype: jnp.dtype) -> bool:
 
 @jax.jit
 def pack(
-  method: Any, block: drive.Block, answers: Sequence[PyTree]
+  method: Any, block: Block, answers: Sequence[PyTree]
 ) -> tuple[jax.Array, Flags]:
   """Merged values with flags in the bits above them, and flags without room."""
   reached = drive.on_layers(method, block, answers, report=True)

@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from mergekit_jax import plan as plans
+from mergekit_jax.block import bits_dtype
 from mergekit_jax.checkpoint import Checkpoint
-from mergekit_jax.drive import bits_dtype
 
 _ALIGNMENT = 64  # bytes; what lets a CPU device use a numpy buffer in place
 

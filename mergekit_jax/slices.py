@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mergekit_jax import drive, packed
+from mergekit_jax.block import as_bits, Block
 from mergekit_jax.cutting import first_slice, over_slices
-from mergekit_jax.drive import Block
 from mergekit_jax.kernels.sums import integer_for
 from mergekit_jax.rule import needs_of, PyTree, scope_of
 from mergekit_jax.sharding import padded
@@ -103,7 +103,7 @@ def merge(
     answers: the answers of all its rounds.
 
   Returns:
-    The bits of the merge `[*shape]` (`drive.bits_dtype`), and its flags.
+    The bits of the merge `[*shape]` (`block.bits_dtype`), and its flags.
   """
   if not _may_be_cut(method, block):
     return _merged(method, block, answers)
@@ -138,7 +138,7 @@ def _merged(
   method: Any, block: Block, answers: Sequence[PyTree]
 ) -> tuple[jax.Array, packed.Flags]:
   merged, flags = packed.merge(method, block, answers)
-  return drive.as_bits(merged), flags
+  return as_bits(merged), flags
 
 
 def _may_be_cut(method: Any, block: Block) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mergekit_jax import drive, packed, slices
 from mergekit_jax import plan as plans
+from mergekit_jax.block import Block
 from mergekit_jax.measure import measure
 from mergekit_jax.reading import Loading, Model, read_ahead
 from mergekit_jax.rule import scope_of
@@ -137,7 +138,7 @@ class _Merging:
     self._answers: dict[Any, list[Any]] = collections.defaultdict(list)
 
   def advance(
-    self, rule: Any, rounds: int, unit: plans.Unit, block: drive.Block
+    self, rule: Any, rounds: int, unit: plans.Unit, block: Block
   ) -> tuple[jax.Array, packed.Flags] | None:
     """Takes a rule one read further; gives merge and flags at the last one."""
     if plans.answered_at_once(rule, unit.tensor):
@@ -158,7 +159,7 @@ class _Merging:
     return None
 
   def _run(
-    self, rule: Any, rounds: int, block: drive.Block
+    self, rule: Any, rounds: int, block: Block
   ) -> tuple[jax.Array, packed.Flags]:
     """All rounds of a rule on a block that holds all its totals are about."""
     known: list[Any] = []
@@ -176,11 +177,11 @@ class _Merging:
       )
 
 
-def _block(loading: Loading, mesh: Mesh, has_base: bool) -> drive.Block:
+def _block(loading: Loading, mesh: Mesh, has_base: bool) -> Block:
   """The unit as arrays on the mesh; the key is still to be put in."""
   unit = loading.unit
   arrays = [loading.array(i, mesh) for i in range(len(loading.buffers))]
-  return drive.Block(
+  return Block(
     base=arrays[0] if has_base else None,
     experts=arrays[1:] if has_base else arrays,
     key=None,
@@ -192,9 +193,7 @@ def _block(loading: Loading, mesh: Mesh, has_base: bool) -> drive.Block:
   )
 
 
-def _answer(
-  rule: Any, block: drive.Block, totals: Any, known: Sequence[Any]
-) -> Any:
+def _answer(rule: Any, block: Block, totals: Any, known: Sequence[Any]) -> Any:
   """An answer computed on the host, whose 64-bit types are native."""
   with jax.default_device(jax.local_devices(backend='cpu')[0]):
     return drive.answer(rule, block, totals, known)

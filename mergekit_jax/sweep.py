@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import drive, sharding, stream
+from mergekit_jax import sharding, stream
+from mergekit_jax.block import as_floats
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.merge import merge
 from mergekit_jax.progress import progress
@@ -176,10 +177,10 @@ class _TreeSink:
 def _updated(
   leaf: jax.Array, box: jax.Array, origin: Sequence[int]
 ) -> jax.Array:
-  box = drive.as_floats(box, leaf.dtype)
+  box = as_floats(box, leaf.dtype)
   return jax.lax.dynamic_update_slice(leaf, box, list(origin))
 
 
 @functools.partial(jax.jit, static_argnames='dtype')
 def _copied(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  return jnp.array(drive.as_floats(bits, dtype), copy=True)
+  return jnp.array(as_floats(bits, dtype), copy=True)

@@ -11,6 +11,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import cutting, drive
+from mergekit_jax.block import bits_dtype
 from mergekit_jax.kernels.random import key_for
 from tests import compare, drivers, models
 
@@ -82,7 +83,7 @@ def test_stacked_layers(name, layout, dtype):
     RULES[name], experts, base, 0, stacked_axes={'.*/kernel': stacked}
   )
   placed = NamedSharding(models.mesh('2d'), spec)
-  held = drive.bits_dtype(jnp.dtype(dtype))
+  held = bits_dtype(jnp.dtype(dtype))
   bits = [
     jax.device_put(np.asarray(model['kernel']).view(held), placed)
     for model in (base, *experts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import inspect
 from logging import WARNING
 import os
@@ -100,6 +101,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _merge(arguments: argparse.Namespace) -> None:
   import mergekit_jax as mk
 
+  # What is imported stays: the collector need not look through it each time.
+  gc.freeze()
   what = flags.what_to_merge(arguments)
   merged = mk.merge_checkpoints(
     **flags.outputs(arguments, what.pop('methods')),

@@ -10,7 +10,6 @@ import collections
 from collections.abc import Iterator
 import concurrent.futures
 import dataclasses
-import functools
 import math
 import operator
 import os
@@ -18,14 +17,11 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from mergekit_jax import drive, sharding, slices
-from mergekit_jax.block import bits_dtype, Block
-from mergekit_jax.measure import measure_on
+from mergekit_jax import sharding
 from mergekit_jax.plan import Box, Plan, Tensor
+from mergekit_jax.programs import steps
 
 _COLLECTIVE = re.compile(
   r' (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)'
@@ -128,49 +124,3 @@ def _largest(
   """Of boxes by layers and elements, those with the most of either."""
   sizes = {max(boxes), max(boxes, key=lambda size: size[1])} if boxes else ()
   return [(size, boxes[size]) for size in sizes]
-
-
-def steps(
-  rule: Any, rounds: int, tensor: Tensor, box: Box, mesh: Mesh, has_base: bool
-) -> Iterator[tuple[str, Any]]:
-  """What the stream compiles to merge a box: names, and lowered functions."""
-  placed = NamedSharding(mesh, box.spec)
-  spread = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
-  arrays = [
-    jax.ShapeDtypeStruct(box.shape, bits_dtype(dtype), sharding=placed)
-    for dtype in tensor.sources
-  ]
-  block = Block(
-    base=arrays[0] if has_base else None,
-    experts=arrays[has_base:],
-    key=jax.ShapeDtypeStruct((2,), jnp.uint32),
-    origin=(jax.ShapeDtypeStruct((), jnp.int32),) * len(box.shape),
-    whole=tensor.shape,
-    stacked=tensor.stacked,
-    dtype=tensor.dtype,
-    sources=tensor.sources,
-  )
-  answers = []
-  for number in range(rounds):
-    lowered = slices.partials.lower(placed, rule, block, answers)
-    yield f'round {number + 1}', lowered
-    with jax.enable_x64(True):
-      totals = jax.eval_shape(drive.wide_add, [_specs(lowered)])
-      answer = jax.eval_shape(
-        functools.partial(drive.answer, rule, block), totals, answers
-      )
-      # Arrays, for a shape of 64-bit type alone would be narrowed.
-      answers.append(
-        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), answer)
-      )
-  lowered = slices.merge.lower(placed, rule, block, answers)
-  yield 'merge', lowered
-  merged, flags = jax.tree.map(spread, _specs(lowered))
-  yield 'measure', measure_on(placed).lower(placed, block, merged, flags)
-
-
-def _specs(lowered: Any) -> Any:
-  """What a lowered function returns."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info
-  )

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mergekit_jax.block import as_floats, Block
 from mergekit_jax.kernels.sums import sums_in_passing
-from mergekit_jax.packed import Flags
+from mergekit_jax.reported import Flags
 
 
 def measure(block: Block, merged: jax.Array, flags: Flags) -> dict[str, Any]:

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mergekit_jax import drive, packed
+from mergekit_jax import drive
 from mergekit_jax.block import as_bits, Block
 from mergekit_jax.cutting import first_slice, over_slices
 from mergekit_jax.kernels.sums import integer_for
+from mergekit_jax.reported import Flags, pack
 from mergekit_jax.rule import needs_of, PyTree, scope_of
 from mergekit_jax.sharding import padded
 
@@ -93,7 +94,7 @@ def partials(
 @functools.partial(jax.jit, static_argnums=0)
 def merge(
   sharding: NamedSharding, method: Any, block: Block, answers: Sequence[PyTree]
-) -> tuple[jax.Array, packed.Flags]:
+) -> tuple[jax.Array, Flags]:
   """Merges a box whose rounds are all answered.
 
   Args:
@@ -111,7 +112,7 @@ def merge(
 
   def of_part(
     part: Block, answers: Sequence[PyTree]
-  ) -> tuple[jax.Array, packed.Flags]:
+  ) -> tuple[jax.Array, Flags]:
     def put_layer(number: jax.Array, merged: PyTree) -> PyTree:
       own = _answers_of(method, part, answers, number)
 
@@ -136,9 +137,9 @@ def merge(
 
 def _merged(
   method: Any, block: Block, answers: Sequence[PyTree]
-) -> tuple[jax.Array, packed.Flags]:
-  merged, flags = packed.merge(method, block, answers)
-  return as_bits(merged), flags
+) -> tuple[jax.Array, Flags]:
+  _, merged, reported = drive.on_layers(method, block, answers, report=True)
+  return as_bits(merged), pack(reported)
 
 
 def _may_be_cut(method: Any, block: Block) -> bool:

@@ -16,11 +16,13 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import drive, packed, slices
+from mergekit_jax import drive, slices
 from mergekit_jax import plan as plans
 from mergekit_jax.block import Block
 from mergekit_jax.measure import measure
+from mergekit_jax.programs import Ahead
 from mergekit_jax.reading import Loading, Model, read_ahead
+from mergekit_jax.reported import Flags
 from mergekit_jax.rule import scope_of
 
 
@@ -80,9 +82,11 @@ def run(
   """
   try:
     merging = [_Merging(sink, plan.mesh) for sink in sinks]
-    for loading in read_ahead(plan, models, done):
-      _merge_unit(loading, plan, models, merging, has_base, allow_nonfinite)
-      advanced(loading.unit)
+    with Ahead(plan, has_base, done) as ahead:
+      for loading in read_ahead(plan, models, done):
+        ahead.wait(loading.unit)
+        _merge_unit(loading, plan, models, merging, has_base, allow_nonfinite)
+        advanced(loading.unit)
     for sink in sinks:
       sink.finish()
   except BaseException:
@@ -139,7 +143,7 @@ class _Merging:
 
   def advance(
     self, rule: Any, rounds: int, unit: plans.Unit, block: Block
-  ) -> tuple[jax.Array, packed.Flags] | None:
+  ) -> tuple[jax.Array, Flags] | None:
     """Takes a rule one read further; gives merge and flags at the last one."""
     if plans.answered_at_once(rule, unit.tensor):
       return self._run(rule, rounds, block) if unit.written else None
@@ -160,7 +164,7 @@ class _Merging:
 
   def _run(
     self, rule: Any, rounds: int, block: Block
-  ) -> tuple[jax.Array, packed.Flags]:
+  ) -> tuple[jax.Array, Flags]:
     """All rounds of a rule on a block that holds all its totals are about."""
     known: list[Any] = []
     for _ in range(rounds):

@@ -16,8 +16,9 @@ from mergekit_jax import (
   drive,
   forecast,
   job,
-  packed,
   planner,
+  programs,
+  reported,
   sharding,
   slices,
   stream,
@@ -213,8 +214,8 @@ class TestCompiled:
     plan = job.make_job([mk.ties()], experts, base).plan
     (tensor,) = plan.scopes[0].tensors
     (box,) = tensor.boxes
-    programs = compiled.steps(mk.ties(), 2, tensor, box, plan.mesh, True)
-    expected = {lowered.as_text() for _, lowered in programs}
+    lowered_steps = programs.steps(mk.ties(), 2, tensor, box, plan.mesh, True)
+    expected = {lowered.as_text() for _, lowered in lowered_steps}
     assert len(expected) == 4
     ran = set()
 
@@ -263,7 +264,7 @@ def test_measure_gathers_nothing(axes, spec):
     base, [first, second], None, (0, 0), (16, 64), (), FLOAT32
   )
   bits = jax.device_put(kept.astype('uint8'), placed)
-  flags = packed.Flags([bits], jax.tree.structure({'density': 0}))
+  flags = reported.Flags([bits], jax.tree.structure({'density': 0}))
   measured = measuring.measure(block, merged, flags)
   wide = arrays.astype('float64')
   # Float32 squares: each is rounded by at most 2**-24 of itself, its task

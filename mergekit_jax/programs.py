@@ -1,0 +1,116 @@
+"""What is compiled to merge a box, and is compiled before the box is read.
+
+A plan has few shapes of boxes. While the first ones are read and merged, the
+programs of the next ones are traced, and compiled or loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+import concurrent.futures
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from mergekit_jax import drive, slices
+from mergekit_jax.block import bits_dtype, Block
+from mergekit_jax.measure import measure_on
+from mergekit_jax.plan import Box, Plan, Tensor, Unit
+
+
+class Ahead:
+  """Compiles the programs of a plan in the order in which it needs them."""
+
+  def __init__(self, plan: Plan, has_base: bool, done: Container[int]):
+    """Starts to compile, in threads of its own.
+
+    Args:
+      plan: the plan.
+      has_base: whether the first source of each leaf is the base.
+      done: numbers of units that are not merged again.
+    """
+    self._plan = plan
+    self._pool = concurrent.futures.ThreadPoolExecutor(2)
+    self._compiled: dict[Any, concurrent.futures.Future] = {}
+    for unit in plan.units(done):
+      for key, *what in self._needed(unit):
+        if key not in self._compiled:
+          self._compiled[key] = self._pool.submit(
+            _compile, *what, unit.tensor, unit.box, plan.mesh, has_base
+          )
+
+  def __enter__(self) -> Ahead:
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._pool.shutdown(cancel_futures=True)
+
+  def wait(self, unit: Unit) -> None:
+    """Returns when what the unit needs is compiled."""
+    for key, *_ in self._needed(unit):
+      self._compiled[key].result()
+
+  def _needed(self, unit: Unit) -> Iterator[tuple[Any, Any, int]]:
+    """The rules of a unit, their rounds, and what their programs depend on."""
+    scope = self._plan.scopes[unit.scope]
+    tensor, box = unit.tensor, unit.box
+    shapes = (tensor.shape, tensor.stacked, box.shape, box.spec)
+    dtypes = (tensor.sources, tensor.dtype)
+    for rule, rounds in zip(scope.rules, scope.rounds, strict=True):
+      numbers = tuple(map(jax.typeof, jax.tree.leaves(rule)))
+      key = (jax.tree.structure(rule), numbers, shapes, dtypes)
+      yield key, rule, rounds
+
+
+def _compile(*what: Any) -> None:
+  for _, lowered in steps(*what):
+    lowered.compile()
+
+
+def steps(
+  rule: Any, rounds: int, tensor: Tensor, box: Box, mesh: Mesh, has_base: bool
+) -> Iterator[tuple[str, Any]]:
+  """What the stream compiles to merge a box: names, and lowered functions."""
+  placed = NamedSharding(mesh, box.spec)
+  spread = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+  arrays = [
+    jax.ShapeDtypeStruct(box.shape, bits_dtype(dtype), sharding=placed)
+    for dtype in tensor.sources
+  ]
+  block = Block(
+    base=arrays[0] if has_base else None,
+    experts=arrays[has_base:],
+    key=jax.ShapeDtypeStruct((2,), jnp.uint32),
+    origin=(jax.ShapeDtypeStruct((), jnp.int32),) * len(box.shape),
+    whole=tensor.shape,
+    stacked=tensor.stacked,
+    dtype=tensor.dtype,
+    sources=tensor.sources,
+  )
+  answers = []
+  for number in range(rounds):
+    lowered = slices.partials.lower(placed, rule, block, answers)
+    yield f'round {number + 1}', lowered
+    with jax.enable_x64(True):
+      totals = jax.eval_shape(drive.wide_add, [_specs(lowered)])
+      answer = jax.eval_shape(
+        functools.partial(drive.answer, rule, block), totals, answers
+      )
+      # Arrays, for a shape of 64-bit type alone would be narrowed.
+      answers.append(
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), answer)
+      )
+  lowered = slices.merge.lower(placed, rule, block, answers)
+  yield 'merge', lowered
+  merged, flags = jax.tree.map(spread, _specs(lowered))
+  yield 'measure', measure_on(placed).lower(placed, block, merged, flags)
+
+
+def _specs(lowered: Any) -> Any:
+  """What a lowered function returns."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info
+  )

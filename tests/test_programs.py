@@ -1,0 +1,89 @@
+"""Every program of a merge is compiled once, before the box that needs it."""
+
+import collections
+import logging
+import re
+import threading
+
+import jax
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax import programs
+from tests import checkpoints
+
+# Three shapes in four leaves, large enough to lie on all devices.
+SHAPES = {
+  'first': (1024, 264),
+  'second': (1024, 264),
+  'third': (264, 1024),
+  'vector': (40,),
+}
+_COMPILING = re.compile(r'Compiling jit\((partials|merge|_sums)\)')
+
+
+@pytest.fixture
+def compiled(caplog):
+  """What is compiled of the stream's own functions, and in which thread."""
+  jax.clear_caches()
+  caplog.set_level(logging.WARNING, logger='jax')
+  found = collections.Counter()
+
+  def read():
+    for record in caplog.records:
+      if match := _COMPILING.match(record.getMessage()):
+        own = record.thread == threading.main_thread().ident
+        found[match[1], 'main' if own else 'ahead'] += 1
+    return dict(found)
+
+  # In all threads, which the context manager of that name is not.
+  jax.config.update('jax_log_compiles', True)
+  yield read
+  jax.config.update('jax_log_compiles', False)
+
+
+@pytest.mark.parametrize(
+  ('method', 'rounds'),
+  [
+    (mk.average(), 0),
+    (mk.dare_ties(), 0),
+    (mk.ties(), 2),
+    (mk.ties(scope='tensor'), 2),
+  ],
+  ids=['average', 'dare_ties', 'ties', 'ties_tensor'],
+)
+def test_each_is_compiled_once_and_ahead(tmp_path, compiled, method, rounds):
+  base, experts = checkpoints.save_set(tmp_path, SHAPES, 'bfloat16', experts=2)
+  mk.merge_checkpoints(
+    method, experts=experts, base=base, output=tmp_path / 'out'
+  )
+  expected = {('merge', 'ahead'): 3, ('_sums', 'ahead'): 3}
+  if rounds:
+    expected['partials', 'ahead'] = 3 * rounds
+  assert compiled() == expected
+
+
+def test_merges_that_differ_in_numbers_share_programs(tmp_path, compiled):
+  base, experts = checkpoints.save_set(tmp_path, SHAPES, 'bfloat16', experts=2)
+  scales = (0.3, 0.6, 1.0)
+  mk.merge_checkpoints(
+    {str(scale): mk.task_arithmetic(scale=scale) for scale in scales},
+    experts=experts,
+    base=base,
+    output={str(scale): tmp_path / str(scale) for scale in scales},
+  )
+  assert compiled() == {('merge', 'ahead'): 3, ('_sums', 'ahead'): 3}
+
+
+def test_what_cannot_be_compiled_ends_the_merge(tmp_path, monkeypatch):
+  base, experts = checkpoints.save_set(tmp_path, SHAPES, experts=2)
+
+  def fail(*what):
+    raise RuntimeError('no memory left to compile')
+
+  monkeypatch.setattr(programs, 'steps', fail)
+  with pytest.raises(RuntimeError, match='no memory left to compile'):
+    mk.merge_checkpoints(
+      mk.average(), experts=experts, base=base, output=tmp_path / 'out'
+    )
+  assert not (tmp_path / 'out').exists()

@@ -284,11 +284,16 @@ def _place(block, base, experts, layer) -> Place:
 
 def widen(x: jax.Array) -> jax.Array:
   """A partial sum in 64 bits. Under `enable_x64`."""
+  return jnp.asarray(x).astype(wide_dtype(x.dtype))
+
+
+def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
+  """The dtype of 64 bits in which partial sums are added."""
   for kind, bits in _KINDS.items():
-    if jnp.issubdtype(x.dtype, kind):
-      return jnp.asarray(x).astype(f'{bits}64')
+    if jnp.issubdtype(dtype, kind):
+      return jnp.dtype(f'{bits}64')
   raise TypeError(
-    f'A partial of a Total has dtype {x.dtype}; give integers or floats.'
+    f'A partial of a Total has dtype {dtype}; give integers or floats.'
   )
 
 

@@ -174,11 +174,11 @@ class _Merging:
 
   def _added(self, totals: Any, partials: Any) -> Any:
     """The totals so far with the partials of one more block, on the host."""
-    partials = jax.tree.map(np.asarray, _everywhere(partials, self._mesh))
-    with jax.default_device(jax.local_devices(backend='cpu')[0]):
-      return drive.wide_add(
-        [partials] if totals is None else [totals, partials]
-      )
+    wide = lambda x: np.asarray(x).astype(drive.wide_dtype(x.dtype))
+    partials = jax.tree.map(wide, _everywhere(partials, self._mesh))
+    if totals is None:
+      return partials
+    return jax.tree.map(np.add, totals, partials)
 
 
 def _block(loading: Loading, mesh: Mesh, has_base: bool) -> Block:

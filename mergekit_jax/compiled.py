@@ -22,6 +22,7 @@ import numpy as np
 from mergekit_jax import sharding
 from mergekit_jax.plan import Box, Plan, Tensor
 from mergekit_jax.programs import steps
+from mergekit_jax.views import View, view
 
 _COLLECTIVE = re.compile(
   r' (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)'
@@ -85,13 +86,17 @@ def compile_kernels(plan: Plan, has_base: bool) -> list[Kernel]:
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     compiling = [
       pool.submit(compiled, tensor, box, step, lowered)
-      for rule, rounds, tensor, box in _largest_boxes(plan)
-      for step, lowered in steps(rule, rounds, tensor, box, plan.mesh, has_base)
+      for rule, rounds, seen, tensor, box in _largest_boxes(plan)
+      for step, lowered in steps(
+        rule, rounds, seen, tensor, plan.mesh, has_base
+      )
     ]
   return [kernel.result() for kernel in compiling]
 
 
-def _largest_boxes(plan: Plan) -> Iterator[tuple[Any, int, Tensor, Box]]:
+def _largest_boxes(
+  plan: Plan,
+) -> Iterator[tuple[Any, int, View, Tensor, Box]]:
   """Rules, their rounds, and the boxes for which to compile them."""
   programs = collections.defaultdict(lambda: collections.defaultdict(dict))
   for scope in plan.scopes:
@@ -105,7 +110,9 @@ def _largest_boxes(plan: Plan) -> Iterator[tuple[Any, int, Tensor, Box]]:
           shards = sharding.shards(box.spec, len(box.shape), plan.mesh)
           layers = math.prod(box.shape[axis] for axis in tensor.stacked)
           size = (layers, math.prod(box.shape) // math.prod(shards))
-          spreads[spread].setdefault(size, (rule, rounds, tensor, box))
+          spreads[spread].setdefault(
+            size, (rule, rounds, scope.rules, tensor, box)
+          )
   for spreads in programs.values():
     whole = _largest(spreads.pop(False, {}))
     chosen = [each for boxes in spreads.values() for each in _largest(boxes)]
@@ -115,7 +122,8 @@ def _largest_boxes(plan: Plan) -> Iterator[tuple[Any, int, Tensor, Box]]:
       for size, box in whole
       if not any(all(map(operator.le, size, other)) for other, _ in chosen)
     ]
-    yield from (box for _, box in chosen)
+    for _, (rule, rounds, rules, tensor, box) in chosen:
+      yield rule, rounds, view(rules, tensor, box), tensor, box
 
 
 def _largest(

@@ -15,7 +15,7 @@ from mergekit_jax.block import Block
 from mergekit_jax.rule import PyTree
 
 # The most elements that 32 bits can count.
-_MOST_INDICES = 2**32 - 1
+MOST_INDICES = 2**32 - 1
 
 
 def over_slices(
@@ -78,13 +78,13 @@ def _cut(part: Block, start: Sequence[Any], shape: Sequence[int]) -> Block:
   whole = tuple(part.whole[axis] for axis in rest)
   origin = [at[axis] for axis in rest]
   extents = tuple(shape[axis] for axis in rest)
-  if rest and _is_run(extents, whole) and math.prod(whole) <= _MOST_INDICES:
+  if rest and is_run(extents, whole) and math.prod(whole) <= MOST_INDICES:
     index = jnp.uint32(0)
     for first, size in zip(origin, whole, strict=True):
       index = index * np.uint32(size) + jnp.asarray(first).astype(jnp.uint32)
     ones = (1,) * (len(rest) - 1)
     origin = [*(0 for _ in ones), index]
-    whole, extents = (*ones, _MOST_INDICES), (*ones, math.prod(extents))
+    whole, extents = (*ones, MOST_INDICES), (*ones, math.prod(extents))
 
   def take(x: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice(x, start, shape).reshape(extents)
@@ -101,7 +101,7 @@ def _cut(part: Block, start: Sequence[Any], shape: Sequence[int]) -> Block:
   )
 
 
-def _is_run(shape: Sequence[int], whole: Sequence[int]) -> bool:
+def is_run(shape: Sequence[int], whole: Sequence[int]) -> bool:
   """Whether a box is one run of a row-major array."""
   first = next((i for i, n in enumerate(shape) if n > 1), len(shape))
   return tuple(shape[first + 1 :]) == tuple(whole[first + 1 :])

@@ -18,18 +18,22 @@ from jax.sharding import Mesh, NamedSharding
 from mergekit_jax import drive, slices
 from mergekit_jax.block import bits_dtype, Block
 from mergekit_jax.measure import measure_on
-from mergekit_jax.plan import Box, Plan, Tensor, Unit
+from mergekit_jax.plan import Plan, Tensor, Unit
+from mergekit_jax.views import View, view
 
 
 class Ahead:
   """Compiles the programs of a plan in the order in which it needs them."""
 
-  def __init__(self, plan: Plan, has_base: bool, done: Container[int]):
+  def __init__(
+    self, plan: Plan, has_base: bool, report: bool, done: Container[int]
+  ):
     """Starts to compile, in threads of its own.
 
     Args:
       plan: the plan.
       has_base: whether the first source of each leaf is the base.
+      report: whether the merges report.
       done: numbers of units that are not merged again.
     """
     self._plan = plan
@@ -39,7 +43,8 @@ class Ahead:
       for key, *what in self._needed(unit):
         if key not in self._compiled:
           self._compiled[key] = self._pool.submit(
-            _compile, *what, unit.tensor, unit.box, plan.mesh, has_base
+            _compile,
+            *(*what, unit.tensor, plan.mesh, has_base, report),
           )
 
   def __enter__(self) -> Ahead:
@@ -53,16 +58,17 @@ class Ahead:
     for key, *_ in self._needed(unit):
       self._compiled[key].result()
 
-  def _needed(self, unit: Unit) -> Iterator[tuple[Any, Any, int]]:
-    """The rules of a unit, their rounds, and what their programs depend on."""
+  def _needed(self, unit: Unit) -> Iterator[tuple[Any, Any, int, View]]:
+    """What the programs of a unit depend on; its rules, rounds and view."""
     scope = self._plan.scopes[unit.scope]
     tensor, box = unit.tensor, unit.box
-    shapes = (tensor.shape, tensor.stacked, box.shape, box.spec)
+    seen = view(scope.rules, tensor, box)
+    shapes = seen._replace(origin=())
     dtypes = (tensor.sources, tensor.dtype)
     for rule, rounds in zip(scope.rules, scope.rounds, strict=True):
       numbers = tuple(map(jax.typeof, jax.tree.leaves(rule)))
       key = (jax.tree.structure(rule), numbers, shapes, dtypes)
-      yield key, rule, rounds
+      yield key, rule, rounds, seen
 
 
 def _compile(*what: Any) -> None:
@@ -71,22 +77,28 @@ def _compile(*what: Any) -> None:
 
 
 def steps(
-  rule: Any, rounds: int, tensor: Tensor, box: Box, mesh: Mesh, has_base: bool
+  rule: Any,
+  rounds: int,
+  seen: View,
+  tensor: Tensor,
+  mesh: Mesh,
+  has_base: bool,
+  report: bool = True,
 ) -> Iterator[tuple[str, Any]]:
   """What the stream compiles to merge a box: names, and lowered functions."""
-  placed = NamedSharding(mesh, box.spec)
+  placed = NamedSharding(mesh, seen.spec)
   spread = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
   arrays = [
-    jax.ShapeDtypeStruct(box.shape, bits_dtype(dtype), sharding=placed)
+    jax.ShapeDtypeStruct(seen.shape, bits_dtype(dtype), sharding=placed)
     for dtype in tensor.sources
   ]
   block = Block(
     base=arrays[0] if has_base else None,
     experts=arrays[has_base:],
     key=jax.ShapeDtypeStruct((2,), jnp.uint32),
-    origin=(jax.ShapeDtypeStruct((), jnp.int32),) * len(box.shape),
-    whole=tensor.shape,
-    stacked=tensor.stacked,
+    origin=seen.origin,
+    whole=seen.whole,
+    stacked=seen.stacked,
     dtype=tensor.dtype,
     sources=tensor.sources,
   )
@@ -103,7 +115,7 @@ def steps(
       answers.append(
         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), answer)
       )
-  lowered = slices.merge.lower(placed, rule, block, answers)
+  lowered = slices.merge.lower(placed, rule, block, answers, report)
   yield 'merge', lowered
   merged, flags = jax.tree.map(spread, _specs(lowered))
   yield 'measure', measure_on(placed).lower(placed, block, merged, flags)

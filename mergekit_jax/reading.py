@@ -7,7 +7,6 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import math
-import operator
 from typing import Any
 
 import jax
@@ -115,27 +114,36 @@ class Loading:
     for wait in self.waits:
       wait()
 
-  def array(self, model: int, mesh: Mesh) -> jax.Array:
-    """The box of one model, as bits, on the mesh; on CPUs without a copy."""
+  def array(
+    self, model: int, placed: NamedSharding, shape: tuple[int, ...]
+  ) -> jax.Array:
+    """The box of one model, as bits, on the mesh; on CPUs without a copy.
+
+    Args:
+      model: its number.
+      placed: how the array is spread, which is how the box is.
+      shape: of the array; the box in row-major order.
+    """
     held = bits_dtype(self.unit.tensor.sources[model])
-    box = self.unit.box
+    shape_of_part = placed.shard_shape(shape)
+    index_of = placed.addressable_devices_indices_map(shape)
     buffers = {
-      _starts(part.index): buffer.view(held)
+      _starts(index_of[device]): buffer.view(held).reshape(shape_of_part)
       for part, buffer in zip(self.parts, self.buffers[model], strict=True)
+      for device in part.devices
     }
-
-    def part(index: Any) -> np.ndarray:
-      within = (s.start or 0 for s in index)
-      return buffers[tuple(map(operator.add, box.origin, within))]
-
     # One call for all devices: one for each takes several times as long.
     return jax.make_array_from_callback(
-      box.shape, NamedSharding(mesh, box.spec), part
+      shape, placed, lambda index: buffers[_starts(index)]
     )
 
+  def part_of(self, device: Any) -> Part:
+    """What a local device holds of the box."""
+    return next(part for part in self.parts if device in part.devices)
 
-def _starts(index: tuple[slice, ...]) -> tuple[int, ...]:
-  return tuple(s.start for s in index)
+
+def _starts(index: Any) -> tuple[int, ...]:
+  return tuple(s.start or 0 for s in index)
 
 
 def read_ahead(

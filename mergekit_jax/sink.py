@@ -117,14 +117,9 @@ def _parts(loading: Loading, merged: jax.Array) -> list[_Part]:
   for shard in merged.addressable_shards:
     if shard.replica_id:
       continue
+    part = loading.part_of(shard.device)
     block = np.asarray(shard.data).view(loading.unit.tensor.dtype)
     # XLA may hand an input on as the output, and the input's buffer is reused.
     block = block.copy() if loading.slot.holds(block) else block
-    index = tuple(
-      slice(origin + (s.start or 0), origin + (s.start or 0) + size)
-      for origin, s, size in zip(
-        loading.unit.box.origin, shard.index, block.shape, strict=True
-      )
-    )
-    parts.append((index, block))
+    parts.append((part.index, block.reshape(part.shape)))
   return parts

@@ -33,7 +33,7 @@ ELEMENTS = 2**17
 _ELEMENTS_ELSEWHERE = 2**24
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames='sharding')
 def partials(
   sharding: NamedSharding, method: Any, block: Block, answers: Sequence[PyTree]
 ) -> list[PyTree]:
@@ -91,9 +91,13 @@ def partials(
   return split(block, _narrowed(answers))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames=('sharding', 'report'))
 def merge(
-  sharding: NamedSharding, method: Any, block: Block, answers: Sequence[PyTree]
+  sharding: NamedSharding,
+  method: Any,
+  block: Block,
+  answers: Sequence[PyTree],
+  report: bool = True,
 ) -> tuple[jax.Array, Flags]:
   """Merges a box whose rounds are all answered.
 
@@ -102,12 +106,18 @@ def merge(
     method: a rule.
     block: the box, in every model.
     answers: the answers of all its rounds.
+    report: whether to give its flags.
 
   Returns:
     The bits of the merge `[*shape]` (`block.bits_dtype`), and its flags.
   """
+
+  def merged_of(block: Block, answers: Sequence[PyTree]) -> PyTree:
+    _, merged, reported = drive.on_layers(method, block, answers, report)
+    return as_bits(merged), pack(reported)
+
   if not _may_be_cut(method, block):
-    return _merged(method, block, answers)
+    return merged_of(block, answers)
   most = _most_elements(sharding)
 
   def of_part(
@@ -120,12 +130,12 @@ def merge(
         def put_leaf(whole: jax.Array, x: jax.Array) -> jax.Array:
           return jax.lax.dynamic_update_slice(whole, x.reshape(shape), start)
 
-        return jax.tree.map(put_leaf, merged, _merged(method, piece, own))
+        return jax.tree.map(put_leaf, merged, merged_of(piece, own))
 
       return over_slices(part, number, most, put, merged)
 
     own = _answers_of(method, part, answers, 0)
-    like = jax.eval_shape(_merged, method, first_slice(part, most), own)
+    like = jax.eval_shape(merged_of, first_slice(part, most), own)
     with jax.enable_x64(True):
       merged = jax.tree.map(lambda x: jnp.zeros(part.shape, x.dtype), like)
     layers = math.prod(part.shape[axis] for axis in part.stacked)
@@ -133,13 +143,6 @@ def merge(
 
   split = _on_parts(of_part, sharding, method, block, sharding.spec)
   return split(block, _narrowed(answers))
-
-
-def _merged(
-  method: Any, block: Block, answers: Sequence[PyTree]
-) -> tuple[jax.Array, Flags]:
-  _, merged, reported = drive.on_layers(method, block, answers, report=True)
-  return as_bits(merged), pack(reported)
 
 
 def _may_be_cut(method: Any, block: Block) -> bool:

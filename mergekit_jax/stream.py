@@ -24,6 +24,7 @@ from mergekit_jax.programs import Ahead
 from mergekit_jax.reading import Loading, Model, read_ahead
 from mergekit_jax.reported import Flags
 from mergekit_jax.rule import scope_of
+from mergekit_jax.views import view
 
 
 class Sink(Protocol):
@@ -40,7 +41,7 @@ class Sink(Protocol):
   def take(
     self, loading: Loading, merged: jax.Array, facts: Mapping[str, Any]
   ) -> None:
-    """Takes a merged box: its bits `[*box shape]`, and the sums of `measure`.
+    """Takes a merged box: its bits in row-major order, the sums of `measure`.
 
     The buffers of the unit are read into again once this returns.
     """
@@ -63,6 +64,7 @@ def run(
   has_base: bool,
   done: Container[int],
   allow_nonfinite: bool,
+  report: bool,
   advanced: Callable[[plans.Unit], None],
 ) -> None:
   """Merges every unit of a plan.
@@ -74,6 +76,7 @@ def run(
     has_base: whether there is a base.
     done: numbers of units that are in all sinks already.
     allow_nonfinite: whether NaN and Inf may pass.
+    report: whether the sinks want to know what the rules report.
     advanced: called after every unit.
 
   Raises:
@@ -81,8 +84,8 @@ def run(
     OSError: if a model cannot be read or the output not written.
   """
   try:
-    merging = [_Merging(sink, plan.mesh) for sink in sinks]
-    with Ahead(plan, has_base, done) as ahead:
+    merging = [_Merging(sink, plan.mesh, report) for sink in sinks]
+    with Ahead(plan, has_base, report, done) as ahead:
       for loading in read_ahead(plan, models, done):
         ahead.wait(loading.unit)
         _merge_unit(loading, plan, models, merging, has_base, allow_nonfinite)
@@ -115,7 +118,7 @@ def _merge_unit(
     for i in wanting:
       merging[i].sink.copy(loading)
     return
-  block = _block(loading, plan.mesh, has_base)
+  block = _block(loading, scope.rules, plan.mesh, has_base)
   for i in wanting:
     sink = merging[i].sink
     own = dataclasses.replace(block, key=sink.keys[unit.tensor.path])
@@ -135,9 +138,10 @@ def _merge_unit(
 class _Merging:
   """One merge under way: the totals of the open round, the answers so far."""
 
-  def __init__(self, sink: Sink, mesh: Mesh):
+  def __init__(self, sink: Sink, mesh: Mesh, report: bool):
     self.sink = sink
     self._mesh = mesh
+    self._report = report
     self._totals: Any = None
     self._answers: dict[Any, list[Any]] = collections.defaultdict(list)
 
@@ -154,7 +158,7 @@ class _Merging:
       ('scope', unit.scope) if of_model else ('layers', unit.layers)
     ]
     if unit.written:
-      return slices.merge(block.experts[0].sharding, rule, block, known)
+      return self._merged(rule, block, known)
     partials = slices.partials(block.experts[0].sharding, rule, block, known)
     self._totals = self._added(self._totals, partials)
     if unit.ends_scope if of_model else unit.ends_layers:
@@ -170,7 +174,13 @@ class _Merging:
     for _ in range(rounds):
       partials = slices.partials(block.experts[0].sharding, rule, block, known)
       known.append(_answer(rule, block, self._added(None, partials), known))
-    return slices.merge(block.experts[0].sharding, rule, block, known)
+    return self._merged(rule, block, known)
+
+  def _merged(
+    self, rule: Any, block: Block, known: Sequence[Any]
+  ) -> tuple[jax.Array, Flags]:
+    placed = block.experts[0].sharding
+    return slices.merge(placed, rule, block, known, self._report)
 
   def _added(self, totals: Any, partials: Any) -> Any:
     """The totals so far with the partials of one more block, on the host."""
@@ -181,17 +191,24 @@ class _Merging:
     return jax.tree.map(np.add, totals, partials)
 
 
-def _block(loading: Loading, mesh: Mesh, has_base: bool) -> Block:
+def _block(
+  loading: Loading, rules: Sequence[Any], mesh: Mesh, has_base: bool
+) -> Block:
   """The unit as arrays on the mesh; the key is still to be put in."""
   unit = loading.unit
-  arrays = [loading.array(i, mesh) for i in range(len(loading.buffers))]
+  seen = view(rules, unit.tensor, unit.box)
+  placed = NamedSharding(mesh, seen.spec)
+  arrays = [
+    loading.array(model, placed, seen.shape)
+    for model in range(len(loading.buffers))
+  ]
   return Block(
     base=arrays[0] if has_base else None,
     experts=arrays[1:] if has_base else arrays,
     key=None,
-    origin=tuple(np.int32(start) for start in unit.box.origin),
-    whole=unit.tensor.shape,
-    stacked=unit.tensor.stacked,
+    origin=seen.origin,
+    whole=seen.whole,
+    stacked=seen.stacked,
     dtype=unit.tensor.dtype,
     sources=unit.tensor.sources,
   )

@@ -211,5 +211,6 @@ def _stream(
       has_base=job.has_base,
       done=done,
       allow_nonfinite=allow_nonfinite,
+      report=True,
       advanced=advanced,
     )

@@ -105,6 +105,7 @@ def _streamed(job: Job, seeds: Sequence[int]) -> Iterator[Any]:
       has_base=job.has_base,
       done=(),
       allow_nonfinite=False,
+      report=False,
       advanced=advanced,
     )
   while sinks:
@@ -127,9 +128,10 @@ class _TreeSink:
   ) -> None:
     del facts
     tensor, box = loading.unit.tensor, loading.unit.box
+    placed = NamedSharding(self._mesh, box.spec)
     if len(tensor.boxes) == 1:
       # XLA may hand an input on as the output, and its buffer is reused.
-      leaf = _copied(merged, tensor.dtype)
+      leaf = _copied(merged, tensor.shape, tensor.dtype, placed)
       self._leaves[tensor.path] = jax.block_until_ready(leaf)
       return
     leaf = self._leaves.get(tensor.path)
@@ -149,13 +151,16 @@ class _TreeSink:
       leaf = jnp.zeros(
         tensor.shape, tensor.dtype, device=NamedSharding(self._mesh, spec)
       )
-    leaf = _updated(leaf, merged, [np.int32(start) for start in box.origin])
+    origin = [np.int32(start) for start in box.origin]
+    leaf = _updated(leaf, merged, origin, box.shape)
     # What it reads is read into again once this returns.
     self._leaves[tensor.path] = jax.block_until_ready(leaf)
 
   def copy(self, loading: Loading) -> None:
     with jax.enable_x64(True):
-      self.take(loading, loading.array(0, self._mesh), {})
+      box = loading.unit.box
+      placed = NamedSharding(self._mesh, box.spec)
+      self.take(loading, loading.array(0, placed, box.shape), {})
 
   def finish(self) -> None:
     """Nothing is under way but on the devices."""
@@ -173,14 +178,17 @@ class _TreeSink:
     )
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@functools.partial(jax.jit, donate_argnums=0, static_argnames='shape')
 def _updated(
-  leaf: jax.Array, box: jax.Array, origin: Sequence[int]
+  leaf: jax.Array, bits: jax.Array, origin: Sequence[int], shape: Sequence[int]
 ) -> jax.Array:
-  box = as_floats(box, leaf.dtype)
+  box = as_floats(bits, leaf.dtype).reshape(shape)
   return jax.lax.dynamic_update_slice(leaf, box, list(origin))
 
 
-@functools.partial(jax.jit, static_argnames='dtype')
-def _copied(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  return jnp.array(as_floats(bits, dtype), copy=True)
+@functools.partial(jax.jit, static_argnames=('shape', 'dtype', 'placed'))
+def _copied(
+  bits: jax.Array, shape: Sequence[int], dtype: jnp.dtype, placed: NamedSharding
+) -> jax.Array:
+  leaf = jnp.array(as_floats(bits, dtype).reshape(shape), copy=True)
+  return jax.lax.with_sharding_constraint(leaf, placed)

@@ -22,6 +22,7 @@ from mergekit_jax import (
   sharding,
   slices,
   stream,
+  views,
 )
 from mergekit_jax import measure as measuring
 from tests import checkpoints
@@ -214,7 +215,10 @@ class TestCompiled:
     plan = job.make_job([mk.ties()], experts, base).plan
     (tensor,) = plan.scopes[0].tensors
     (box,) = tensor.boxes
-    lowered_steps = programs.steps(mk.ties(), 2, tensor, box, plan.mesh, True)
+    seen = views.view([mk.ties()], tensor, box)
+    lowered_steps = programs.steps(
+      mk.ties(), 2, seen, tensor, plan.mesh, has_base=True
+    )
     expected = {lowered.as_text() for _, lowered in lowered_steps}
     assert len(expected) == 4
     ran = set()

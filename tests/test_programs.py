@@ -12,11 +12,12 @@ import mergekit_jax as mk
 from mergekit_jax import programs
 from tests import checkpoints
 
-# Three shapes in four leaves, large enough to lie on all devices.
+# Five leaves with three numbers of elements; all but the last on all devices.
 SHAPES = {
   'first': (1024, 264),
   'second': (1024, 264),
-  'third': (264, 1024),
+  'transposed': (264, 1024),
+  'smaller': (512, 264),
   'vector': (40,),
 }
 _COMPILING = re.compile(r'Compiling jit\((partials|merge|_sums)\)')
@@ -73,6 +74,18 @@ def test_merges_that_differ_in_numbers_share_programs(tmp_path, compiled):
     output={str(scale): tmp_path / str(scale) for scale in scales},
   )
   assert compiled() == {('merge', 'ahead'): 3, ('_sums', 'ahead'): 3}
+
+
+def test_a_sweep_checks_all_its_merges_by_one_program(tmp_path, compiled):
+  """What rules report, which differs, is for checkpoints alone."""
+  base, experts = checkpoints.save_set(tmp_path, SHAPES, 'bfloat16', experts=2)
+  methods = {
+    'average': mk.average(),
+    'task_arithmetic': mk.task_arithmetic(),
+    'dare_ties': mk.dare_ties(),
+  }
+  mk.sweep(methods, experts, base, lambda merged: None)
+  assert compiled() == {('merge', 'ahead'): 9, ('_sums', 'ahead'): 3}
 
 
 def test_what_cannot_be_compiled_ends_the_merge(tmp_path, monkeypatch):

@@ -96,21 +96,41 @@ class Study:
     return self._sizes[name]
 
   def report(self) -> str:
-    """Collects merges and gates, and analyses them."""
-    lines, checked, rows = [], [], []
+    """Collects merges and gates, and analyses them.
+
+    Of a study that is under way it takes the sizes and seeds that are done.
+
+    Raises:
+      ValueError: if none is.
+    """
+    lines, checked, rows, missing = [], [], [], []
     for name in self.config.sizes:
       size = self.size(name)
       for seed in self.config.seeds:
+        arms = [Arm(name, base, seed) for base in self.config.bases]
+        merged = [
+          self.folder.cells(arm, subset.name)
+          for arm in arms
+          for subset in grid.subsets_of(size, seed)
+        ]
+        if not all(path.exists() for path in merged):
+          missing.append(f'{name}/{seed}')
+          continue
         checked += gates.check(size, seed)
-        for base in self.config.bases:
-          arm = Arm(name, base, seed)
-          rows += writing.rows(size, arm)
-          for subset in grid.subsets_of(size, seed):
-            lines.append(self.folder.cells(arm, subset.name).read_text())
+        rows += (row for arm in arms for row in writing.rows(size, arm))
+        lines += (path.read_text() for path in merged)
+    if not lines:
+      raise ValueError(
+        f'{self.folder.root}: there is nothing to report yet, since no size is '
+        'merged from all bases with any seed. Run the other phases first.'
+      )
     write_text(self.folder.root / 'cells.jsonl', ''.join(lines))
     write_json(self.folder.root / 'gates.json', [*map(gates.as_json, checked)])
     write_text(self.folder.root / 'rouge_l.csv', writing.table(rows))
-    return analyse(self.folder.root) if jax.process_index() == 0 else ''
+    said = analyse(self.folder.root) if jax.process_index() == 0 else ''
+    if missing:
+      said += f'\nNot done yet, and in no figure: {", ".join(missing)}.'
+    return said
 
   def failures(self) -> list[str]:
     """Names the gates that failed, of a study that `report` has collected."""

@@ -10,6 +10,7 @@ import numpy as np
 
 _INT32_LIMIT = 2**31
 _LONG_ROW = 2**14
+_SHORT_ROW = 2**7
 
 
 def count(mask: jax.Array) -> jax.Array:
@@ -48,8 +49,9 @@ def sums_in_passing(values: Sequence[jax.Array]) -> list[jax.Array]:
 
   One reduction of all arrays together fuses with what computes them: nothing is
   stored, where a reduction for each would store every array. Rows are added in
-  float32, long ones in float64, and the row sums in float64: relative errors
-  are about 1e-6, and counts of true elements are exact.
+  float32 and the row sums in float64, and long rows that cannot be cut into
+  shorter ones in float64: relative errors are about 1e-6, and counts of true
+  elements are exact.
 
   Args:
     values: float32 or bool arrays `[*shape]` of one shape.
@@ -59,6 +61,11 @@ def sums_in_passing(values: Sequence[jax.Array]) -> list[jax.Array]:
   """
   values = [jnp.atleast_1d(value) for value in values]
   add = lambda x, y: tuple(a + b for a, b in zip(x, y, strict=True))
+  length = values[0].shape[-1]
+  if length > _LONG_ROW:
+    cut = next(n for n in range(_LONG_ROW, 0, -1) if length % n == 0)
+    if cut >= _SHORT_ROW:
+      values = [x.reshape(*x.shape[:-1], length // cut, cut) for x in values]
   with jax.enable_x64(True):
     dtype = 'float32' if values[0].shape[-1] <= _LONG_ROW else 'float64'
     rows = jax.lax.reduce(

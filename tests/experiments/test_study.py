@@ -4,6 +4,7 @@ import collections
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -184,6 +185,27 @@ def test_a_strict_study_refuses_a_merge_that_is_not_the_one_in_memory(
   monkeypatch.setattr(grid.mk, 'sweep', wrong)
   with pytest.raises(RuntimeError, match=r"average at \['final_norm/scale'\]"):
     grid.subset_cells(size, ARM, subset, '')
+
+
+def test_what_is_not_done_yet_is_left_out_of_the_report(
+  undisturbed, tasks, tmp_path
+):
+  """With a second seed whose pretrained arm is merged and the other is not."""
+  root = tmp_path / 'copy'
+  shutil.copytree(undisturbed.folder.root, root)
+  (root / 'config.json').unlink()
+  study = study_in(root, tasks, seeds=(0, 1))
+  half = study.folder.cells(Arm('xs', 'pretrained', 1), '2.0')
+  half.parent.mkdir(parents=True)
+  half.write_text('of no interest')
+  said = study.report()
+  assert said.endswith('Not done yet, and in no figure: xs/1.')
+  assert (root / 'cells.jsonl').read_text() == (
+    undisturbed.folder.root / 'cells.jsonl'
+  ).read_text()
+  study.folder.cells(ARM, '2.0').unlink()
+  with pytest.raises(ValueError, match='nothing to report yet'):
+    study.report()
 
 
 def test_gates_that_fail_are_named(undisturbed):

@@ -1,0 +1,75 @@
+"""How kernels see a box: in a row, where its elements follow each other.
+
+Boxes of many shapes are then alike, and the same programs merge them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+from typing import NamedTuple
+
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from mergekit_jax.cutting import is_run, MOST_INDICES
+from mergekit_jax.plan import Box, Tensor
+from mergekit_jax.rule import needs_of
+from mergekit_jax.sharding import padded
+
+
+class View(NamedTuple):
+  """What a `Block` of a box has to say of its place.
+
+  Attributes:
+    shape: of its arrays.
+    spec: how these are spread over the mesh.
+    origin: where it begins, one integer scalar a dimension.
+    whole: shape of what it is cut from.
+    stacked: the axes over which layers are stacked.
+  """
+
+  shape: tuple[int, ...]
+  spec: PartitionSpec
+  origin: tuple[np.integer, ...]
+  whole: tuple[int, ...]
+  stacked: tuple[int, ...]
+
+
+def view(rules: Sequence[object], tensor: Tensor, box: Box) -> View:
+  """The view that kernels have of a box.
+
+  The stacked axes stay in front, and the elements of a layer slice become one
+  axis of no known length, if the rules look at single elements, each device
+  has a run of them, and 32 bits can number them.
+
+  Args:
+    rules: all that see the box.
+    tensor: that the box is cut from.
+    box: the box.
+  """
+  layers = len(tensor.stacked)
+  kept, whole = box.shape[layers:], tensor.shape[layers:]
+  spec = padded(box.spec, len(box.shape))
+  spread = [axis for axis in range(layers, len(spec)) if spec[axis]]
+  first = next((i for i, size in enumerate(kept) if size > 1), 0)
+  if (
+    not kept
+    or tensor.stacked != tuple(range(layers))
+    or any(needs_of(rule) != 'element' for rule in rules)
+    or math.prod(whole) > MOST_INDICES
+    or not is_run(kept, whole)
+    or spread not in ([], [layers + first])
+  ):
+    origin = tuple(np.int32(start) for start in box.origin)
+    return View(box.shape, box.spec, origin, tensor.shape, tensor.stacked)
+  start = 0
+  for position, size in zip(box.origin[layers:], whole, strict=True):
+    start = start * size + position
+  return View(
+    (*box.shape[:layers], math.prod(kept)),
+    PartitionSpec(*spec[:layers], spec[layers + first]),
+    (*(np.int32(start) for start in box.origin[:layers]), np.uint32(start)),
+    (*tensor.shape[:layers], MOST_INDICES),
+    tensor.stacked,
+  )

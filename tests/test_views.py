@@ -1,0 +1,109 @@
+"""What kernels see of a box: its elements in a row, where they are one run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mergekit_jax as mk
+from mergekit_jax.cutting import MOST_INDICES
+from mergekit_jax.plan import Box, Tensor
+from mergekit_jax.views import view
+
+
+class OfRows:
+  needs = 'row'
+
+
+ELEMENTWISE = [mk.ties(), mk.dare()]
+
+
+def tensor_of(shape, stacked=()):
+  dtype = jnp.dtype('bfloat16')
+  return Tensor(
+    path='leaf',
+    shape=shape,
+    sources=(dtype, dtype),
+    dtype=dtype,
+    stacked=stacked,
+    boxes=(),
+    whole_layers=False,
+    amplification=1.0,
+  )
+
+
+def box_of(origin, shape, *spec):
+  return Box(origin=origin, shape=shape, spec=jax.P(*spec))
+
+
+@pytest.mark.parametrize(
+  ('whole', 'stacked', 'origin', 'shape', 'spec'),
+  [
+    ((6,), (), (2,), (3,), ()),
+    ((6, 5), (), (0, 0), (6, 5), ('x',)),
+    ((6, 5), (), (2, 0), (4, 5), (('x', 'y'), None)),
+    ((6, 5), (), (3, 1), (1, 2), (None, 'x')),
+    ((4, 6, 5), (), (3, 2, 0), (1, 4, 5), (None, 'x')),
+    ((4, 6, 5), (0,), (1, 2, 0), (2, 4, 5), (None, 'x')),
+    ((4, 6, 5), (0,), (1, 0, 0), (2, 6, 5), ('x',)),
+    ((2, 3, 4, 5), (0, 1), (0, 1, 2, 0), (2, 2, 2, 5), ()),
+  ],
+)
+def test_the_elements_are_those_of_the_box_in_order(
+  whole, stacked, origin, shape, spec
+):
+  """Each with its number in the layer, which its random bits come from."""
+  seen = view(
+    ELEMENTWISE, tensor_of(whole, stacked), box_of(origin, shape, *spec)
+  )
+  layers = len(stacked)
+  assert len(seen.shape) == layers + 1
+  assert seen.shape[:layers] == shape[:layers]
+  assert seen.origin[:layers] == origin[:layers]
+  assert seen.whole == (*whole[:layers], MOST_INDICES)
+  numbers = np.arange(np.prod(whole[layers:])).reshape(whole[layers:])
+  index = tuple(
+    slice(start, start + size)
+    for start, size in zip(origin[layers:], shape[layers:], strict=True)
+  )
+  np.testing.assert_array_equal(
+    numbers[index].reshape(-1), seen.origin[-1] + np.arange(seen.shape[-1])
+  )
+  spread = [name for name in spec if name]
+  assert [name for name in seen.spec if name] == spread
+
+
+@pytest.mark.parametrize(
+  ('rules', 'whole', 'stacked', 'origin', 'shape', 'spec'),
+  [
+    (ELEMENTWISE, (6, 5), (), (0, 1), (6, 2), ()),
+    (ELEMENTWISE, (6, 5), (), (0, 0), (6, 5), (None, 'x')),
+    (ELEMENTWISE, (6, 4, 5), (1,), (0, 1, 0), (6, 2, 5), ()),
+    (ELEMENTWISE, (2**16, 2**16), (), (0, 0), (8, 2**16), ()),
+    (ELEMENTWISE, (), (), (), (), ()),
+    (ELEMENTWISE, (4,), (0,), (1,), (2,), ()),
+    ([mk.ties(), OfRows()], (6, 5), (), (0, 0), (6, 5), ()),
+  ],
+  ids=[
+    'columns',
+    'spread over columns',
+    'layers inside',
+    'more than 32 bits count',
+    'scalar',
+    'layers of scalars',
+    'a rule that needs rows',
+  ],
+)
+def test_other_boxes_are_seen_as_they_are(
+  rules, whole, stacked, origin, shape, spec
+):
+  seen = view(rules, tensor_of(whole, stacked), box_of(origin, shape, *spec))
+  assert seen == (shape, jax.P(*spec), origin, whole, stacked)
+
+
+def test_a_number_of_an_element_may_need_all_32_bits():
+  seen = view(
+    ELEMENTWISE, tensor_of((2**16, 2**16 - 1)), box_of((65000, 0), (8, 65535))
+  )
+  assert seen.origin == (65000 * 65535,)
+  assert seen.origin[0].dtype == np.uint32

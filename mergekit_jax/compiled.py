@@ -123,7 +123,8 @@ def _largest_boxes(
       if not any(all(map(operator.le, size, other)) for other, _ in chosen)
     ]
     for _, (rule, rounds, rules, tensor, box) in chosen:
-      yield rule, rounds, view(rules, tensor, box), tensor, box
+      seen = view(rules, tensor, box, plan.mesh)
+      yield rule, rounds, seen, tensor, box
 
 
 def _largest(

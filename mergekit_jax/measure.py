@@ -14,14 +14,8 @@ from mergekit_jax.kernels.sums import sums_in_passing
 from mergekit_jax.reported import Flags
 
 
-def measure(block: Block, merged: jax.Array, flags: Flags) -> dict[str, Any]:
-  """The sums that the report needs of a merged block: see `_sums`."""
-  sharding = block.experts[0].sharding
-  return measure_on(sharding)(sharding, block, merged, flags)
-
-
 def measure_on(sharding: NamedSharding) -> Any:
-  """`_sums`, compiled as befits the devices."""
+  """`_sums` of a merged block, jitted as befits the devices."""
   platforms = {device.platform for device in sharding.device_set}
   return _sums_on_cpu if platforms == {'cpu'} else _sums_elsewhere
 

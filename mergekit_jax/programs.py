@@ -6,10 +6,10 @@ programs of the next ones are traced, and compiled or loaded.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 import concurrent.futures
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,27 @@ from mergekit_jax.plan import Plan, Tensor, Unit
 from mergekit_jax.views import View, view
 
 
+class Programs(NamedTuple):
+  """What merges a box by one rule: compiled, for arrays of one kind.
+
+  Attributes:
+    partials: of each round; called with the rule, the box and the answers, as
+      `slices.partials` is.
+    merge: called in the same way, as `slices.merge` is.
+    measure: called with the box, its merge and the flags: `measure_on`.
+  """
+
+  partials: list[Callable[..., Any]]
+  merge: Callable[..., Any]
+  measure: Callable[..., Any]
+
+
 class Ahead:
-  """Compiles the programs of a plan in the order in which it needs them."""
+  """Compiles the programs of a plan in the order in which it needs them.
+
+  They are called as they are, not by way of `jax.jit`: what that finds again
+  depends on the contexts of a thread, such as a mesh that the caller has set.
+  """
 
   def __init__(
     self, plan: Plan, has_base: bool, report: bool, done: Container[int]
@@ -53,16 +72,15 @@ class Ahead:
   def __exit__(self, *error: Any) -> None:
     self._pool.shutdown(cancel_futures=True)
 
-  def wait(self, unit: Unit) -> None:
-    """Returns when what the unit needs is compiled."""
-    for key, *_ in self._needed(unit):
-      self._compiled[key].result()
+  def programs(self, unit: Unit) -> list[Programs]:
+    """Waits for what a unit needs, for each of its rules."""
+    return [self._compiled[key].result() for key, *_ in self._needed(unit)]
 
   def _needed(self, unit: Unit) -> Iterator[tuple[Any, Any, int, View]]:
     """What the programs of a unit depend on; its rules, rounds and view."""
     scope = self._plan.scopes[unit.scope]
     tensor, box = unit.tensor, unit.box
-    seen = view(scope.rules, tensor, box)
+    seen = view(scope.rules, tensor, box, self._plan.mesh)
     shapes = seen._replace(origin=())
     dtypes = (tensor.sources, tensor.dtype)
     for rule, rounds in zip(scope.rules, scope.rounds, strict=True):
@@ -71,9 +89,9 @@ class Ahead:
       yield key, rule, rounds, seen
 
 
-def _compile(*what: Any) -> None:
-  for _, lowered in steps(*what):
-    lowered.compile()
+def _compile(*what: Any) -> Programs:
+  *partials, merge, measure = [lowered.compile() for _, lowered in steps(*what)]
+  return Programs(partials, merge, measure)
 
 
 def steps(

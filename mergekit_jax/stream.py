@@ -16,11 +16,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import drive, slices
+from mergekit_jax import drive
 from mergekit_jax import plan as plans
 from mergekit_jax.block import Block
-from mergekit_jax.measure import measure
-from mergekit_jax.programs import Ahead
+from mergekit_jax.programs import Ahead, Programs
 from mergekit_jax.reading import Loading, Model, read_ahead
 from mergekit_jax.reported import Flags
 from mergekit_jax.rule import scope_of
@@ -84,11 +83,15 @@ def run(
     OSError: if a model cannot be read or the output not written.
   """
   try:
-    merging = [_Merging(sink, plan.mesh, report) for sink in sinks]
+    merging = [_Merging(sink, plan.mesh) for sink in sinks]
     with Ahead(plan, has_base, report, done) as ahead:
       for loading in read_ahead(plan, models, done):
-        ahead.wait(loading.unit)
-        _merge_unit(loading, plan, models, merging, has_base, allow_nonfinite)
+        programs = ahead.programs(loading.unit)
+        _merge_unit(
+          *(loading, plan, models, merging, programs),
+          has_base=has_base,
+          allow_nonfinite=allow_nonfinite,
+        )
         advanced(loading.unit)
     for sink in sinks:
       sink.finish()
@@ -103,6 +106,8 @@ def _merge_unit(
   plan: plans.Plan,
   models: Sequence[Model],
   merging: Sequence[_Merging],
+  programs: Sequence[Programs],
+  *,
   has_base: bool,
   allow_nonfinite: bool,
 ) -> None:
@@ -122,11 +127,11 @@ def _merge_unit(
   for i in wanting:
     sink = merging[i].sink
     own = dataclasses.replace(block, key=sink.keys[unit.tensor.path])
-    reached = merging[i].advance(scope.rules[i], scope.rounds[i], unit, own)
+    reached = merging[i].advance(scope.rules[i], programs[i], unit, own)
     if reached is None:
       continue
     merged, flags = reached
-    measured = measure(own, merged, flags)
+    measured = programs[i].measure(own, merged, flags)
     sums = jax.tree.map(
       lambda x: np.asarray(x).tolist(), _everywhere(measured, plan.mesh)
     )
@@ -138,28 +143,27 @@ def _merge_unit(
 class _Merging:
   """One merge under way: the totals of the open round, the answers so far."""
 
-  def __init__(self, sink: Sink, mesh: Mesh, report: bool):
+  def __init__(self, sink: Sink, mesh: Mesh):
     self.sink = sink
     self._mesh = mesh
-    self._report = report
     self._totals: Any = None
     self._answers: dict[Any, list[Any]] = collections.defaultdict(list)
 
   def advance(
-    self, rule: Any, rounds: int, unit: plans.Unit, block: Block
+    self, rule: Any, programs: Programs, unit: plans.Unit, block: Block
   ) -> tuple[jax.Array, Flags] | None:
     """Takes a rule one read further; gives merge and flags at the last one."""
     if plans.answered_at_once(rule, unit.tensor):
-      return self._run(rule, rounds, block) if unit.written else None
-    if unit.rounds_left > rounds:
+      return self._run(rule, programs, block) if unit.written else None
+    if unit.rounds_left > len(programs.partials):
       return None
     of_model = scope_of(rule) == 'model'
     known = self._answers[
       ('scope', unit.scope) if of_model else ('layers', unit.layers)
     ]
     if unit.written:
-      return self._merged(rule, block, known)
-    partials = slices.partials(block.experts[0].sharding, rule, block, known)
+      return programs.merge(rule, block, known)
+    partials = programs.partials[len(known)](rule, block, known)
     self._totals = self._added(self._totals, partials)
     if unit.ends_scope if of_model else unit.ends_layers:
       known.append(_answer(rule, block, self._totals, known))
@@ -167,20 +171,14 @@ class _Merging:
     return None
 
   def _run(
-    self, rule: Any, rounds: int, block: Block
+    self, rule: Any, programs: Programs, block: Block
   ) -> tuple[jax.Array, Flags]:
     """All rounds of a rule on a block that holds all its totals are about."""
     known: list[Any] = []
-    for _ in range(rounds):
-      partials = slices.partials(block.experts[0].sharding, rule, block, known)
-      known.append(_answer(rule, block, self._added(None, partials), known))
-    return self._merged(rule, block, known)
-
-  def _merged(
-    self, rule: Any, block: Block, known: Sequence[Any]
-  ) -> tuple[jax.Array, Flags]:
-    placed = block.experts[0].sharding
-    return slices.merge(placed, rule, block, known, self._report)
+    for partials_of in programs.partials:
+      totals = self._added(None, partials_of(rule, block, known))
+      known.append(_answer(rule, block, totals, known))
+    return programs.merge(rule, block, known)
 
   def _added(self, totals: Any, partials: Any) -> Any:
     """The totals so far with the partials of one more block, on the host."""
@@ -196,7 +194,7 @@ def _block(
 ) -> Block:
   """The unit as arrays on the mesh; the key is still to be put in."""
   unit = loading.unit
-  seen = view(rules, unit.tensor, unit.box)
+  seen = view(rules, unit.tensor, unit.box, mesh)
   placed = NamedSharding(mesh, seen.spec)
   arrays = [
     loading.array(model, placed, seen.shape)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
 from mergekit_jax.cutting import is_run, MOST_INDICES
 from mergekit_jax.plan import Box, Tensor
 from mergekit_jax.rule import needs_of
-from mergekit_jax.sharding import padded
+from mergekit_jax.sharding import padded, shards
 
 
 class View(NamedTuple):
@@ -36,7 +36,7 @@ class View(NamedTuple):
   stacked: tuple[int, ...]
 
 
-def view(rules: Sequence[object], tensor: Tensor, box: Box) -> View:
+def view(rules: Sequence[object], tensor: Tensor, box: Box, mesh: Mesh) -> View:
   """The view that kernels have of a box.
 
   The stacked axes stay in front, and the elements of a layer slice become one
@@ -47,11 +47,13 @@ def view(rules: Sequence[object], tensor: Tensor, box: Box) -> View:
     rules: all that see the box.
     tensor: that the box is cut from.
     box: the box.
+    mesh: over which it is spread.
   """
   layers = len(tensor.stacked)
   kept, whole = box.shape[layers:], tensor.shape[layers:]
   spec = padded(box.spec, len(box.shape))
-  spread = [axis for axis in range(layers, len(spec)) if spec[axis]]
+  counts = shards(box.spec, len(box.shape), mesh)
+  spread = [axis for axis in range(layers, len(spec)) if counts[axis] > 1]
   first = next((i for i, size in enumerate(kept) if size > 1), 0)
   if (
     not kept

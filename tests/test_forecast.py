@@ -1,7 +1,7 @@
 """What a plan says it costs, against figures worked out by hand."""
 
+import collections
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,6 @@ from mergekit_jax import (
   programs,
   reported,
   sharding,
-  slices,
-  stream,
-  views,
 )
 from mergekit_jax import measure as measuring
 from tests import checkpoints
@@ -212,39 +209,28 @@ class TestCompiled:
     base, experts = checkpoints.save_set(
       tmp_path, {'kernel': (1024, 512)}, experts=2
     )
-    plan = job.make_job([mk.ties()], experts, base).plan
-    (tensor,) = plan.scopes[0].tensors
-    (box,) = tensor.boxes
-    seen = views.view([mk.ties()], tensor, box)
-    lowered_steps = programs.steps(
-      mk.ties(), 2, seen, tensor, plan.mesh, has_base=True
-    )
-    expected = {lowered.as_text() for _, lowered in lowered_steps}
-    assert len(expected) == 4
-    ran = set()
+    lowered = collections.defaultdict(set)
 
-    def spy(function):
-      def run(*arguments, **options):
-        ran.add(function.lower(*arguments, **options).as_text())
-        return function(*arguments, **options)
+    def spy(module):
+      steps = module.steps
 
-      return run
+      def listed(*arguments, **options):
+        for name, step in steps(*arguments, **options):
+          lowered[module].add(step.as_text())
+          yield name, step
 
-    monkeypatch.setattr(
-      stream,
-      'slices',
-      types.SimpleNamespace(
-        partials=spy(slices.partials), merge=spy(slices.merge)
-      ),
-    )
-    measure_on = measuring.measure_on
-    monkeypatch.setattr(
-      measuring, 'measure_on', lambda placed: spy(measure_on(placed))
+      monkeypatch.setattr(module, 'steps', listed)
+
+    spy(compiled)
+    spy(programs)
+    compiled.compile_kernels(
+      job.make_job([mk.ties()], experts, base).plan, True
     )
     mk.merge_checkpoints(
       mk.ties(), experts=experts, base=base, output=tmp_path / 'out'
     )
-    assert ran == expected
+    assert lowered[compiled] == lowered[programs]
+    assert len(lowered[programs]) == 4
 
 
 @pytest.mark.parametrize(
@@ -269,7 +255,8 @@ def test_measure_gathers_nothing(axes, spec):
   )
   bits = jax.device_put(kept.astype('uint8'), placed)
   flags = reported.Flags([bits], jax.tree.structure({'density': 0}))
-  measured = measuring.measure(block, merged, flags)
+  program = measuring.measure_on(placed)
+  measured = program(placed, block, merged, flags)
   wide = arrays.astype('float64')
   # Float32 squares: each is rounded by at most 2**-24 of itself, its task
   # vector by as much again, twice; the sums of rows by 64 times that at most.
@@ -277,7 +264,6 @@ def test_measure_gathers_nothing(axes, spec):
   close(measured['merged'], np.sum((wide[3] - wide[0]) ** 2))
   close(measured['experts'], np.sum((wide[1:3] - wide[0]) ** 2, axis=(1, 2)))
   assert int(measured['flags']['density']) == kept.sum()
-  program = measuring.measure_on(placed)
   lowered = program.lower(placed, block, merged, flags)
   assert 'all-gather' not in (lowered.compile().as_text() or '')
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import programs
+from mergekit_jax import programs, sharding
 from tests import checkpoints
 
 # Five leaves with three numbers of elements; all but the last on all devices.
@@ -62,6 +62,27 @@ def test_each_is_compiled_once_and_ahead(tmp_path, compiled, method, rounds):
   if rounds:
     expected['partials', 'ahead'] = 3 * rounds
   assert compiled() == expected
+
+
+def test_a_mesh_that_the_caller_has_set_changes_nothing(tmp_path, compiled):
+  base, experts = checkpoints.save_set(tmp_path, SHAPES, 'bfloat16', experts=2)
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': 8})
+  columns = jax.P('data', 'fsdp')
+  with jax.set_mesh(mesh):
+    mk.merge_checkpoints(
+      mk.ties(scope='tensor'),
+      experts=experts,
+      base=base,
+      output=tmp_path / 'out',
+      mesh=mesh,
+      partition_rules={r'.*/(first|second|transposed|smaller)': columns},
+    )
+  # Columns on each device: a matrix and its transpose are not alike.
+  assert compiled() == {
+    ('partials', 'ahead'): 8,
+    ('merge', 'ahead'): 4,
+    ('_sums', 'ahead'): 4,
+  }
 
 
 def test_merges_that_differ_in_numbers_share_programs(tmp_path, compiled):

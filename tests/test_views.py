@@ -8,6 +8,7 @@ import pytest
 import mergekit_jax as mk
 from mergekit_jax.cutting import MOST_INDICES
 from mergekit_jax.plan import Box, Tensor
+from mergekit_jax.sharding import make_mesh
 from mergekit_jax.views import view
 
 
@@ -15,6 +16,7 @@ class OfRows:
   needs = 'row'
 
 
+MESH = make_mesh({'x': 2, 'y': 2, 'one': 1})
 ELEMENTWISE = [mk.ties(), mk.dare()]
 
 
@@ -42,6 +44,7 @@ def box_of(origin, shape, *spec):
     ((6,), (), (2,), (3,), ()),
     ((6, 5), (), (0, 0), (6, 5), ('x',)),
     ((6, 5), (), (2, 0), (4, 5), (('x', 'y'), None)),
+    ((6, 5), (), (2, 0), (4, 5), ('x', 'one')),
     ((6, 5), (), (3, 1), (1, 2), (None, 'x')),
     ((4, 6, 5), (), (3, 2, 0), (1, 4, 5), (None, 'x')),
     ((4, 6, 5), (0,), (1, 2, 0), (2, 4, 5), (None, 'x')),
@@ -53,9 +56,8 @@ def test_the_elements_are_those_of_the_box_in_order(
   whole, stacked, origin, shape, spec
 ):
   """Each with its number in the layer, which its random bits come from."""
-  seen = view(
-    ELEMENTWISE, tensor_of(whole, stacked), box_of(origin, shape, *spec)
-  )
+  box = box_of(origin, shape, *spec)
+  seen = view(ELEMENTWISE, tensor_of(whole, stacked), box, MESH)
   layers = len(stacked)
   assert len(seen.shape) == layers + 1
   assert seen.shape[:layers] == shape[:layers]
@@ -69,7 +71,7 @@ def test_the_elements_are_those_of_the_box_in_order(
   np.testing.assert_array_equal(
     numbers[index].reshape(-1), seen.origin[-1] + np.arange(seen.shape[-1])
   )
-  spread = [name for name in spec if name]
+  spread = [name for name in spec if name not in (None, 'one')]
   assert [name for name in seen.spec if name] == spread
 
 
@@ -97,13 +99,18 @@ def test_the_elements_are_those_of_the_box_in_order(
 def test_other_boxes_are_seen_as_they_are(
   rules, whole, stacked, origin, shape, spec
 ):
-  seen = view(rules, tensor_of(whole, stacked), box_of(origin, shape, *spec))
+  seen = view(
+    rules, tensor_of(whole, stacked), box_of(origin, shape, *spec), MESH
+  )
   assert seen == (shape, jax.P(*spec), origin, whole, stacked)
 
 
 def test_a_number_of_an_element_may_need_all_32_bits():
   seen = view(
-    ELEMENTWISE, tensor_of((2**16, 2**16 - 1)), box_of((65000, 0), (8, 65535))
+    ELEMENTWISE,
+    tensor_of((2**16, 2**16 - 1)),
+    box_of((65000, 0), (8, 65535)),
+    MESH,
   )
   assert seen.origin == (65000 * 65535,)
   assert seen.origin[0].dtype == np.uint32

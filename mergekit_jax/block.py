@@ -25,7 +25,8 @@ class Block:
     experts: the experts' values, each `[*shape]`.
     key: uint32 `[2]`, the random key of the leaf, or None.
     origin: where the box begins, one integer scalar a dimension.
-    whole: shape of the tensor that the box is cut from.
+    whole: shape of the tensor that the box is cut from, or of any in which its
+      elements have the same indices.
     stacked: the axes over which layers are stacked, ascending.
     dtype: what the result is rounded to, once.
     sources: the dtypes of base and experts where the arrays hold their bits

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
 import concurrent.futures
+import contextlib
 import functools
+import threading
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+import numpy as np
 
 from mergekit_jax import drive, slices
 from mergekit_jax.block import bits_dtype, Block
@@ -37,61 +40,68 @@ class Programs(NamedTuple):
   measure: Callable[..., Any]
 
 
-class Ahead:
+@contextlib.contextmanager
+def ahead(
+  plan: Plan, has_base: bool, report: bool, done: Container[int]
+) -> Iterator[Callable[[Unit], list[Programs]]]:
   """Compiles the programs of a plan in the order in which it needs them.
 
   They are called as they are, not by way of `jax.jit`: what that finds again
   depends on the contexts of a thread, such as a mesh that the caller has set.
+
+  Args:
+    plan: the plan.
+    has_base: whether the first source of each leaf is the base.
+    report: whether the merges report.
+    done: numbers of units that are not merged again.
+
+  Yields:
+    A function that waits for the programs of a unit, one of each rule.
   """
+  has_64_bits = jax.config.jax_enable_x64
+  stopped = threading.Event()
 
-  def __init__(
-    self, plan: Plan, has_base: bool, report: bool, done: Container[int]
-  ):
-    """Starts to compile, in threads of its own.
+  def compiled(rule: Any, rounds: int, seen: View, tensor: Tensor) -> Programs:
+    programs = []
+    # As in the thread that calls them.
+    with jax.enable_x64(has_64_bits):
+      for _, lowered in steps(
+        rule, rounds, seen, tensor, plan.mesh, has_base, report
+      ):
+        programs.append(lowered.compile())
+        if stopped.is_set():
+          raise concurrent.futures.CancelledError
+    *partials, merge, measure = programs
+    return Programs(partials, merge, measure)
 
-    Args:
-      plan: the plan.
-      has_base: whether the first source of each leaf is the base.
-      report: whether the merges report.
-      done: numbers of units that are not merged again.
-    """
-    self._plan = plan
-    self._pool = concurrent.futures.ThreadPoolExecutor(2)
-    self._compiled: dict[Any, concurrent.futures.Future] = {}
+  pool = concurrent.futures.ThreadPoolExecutor(2)
+  compiling: dict[Any, concurrent.futures.Future] = {}
+  of_boxes: dict[Any, list[concurrent.futures.Future]] = {}
+
+  def of_unit(unit: Unit) -> list[concurrent.futures.Future]:
+    scope, tensor, box = plan.scopes[unit.scope], unit.tensor, unit.box
+    stored = (tensor.shape, tensor.stacked, tensor.sources, tensor.dtype)
+    # A look at the rules takes longer than it may for each of 100,000 boxes.
+    like = (*map(id, scope.rules), stored, box.shape, box.spec)
+    if like not in of_boxes:
+      seen = view(scope.rules, tensor, box, plan.mesh)
+      futures = of_boxes[like] = []
+      for rule, rounds in zip(scope.rules, scope.rounds, strict=True):
+        numbers = tuple(map(jax.typeof, jax.tree.leaves(rule)))
+        key = (jax.tree.structure(rule), numbers, rounds, stored[2:])
+        key += (seen._replace(origin=()),)
+        if key not in compiling:
+          compiling[key] = pool.submit(compiled, rule, rounds, seen, tensor)
+        futures.append(compiling[key])
+    return of_boxes[like]
+
+  try:
     for unit in plan.units(done):
-      for key, *what in self._needed(unit):
-        if key not in self._compiled:
-          self._compiled[key] = self._pool.submit(
-            _compile,
-            *(*what, unit.tensor, plan.mesh, has_base, report),
-          )
-
-  def __enter__(self) -> Ahead:
-    return self
-
-  def __exit__(self, *error: Any) -> None:
-    self._pool.shutdown(cancel_futures=True)
-
-  def programs(self, unit: Unit) -> list[Programs]:
-    """Waits for what a unit needs, for each of its rules."""
-    return [self._compiled[key].result() for key, *_ in self._needed(unit)]
-
-  def _needed(self, unit: Unit) -> Iterator[tuple[Any, Any, int, View]]:
-    """What the programs of a unit depend on; its rules, rounds and view."""
-    scope = self._plan.scopes[unit.scope]
-    tensor, box = unit.tensor, unit.box
-    seen = view(scope.rules, tensor, box, self._plan.mesh)
-    shapes = seen._replace(origin=())
-    dtypes = (tensor.sources, tensor.dtype)
-    for rule, rounds in zip(scope.rules, scope.rounds, strict=True):
-      numbers = tuple(map(jax.typeof, jax.tree.leaves(rule)))
-      key = (jax.tree.structure(rule), numbers, shapes, dtypes)
-      yield key, rule, rounds, seen
-
-
-def _compile(*what: Any) -> Programs:
-  *partials, merge, measure = [lowered.compile() for _, lowered in steps(*what)]
-  return Programs(partials, merge, measure)
+      of_unit(unit)
+    yield lambda unit: [future.result() for future in of_unit(unit)]
+  finally:
+    stopped.set()
+    pool.shutdown(cancel_futures=True)
 
 
 def steps(
@@ -106,9 +116,9 @@ def steps(
   """What the stream compiles to merge a box: names, and lowered functions."""
   placed = NamedSharding(mesh, seen.spec)
   spread = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+  held = [jax.dtypes.canonicalize_dtype(bits_dtype(d)) for d in tensor.sources]
   arrays = [
-    jax.ShapeDtypeStruct(seen.shape, bits_dtype(dtype), sharding=placed)
-    for dtype in tensor.sources
+    jax.ShapeDtypeStruct(seen.shape, dtype, sharding=placed) for dtype in held
   ]
   block = Block(
     base=arrays[0] if has_base else None,
@@ -119,6 +129,7 @@ def steps(
     stacked=seen.stacked,
     dtype=tensor.dtype,
     sources=tensor.sources,
+    layer=np.int32(0),
   )
   answers = []
   for number in range(rounds):
@@ -135,8 +146,11 @@ def steps(
       )
   lowered = slices.merge.lower(placed, rule, block, answers, report)
   yield 'merge', lowered
-  merged, flags = jax.tree.map(spread, _specs(lowered))
-  yield 'measure', measure_on(placed).lower(placed, block, merged, flags)
+  # A merge may have 64 bits where its sources were narrowed.
+  with jax.enable_x64(jax.config.jax_enable_x64 or tensor.dtype.itemsize == 8):
+    merged, flags = jax.tree.map(spread, _specs(lowered))
+    lowered = measure_on(placed).lower(placed, block, merged, flags)
+  yield 'measure', lowered
 
 
 def _specs(lowered: Any) -> Any:

@@ -117,7 +117,8 @@ def merge(
     return as_bits(merged), pack(reported)
 
   if not _may_be_cut(method, block):
-    return merged_of(block, answers)
+    # Which XLA would choose: who takes it goes by where it lies.
+    return jax.lax.with_sharding_constraint(merged_of(block, answers), sharding)
   most = _most_elements(sharding)
 
   def of_part(

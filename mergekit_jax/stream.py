@@ -19,7 +19,7 @@ import numpy as np
 from mergekit_jax import drive
 from mergekit_jax import plan as plans
 from mergekit_jax.block import Block
-from mergekit_jax.programs import Ahead, Programs
+from mergekit_jax.programs import ahead, Programs
 from mergekit_jax.reading import Loading, Model, read_ahead
 from mergekit_jax.reported import Flags
 from mergekit_jax.rule import scope_of
@@ -84,9 +84,9 @@ def run(
   """
   try:
     merging = [_Merging(sink, plan.mesh) for sink in sinks]
-    with Ahead(plan, has_base, report, done) as ahead:
+    with ahead(plan, has_base, report, done) as programs_of:
       for loading in read_ahead(plan, models, done):
-        programs = ahead.programs(loading.unit)
+        programs = programs_of(loading.unit)
         _merge_unit(
           *(loading, plan, models, merging, programs),
           has_base=has_base,
@@ -209,6 +209,7 @@ def _block(
     stacked=seen.stacked,
     dtype=unit.tensor.dtype,
     sources=unit.tensor.sources,
+    layer=np.int32(0),
   )
 
 

@@ -1,6 +1,7 @@
 """How kernels see a box: in a row, where its elements follow each other.
 
-Boxes of many shapes are then alike, and the same programs merge them all.
+Boxes of many shapes are then alike, and the same programs merge them all. A row
+has the rank of the tensor, which a rule may look at.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from mergekit_jax.plan import Box, Tensor
 from mergekit_jax.rule import needs_of
 from mergekit_jax.sharding import padded, shards
 
+# Where a device's part of a row begins a slice is counted in int32.
+_INT32_LIMIT = 2**31
+
 
 class View(NamedTuple):
   """What a `Block` of a box has to say of its place.
@@ -25,7 +29,7 @@ class View(NamedTuple):
     shape: of its arrays.
     spec: how these are spread over the mesh.
     origin: where it begins, one integer scalar a dimension.
-    whole: shape of what it is cut from.
+    whole: shape of what it is cut from; a row, of one that is long enough.
     stacked: the axes over which layers are stacked.
   """
 
@@ -39,9 +43,9 @@ class View(NamedTuple):
 def view(rules: Sequence[object], tensor: Tensor, box: Box, mesh: Mesh) -> View:
   """The view that kernels have of a box.
 
-  The stacked axes stay in front, and the elements of a layer slice become one
-  axis of no known length, if the rules look at single elements, each device
-  has a run of them, and 32 bits can number them.
+  The stacked axes stay in front, and the elements of a layer slice lie along
+  the last axis, if the rules look at single elements, each device has a run of
+  them, and 32 bits can number them.
 
   Args:
     rules: all that see the box.
@@ -62,16 +66,22 @@ def view(rules: Sequence[object], tensor: Tensor, box: Box, mesh: Mesh) -> View:
     or math.prod(whole) > MOST_INDICES
     or not is_run(kept, whole)
     or spread not in ([], [layers + first])
+    or math.prod(kept) // math.prod(counts[layers:]) >= _INT32_LIMIT
   ):
     origin = tuple(np.int32(start) for start in box.origin)
     return View(box.shape, box.spec, origin, tensor.shape, tensor.stacked)
   start = 0
   for position, size in zip(box.origin[layers:], whole, strict=True):
     start = start * size + position
+  ones = (1,) * (len(kept) - 1)
   return View(
-    (*box.shape[:layers], math.prod(kept)),
-    PartitionSpec(*spec[:layers], spec[layers + first]),
-    (*(np.int32(start) for start in box.origin[:layers]), np.uint32(start)),
-    (*tensor.shape[:layers], MOST_INDICES),
+    (*box.shape[:layers], *ones, math.prod(kept)),
+    PartitionSpec(*spec[:layers], *(None for _ in ones), spec[layers + first]),
+    (
+      *(np.int32(start) for start in box.origin[:layers]),
+      *(np.int32(0) for _ in ones),
+      np.uint32(start),
+    ),
+    (*tensor.shape[:layers], *ones, MOST_INDICES),
     tensor.stacked,
   )

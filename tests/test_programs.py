@@ -12,7 +12,7 @@ import mergekit_jax as mk
 from mergekit_jax import programs, sharding
 from tests import checkpoints
 
-# Five leaves with three numbers of elements; all but the last on all devices.
+# Two leaves are alike and one is their transpose; the last is not spread.
 SHAPES = {
   'first': (1024, 264),
   'second': (1024, 264),
@@ -62,6 +62,20 @@ def test_each_is_compiled_once_and_ahead(tmp_path, compiled, method, rounds):
   if rounds:
     expected['partials', 'ahead'] = 3 * rounds
   assert compiled() == expected
+
+
+def test_in_a_context_of_64_bits(tmp_path, compiled):
+  """Which is of the caller's thread alone."""
+  base, experts = checkpoints.save_set(tmp_path, SHAPES, experts=2)
+  with jax.enable_x64(True):
+    mk.merge_checkpoints(
+      mk.ties(), experts=experts, base=base, output=tmp_path / 'out'
+    )
+  assert compiled() == {
+    ('partials', 'ahead'): 6,
+    ('merge', 'ahead'): 3,
+    ('_sums', 'ahead'): 3,
+  }
 
 
 def test_a_mesh_that_the_caller_has_set_changes_nothing(tmp_path, compiled):

@@ -10,10 +10,26 @@ from mergekit_jax.cutting import MOST_INDICES
 from mergekit_jax.plan import Box, Tensor
 from mergekit_jax.sharding import make_mesh
 from mergekit_jax.views import view
+from tests import checkpoints
 
 
-class OfRows:
+@mk.rule
+class LeavesVectors:
+  """Looks at the rank of what it stands on."""
+
+  def __call__(self, t: mk.Place):
+    return t.base if t.base.ndim == 1 else t.experts[0]
+
+
+@mk.rule
+class SortsRows:
+  """Needs whole rows, and says something that depends on no model."""
+
   needs = 'row'
+
+  def __call__(self, t: mk.Place):
+    yield mk.Report(sorted=jnp.ones(t.experts[0].shape, bool))
+    return jnp.sort(t.experts[0], axis=-1)
 
 
 MESH = make_mesh({'x': 2, 'y': 2, 'one': 1})
@@ -59,10 +75,10 @@ def test_the_elements_are_those_of_the_box_in_order(
   box = box_of(origin, shape, *spec)
   seen = view(ELEMENTWISE, tensor_of(whole, stacked), box, MESH)
   layers = len(stacked)
-  assert len(seen.shape) == layers + 1
-  assert seen.shape[:layers] == shape[:layers]
-  assert seen.origin[:layers] == origin[:layers]
-  assert seen.whole == (*whole[:layers], MOST_INDICES)
+  ones = (1,) * (len(shape) - layers - 1)
+  assert seen.shape[:-1] == (*shape[:layers], *ones)
+  assert seen.origin[:-1] == (*origin[:layers], *(0 for _ in ones))
+  assert seen.whole == (*whole[:layers], *ones, MOST_INDICES)
   numbers = np.arange(np.prod(whole[layers:])).reshape(whole[layers:])
   index = tuple(
     slice(start, start + size)
@@ -82,15 +98,17 @@ def test_the_elements_are_those_of_the_box_in_order(
     (ELEMENTWISE, (6, 5), (), (0, 0), (6, 5), (None, 'x')),
     (ELEMENTWISE, (6, 4, 5), (1,), (0, 1, 0), (6, 2, 5), ()),
     (ELEMENTWISE, (2**16, 2**16), (), (0, 0), (8, 2**16), ()),
+    (ELEMENTWISE, (2**16, 2**15), (), (0, 0), (2**16, 2**15), ('one',)),
     (ELEMENTWISE, (), (), (), (), ()),
     (ELEMENTWISE, (4,), (0,), (1,), (2,), ()),
-    ([mk.ties(), OfRows()], (6, 5), (), (0, 0), (6, 5), ()),
+    ([mk.ties(), SortsRows()], (6, 5), (), (0, 0), (6, 5), ()),
   ],
   ids=[
     'columns',
     'spread over columns',
     'layers inside',
     'more than 32 bits count',
+    'more than 31 bits count on a device',
     'scalar',
     'layers of scalars',
     'a rule that needs rows',
@@ -112,5 +130,37 @@ def test_a_number_of_an_element_may_need_all_32_bits():
     box_of((65000, 0), (8, 65535)),
     MESH,
   )
-  assert seen.origin == (65000 * 65535,)
-  assert seen.origin[0].dtype == np.uint32
+  assert seen.origin == (0, 65000 * 65535)
+  assert seen.origin[-1].dtype == np.uint32
+
+
+def merged_from_disk(tmp_path, rule, shapes, **options):
+  """What a rule makes of checkpoints: of base, expert and merge, leaves."""
+  base, experts = checkpoints.save_set(tmp_path, shapes, experts=1)
+  output = tmp_path / 'out'
+  mk.merge_checkpoints(
+    rule, experts=experts, base=base, output=output, **options
+  )
+  return [checkpoints.load(path) for path in (base, *experts, output)]
+
+
+def test_a_rule_sees_the_rank_of_a_tensor(tmp_path):
+  shapes = {'matrix': (64, 48), 'vector': (48,)}
+  base, expert, merged = merged_from_disk(tmp_path, LeavesVectors(), shapes)
+  same = np.testing.assert_array_equal
+  same(merged['params/matrix'], expert['params/matrix'])
+  same(merged['params/vector'], base['params/vector'])
+
+
+@pytest.mark.parametrize('spec', [('fsdp', None), (None, 'fsdp')])
+def test_a_rule_that_needs_rows_gets_them(tmp_path, spec):
+  """On a mesh, whatever XLA would make of what it returns."""
+  _, expert, merged = merged_from_disk(
+    tmp_path,
+    SortsRows(),
+    {'matrix': (64, 48)},
+    mesh=make_mesh({'fsdp': 8}),
+    partition_rules={'.*/matrix': jax.P(*spec)},
+  )
+  expected = np.sort(expert['params/matrix'], axis=-1)
+  np.testing.assert_array_equal(merged['params/matrix'], expected)

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from mergekit_jax import drive
 from mergekit_jax.block import Block
 from mergekit_jax.plan import READ_AHEAD, WRITE_BEHIND
-from mergekit_jax.rule import needs_of
-from mergekit_jax.slices import ELEMENTS
+from mergekit_jax.rule import scope_of
+from mergekit_jax.slices import cut_up, ELEMENTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Costs:
     if rules:
       # Each expert reports one flag, and the consensus two.
       written += -(-(len(leaf.sources) + 2) // 8)
-      cut = all(needs_of(rule) == 'element' for rule in rules)
+      cut = all(map(cut_up, rules))
       most = ELEMENTS * self.local_devices if cut else computed
       at_once = min(computed, most) * 4 * (len(leaf.sources) + 1)
     return (
@@ -141,6 +141,14 @@ class Costs:
   def partial_bytes(
     self, rules: Sequence[Any], leaf: Leaf, shape: Sequence[int]
   ) -> int:
-    """The partial sums of the layer slices of a box, in bytes."""
+    """The partial sums of a box, in bytes.
+
+    Those of all layer slices, but where slices are merged one after another and
+    the totals are about all of them.
+    """
     layers = math.prod(shape[axis] for axis in leaf.stacked)
-    return layers * sum(self._asked(rule, leaf)[1] for rule in rules)
+    return sum(
+      self._asked(rule, leaf)[1]
+      * (1 if scope_of(rule) == 'model' and cut_up(rule) else layers)
+      for rule in rules
+    )

@@ -110,11 +110,13 @@ class Scope:
     )
 
   def layers(self) -> Iterator[list[tuple[Tensor, Box]]]:
-    """The boxes of each tensor, those that hold the same layers together."""
+    """The boxes of each tensor, by layers if these have totals of their own."""
+    apart = any(scope_of(rule) == 'tensor' for rule in self.rules)
     for tensor in self.tensors:
       layers = collections.defaultdict(list)
       for box in tensor.boxes:
-        held = [(box.origin[i], box.shape[i]) for i in tensor.stacked]
+        axes = tensor.stacked if apart else ()
+        held = [(box.origin[i], box.shape[i]) for i in axes]
         layers[tuple(held)].append((tensor, box))
       yield from layers.values()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 import math
+import operator
 from typing import Any
 
 from jax.sharding import Mesh, PartitionSpec
@@ -20,7 +21,8 @@ from mergekit_jax.rule import needs_of, scope_of
 _SMALLEST_PART = 64 * 2**10
 # Bytes of one model on one host, unless a layer is larger and read once.
 _LARGEST_BOX = 32 * 2**20
-# Bytes of the partial sums of all layers of a box, unless one has more.
+# Bytes of the partial sums of a box, unless one layer has more, or what is
+# decoded at once holds many layers.
 _MOST_PARTIALS = 8 * 2**20
 # Bytes of one model on one host that are worth a read of their own.
 _SMALLEST_COLUMN = 4 * 2**20
@@ -98,7 +100,7 @@ def _cut(
   spec = _undivided(spec, leaf, rules, costs.mesh)
   shards = sharding.shards(spec, len(leaf.shape), costs.mesh)
   extents = _extents(rules, leaf, shards, costs)
-  boxes = tuple(
+  boxes = [
     Box(
       tuple(start for start, _, _ in segments),
       tuple(size for _, size, _ in segments),
@@ -114,7 +116,11 @@ def _cut(
     for segments in itertools.product(
       *map(_segments, leaf.shape, extents, shards)
     )
-  )
+  ]
+  if leaf.chunk:
+    # The boxes of what is decoded at once follow each other.
+    chunk = [max(1, size) for size in leaf.chunk]
+    boxes.sort(key=lambda box: [*map(operator.floordiv, box.origin, chunk)])
   whole_layers = all(
     size == leaf.shape[axis]
     for box in boxes
@@ -127,7 +133,7 @@ def _cut(
     leaf.sources,
     leaf.dtype,
     leaf.stacked,
-    boxes,
+    tuple(boxes),
     whole_layers,
     _amplification(leaf, extents),
   )
@@ -159,6 +165,38 @@ def _undivided(
 def _extents(
   rules: Sequence[Any], leaf: Leaf, shards: Sequence[int], costs: Costs
 ) -> list[int]:
+  """The shape of the boxes of a leaf.
+
+  A rule whose totals are about a layer reads once what holds whole layers. If
+  these lie in many compressed pieces, more reads may decode less.
+  """
+  asking = [rule for rule in rules if costs.rounds(rule, leaf)]
+  saves_reads = bool(asking) and all(
+    scope_of(rule) == 'tensor' for rule in asking
+  )
+  extents = _largest(rules, leaf, shards, costs, saves_reads)
+  if saves_reads and leaf.chunk:
+    pieces = _largest(rules, leaf, shards, costs, saves_reads=False)
+    reads = 1 + max(costs.rounds(rule, leaf) for rule in asking)
+    if reads * _amplification(leaf, pieces) < _amplification(leaf, extents):
+      extents = pieces
+  costs.most = max(
+    costs.most,
+    (
+      costs.of(rules, leaf, extents, math.prod(shards)),
+      f'{leaf.path} {leaf.shape}',
+    ),
+  )
+  return extents
+
+
+def _largest(
+  rules: Sequence[Any],
+  leaf: Leaf,
+  shards: Sequence[int],
+  costs: Costs,
+  saves_reads: bool,
+) -> list[int]:
   """The shape of the largest boxes of a leaf that fit the budget.
 
   Boxes are as wide as what lies in one piece, if that is narrower than the
@@ -167,8 +205,6 @@ def _extents(
   """
   unstacked = [i for i in range(len(leaf.shape)) if i not in leaf.stacked]
   cuttable = _cuttable(leaf, rules)
-  asking = [rule for rule in rules if costs.rounds(rule, leaf)]
-  saves_reads = asking and all(scope_of(rule) == 'tensor' for rule in asking)
   extents = list(leaf.shape)
   spread = math.prod(shards)
   if not saves_reads:
@@ -186,7 +222,7 @@ def _extents(
   def fits(axis: int) -> bool:
     if costs.of(rules, leaf, extents, spread) > costs.budget:
       return False
-    if axis in leaf.stacked:
+    if axis in leaf.stacked and not leaf.chunk:
       if costs.partial_bytes(rules, leaf, extents) > _MOST_PARTIALS:
         return False
     if saves_reads and axis not in leaf.stacked:
@@ -199,10 +235,6 @@ def _extents(
       if axis not in leaf.stacked and math.prod(extents) <= smallest:
         break
       extents[axis] = _half(extents[axis], shards[axis], leaf, axis)
-  costs.most = max(
-    costs.most,
-    (costs.of(rules, leaf, extents, spread), f'{leaf.path} {leaf.shape}'),
-  )
   return extents
 
 

@@ -58,7 +58,7 @@ def ahead(
   Yields:
     A function that waits for the programs of a unit, one of each rule.
   """
-  has_64_bits = jax.config.jax_enable_x64
+  has_64_bits = jax.config.x64_enabled
   stopped = threading.Event()
 
   def compiled(rule: Any, rounds: int, seen: View, tensor: Tensor) -> Programs:
@@ -147,7 +147,7 @@ def steps(
   lowered = slices.merge.lower(placed, rule, block, answers, report)
   yield 'merge', lowered
   # A merge may have 64 bits where its sources were narrowed.
-  with jax.enable_x64(jax.config.jax_enable_x64 or tensor.dtype.itemsize == 8):
+  with jax.enable_x64(jax.config.x64_enabled or tensor.dtype.itemsize == 8):
     merged, flags = jax.tree.map(spread, _specs(lowered))
     lowered = measure_on(placed).lower(placed, block, merged, flags)
   yield 'measure', lowered

@@ -63,7 +63,9 @@ def partials(
   most = _most_elements(sharding)
 
   def of_part(part: Block, answers: Sequence[PyTree]) -> list[PyTree]:
-    def of_layer(number: jax.Array) -> list[PyTree]:
+    def of_layer(
+      number: Any, before: list[PyTree] | None = None
+    ) -> list[PyTree]:
       own = _answers_of(method, part, answers, number)
 
       def add(start, shape, piece: Block, sums: list[PyTree]) -> list[PyTree]:
@@ -75,16 +77,18 @@ def partials(
       like = jax.eval_shape(
         drive.on_layers, method, first_slice(part, most), own
       )[0]
-      zeros = _nothing(like, math.prod(block.shape))
-      return over_slices(part, number, most, add, zeros)
+      if before is None:
+        before = _nothing(like, math.prod(block.shape))
+      return over_slices(part, number, most, add, before)
 
     stacked = [part.shape[axis] for axis in part.stacked]
-    sums = jax.lax.map(of_layer, jnp.arange(math.prod(stacked)))
+    layers = math.prod(stacked)
+    if scope_of(method) == 'model':
+      sums = jax.lax.fori_loop(1, layers, of_layer, of_layer(0))
+    else:
+      sums = jax.lax.map(of_layer, jnp.arange(layers))
+      sums = jax.tree.map(lambda x: x.reshape(*stacked, *x.shape[1:]), sums)
     with jax.enable_x64(True):
-      if scope_of(method) == 'model':
-        sums = jax.tree.map(lambda x: jnp.sum(x, 0, x.dtype), sums)
-      else:
-        sums = jax.tree.map(lambda x: x.reshape(*stacked, *x.shape[1:]), sums)
       return jax.lax.psum(sums, added) if added else sums
 
   split = _on_parts(of_part, sharding, method, block, PartitionSpec(*apart))
@@ -146,8 +150,13 @@ def merge(
   return split(block, _narrowed(answers))
 
 
+def cut_up(method: Any) -> bool:
+  """Whether a rule is merged slice by slice, of boxes that are not empty."""
+  return needs_of(method) == 'element'
+
+
 def _may_be_cut(method: Any, block: Block) -> bool:
-  return needs_of(method) == 'element' and 0 not in block.shape
+  return cut_up(method) and 0 not in block.shape
 
 
 def _most_elements(sharding: NamedSharding) -> int:

@@ -191,7 +191,7 @@ class TestCompiled:
       for path, shape in [('large', (2, 512, 512)), ('many', (16, 8, 64))]
     ]
     plan = planner.make_plan(
-      [((mk.ties(),), leaves)],
+      [((mk.ties(scope='tensor'),), leaves)],
       sharding.make_mesh({'fsdp': 8}),
       2**32,
       True,
@@ -202,6 +202,27 @@ class TestCompiled:
     # A histogram of 2**16 counts in 4 bytes for each layer.
     many = [k for k in kernels if (k.path, k.step) == ('many', 'round 1')]
     assert many[0].device_bytes > 16 * 2**16 * 4
+
+  def test_totals_of_a_model_are_the_same_for_any_number_of_layers(self):
+    """They are added up layer by layer, in one histogram an expert."""
+
+    def bytes_of(layers):
+      stack = costs.Leaf(
+        'stack', (layers, 8, 64), (FLOAT32,) * 3, FLOAT32, stacked=(0,)
+      )
+      plan = planner.make_plan(
+        [((mk.ties(),), [stack])],
+        sharding.make_mesh({'fsdp': 8}),
+        2**32,
+        True,
+        {'.*': jax.P(None, None, 'fsdp')},
+      )
+      (first, *_) = compiled.compile_kernels(plan, has_base=True)
+      assert first.step == 'round 1'
+      return first.device_bytes
+
+    parts = 3 * 15 * 8 * 8 * 4
+    assert abs(bytes_of(16) - bytes_of(1) - parts) < 10_000
 
   def test_is_what_the_stream_runs(self, tmp_path, monkeypatch):
     """The same programs, text for text."""

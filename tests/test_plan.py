@@ -260,6 +260,35 @@ class TestCompressedChunks:
     (tensor,) = plan_of(mk.average(), [plain], 'one', 2**22).scopes[0].tensors
     assert tensor.amplification == 1
 
+  @pytest.mark.parametrize('scope', ['model', 'tensor'])
+  def test_a_stack_is_decoded_once_a_read(self, scope):
+    """The save-time shards of a stack hold columns of all its layers.
+
+    Whole layers would be read once, but each box of them decodes all shards.
+    """
+    shard = (128, 512, 128)
+    stack = leaf('a', (128, 512, 1024), stacked=(0,), chunk=shard, stored=shard)
+    (planned,) = plan_of(mk.ties(scope=scope), [stack], 'one').scopes
+    (tensor,) = planned.tensors
+    assert [box.shape for box in tensor.boxes] == [shard] * 8
+    assert (planned.reads(tensor), tensor.amplification) == (3, 1)
+
+  def test_whole_layers_are_read_once_where_that_decodes_less(self):
+    layer = (1, 512, 1024)
+    rows = leaf('a', (32, 512, 1024), stacked=(0,), chunk=layer, stored=layer)
+    (planned,) = plan_of(mk.ties(scope='tensor'), [rows], 'one').scopes
+    (tensor,) = planned.tensors
+    assert {box.shape for box in tensor.boxes} == {(16, 512, 1024)}
+    assert (planned.reads(tensor), tensor.amplification) == (1, 1)
+
+  def test_boxes_of_a_chunk_follow_each_other(self):
+    """So that what is decoded for the first of them serves the others."""
+    shard = (64, 512, 512)
+    stack = leaf('a', (64, 512, 1024), stacked=(0,), chunk=shard, stored=shard)
+    plan = plan_of(mk.ties(), [stack], 'one')
+    columns = [unit.box.origin[2] // 512 for unit in plan.units()]
+    assert columns == [0, 0, 1, 1] * 3
+
   def test_is_printed(self, tmp_path):
     paths = {}
     for compress in (False, True):

@@ -58,7 +58,7 @@ def ahead(
   Yields:
     A function that waits for the programs of a unit, one of each rule.
   """
-  has_64_bits = jax.config.x64_enabled
+  has_64_bits = _has_64_bits()
   stopped = threading.Event()
 
   def compiled(rule: Any, rounds: int, seen: View, tensor: Tensor) -> Programs:
@@ -147,10 +147,15 @@ def steps(
   lowered = slices.merge.lower(placed, rule, block, answers, report)
   yield 'merge', lowered
   # A merge may have 64 bits where its sources were narrowed.
-  with jax.enable_x64(jax.config.x64_enabled or tensor.dtype.itemsize == 8):
+  with jax.enable_x64(_has_64_bits() or tensor.dtype.itemsize == 8):
     merged, flags = jax.tree.map(spread, _specs(lowered))
     lowered = measure_on(placed).lower(placed, block, merged, flags)
   yield 'measure', lowered
+
+
+def _has_64_bits() -> bool:
+  """Whether arrays of this thread may have 64-bit types."""
+  return jax.dtypes.canonicalize_dtype(np.int64) == np.int64
 
 
 def _specs(lowered: Any) -> Any:

@@ -63,9 +63,7 @@ def partials(
   most = _most_elements(sharding)
 
   def of_part(part: Block, answers: Sequence[PyTree]) -> list[PyTree]:
-    def of_layer(
-      number: Any, before: list[PyTree] | None = None
-    ) -> list[PyTree]:
+    def add_layer(number: Any, sums: list[PyTree]) -> list[PyTree]:
       own = _answers_of(method, part, answers, number)
 
       def add(start, shape, piece: Block, sums: list[PyTree]) -> list[PyTree]:
@@ -74,18 +72,19 @@ def partials(
         with jax.enable_x64(True):
           return jax.tree.map(jnp.add, sums, found)
 
-      like = jax.eval_shape(
-        drive.on_layers, method, first_slice(part, most), own
-      )[0]
-      if before is None:
-        before = _nothing(like, math.prod(block.shape))
-      return over_slices(part, number, most, add, before)
+      return over_slices(part, number, most, add, sums)
 
+    own = _answers_of(method, part, answers, 0)
+    like = jax.eval_shape(
+      drive.on_layers, method, first_slice(part, most), own
+    )[0]
+    sums = _nothing(like, math.prod(block.shape))
     stacked = [part.shape[axis] for axis in part.stacked]
     layers = math.prod(stacked)
     if scope_of(method) == 'model':
-      sums = jax.lax.fori_loop(1, layers, of_layer, of_layer(0))
+      sums = jax.lax.fori_loop(0, layers, add_layer, sums)
     else:
+      of_layer = functools.partial(add_layer, sums=sums)
       sums = jax.lax.map(of_layer, jnp.arange(layers))
       sums = jax.tree.map(lambda x: x.reshape(*stacked, *x.shape[1:]), sums)
     with jax.enable_x64(True):

@@ -5,6 +5,18 @@
 It goes on where it was killed, and one seed of it is `--set=seeds=0`. Experts
 are merged by themselves as well (N = 1): three numbers of experts up to 4 are
 what the merging law needs for its b, and for an R² at each size.
+
+What it takes grows with the size, so it may be run part by part; the report is
+about what is done:
+
+  for part in s/0 s/pretrained/0 s/instruction-tuned/0; do
+    python -m experiments.scale_study --preset=full --part=$part; done
+  python -m experiments.scale_study --preset=full --phase=report
+
+A seed of s takes about 1,220 CPU seconds, and of m 2,950. Seed 0 of both made
+`experiments/results/full`: 96 of 100 gates pass, and at m all experts score
+1.00; at N = 8, mean over methods and bases, held-in was 0.32 of the
+expert for s and 0.52 for m, held-out 1.18 and 1.42 of the base.
 """
 
 from experiments.scale_study.study_config import (

@@ -76,6 +76,8 @@ def draw_by_size(grid: Grid) -> Picture:
     style.title(axes[-1, column], f'The paper: {title}')
     for panel in axes[1:-1, column]:
       panel.sharey(axes[0, column])
+    # Sharing takes over the limits of the first, without what others show.
+    axes[0, column].autoscale(axis='y')
     for panel in axes[:, column]:
       style.reference(panel, 1, ('expert', 'base')[column])
       label = (names.HELD_IN, names.HELD_OUT)[column]

@@ -2,7 +2,7 @@
 
   python -m experiments.scale_study --preset=cpu
 
-A seed takes about 1,800 CPU seconds: 15 to 16 minutes on two free cores. With
+A seed takes about 1,600 CPU seconds: 14 minutes on two free cores. With
 three, by `--set=seeds=0,1,2`, it made `experiments/results/cpu`: 1,152 scored
 merges; 9 of 300 gates failed; at N = 8, mean over methods and bases, held-in
 was 0.36 of the expert for s and 0.43 for m, held-out 1.16 and 1.28 of the base.

@@ -2,15 +2,18 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import numpy as np
 import pytest
 
 import mergekit_jax as mk
+from mergekit_jax.block import Block
 from mergekit_jax.cutting import MOST_INDICES
+from mergekit_jax.kernels.random import key_for
 from mergekit_jax.plan import Box, Tensor
 from mergekit_jax.sharding import make_mesh
-from mergekit_jax.views import view
-from tests import checkpoints
+from mergekit_jax.views import View, view
+from tests import checkpoints, drivers, models
 
 
 @mk.rule
@@ -132,6 +135,42 @@ def test_a_number_of_an_element_may_need_all_32_bits():
   )
   assert seen.origin == (0, 65000 * 65535)
   assert seen.origin[-1].dtype == np.uint32
+
+
+@pytest.mark.parametrize('rule', [mk.dare(), mk.dare_ties()], ids=repr)
+def test_rows_have_the_random_bits_of_their_elements(rule):
+  """At the end of what 32 bits can count, a row of the tensor a device."""
+  whole, origin, shape = (2**20, 4095), (2**20 - 8, 0), (8, 4095)
+  mesh = make_mesh({'fsdp': 8})
+  base, (expert,) = models.flat({'leaf': shape}, experts=1)
+  box = box_of(origin, shape, 'fsdp')
+  row = view([rule], tensor_of(whole), box, mesh)
+  assert row.shape == (1, 8 * 4095)
+  assert row.origin[-1] > 2**31
+  plain = View(shape, box.spec, tuple(map(np.int32, origin)), whole, ())
+
+  def merged(seen):
+    placed = NamedSharding(mesh, seen.spec)
+    held = [
+      jax.device_put(model['leaf'].reshape(seen.shape), placed)
+      for model in (base, expert)
+    ]
+    block = Block(
+      base=held[0],
+      experts=held[1:],
+      key=key_for(jax.random.key(0), 'leaf'),
+      origin=seen.origin,
+      whole=seen.whole,
+      stacked=(),
+      dtype=jnp.dtype('float32'),
+    )
+    with drivers.short_slices(1000):
+      return drivers.sliced(rule, [block])[0].reshape(-1)
+
+  np.testing.assert_array_equal(merged(row), merged(plain))
+  # And they are not those of the first elements.
+  first = plain._replace(origin=(np.int32(0), np.int32(0)))
+  assert (merged(first) != merged(plain)).any()
 
 
 def merged_from_disk(tmp_path, rule, shapes, **options):

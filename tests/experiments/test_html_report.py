@@ -13,10 +13,12 @@ import sys
 
 from absl import app
 from matplotlib import image
+import numpy as np
 import pytest
 
 from experiments.scale_study.analysis.__main__ import analyse, main
 from experiments.scale_study.analysis.cells import BASES
+from experiments.scale_study.analysis.figures import number
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
 
@@ -242,6 +244,24 @@ def test_a_report_without_held_out_tasks(tmp_path):
   assert 'by_number_and_size' in figures
   assert 'held_out_by_number' not in figures
   assert 'nan' not in page.text.lower().split()
+
+
+def test_panels_that_share_an_axis_show_all_levels():
+  """A multitask model of the second size far above all of the first."""
+  study = made_up_grid.study(sizes={'s': 100, 'm': 200}, ns=(2, 4))
+  cells = [
+    dataclasses.replace(c, multitask={t: 3 * x for t, x in c.multitask.items()})
+    if c.size == 'm'
+    else c
+    for c in study.cells
+  ]
+  grid = dataclasses.replace(study, cells=tuple(cells)).grid()
+  figure = number.draw_by_size(grid).figure
+  for panel in figure.axes[:4]:
+    low, high = panel.get_ylim()
+    for line in panel.lines:
+      assert low <= np.nanmin(line.get_ydata())
+      assert np.nanmax(line.get_ydata()) <= high
 
 
 def _browse(folder, url):

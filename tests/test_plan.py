@@ -229,6 +229,19 @@ class TestReads:
       assert planned.bytes_written == 4 * sum(map(math.prod, SHAPES))
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
 
+  def test_more_experts_take_smaller_boxes(self):
+    """Not more memory: boxes are halved, so within a factor of two or so."""
+    shape = (32, 4096, 11008)
+    taken = [
+      plan_of(
+        mk.task_arithmetic(),
+        [leaf('a', shape, models, BFLOAT16, stacked=(0,))],
+      ).host_bytes
+      for models in (3, 5, 9, 17, 33)
+    ]
+    assert max(taken) < 2.2 * min(taken)
+    assert taken[2] < 1.2 * taken[0]  # eight experts, and two
+
   def test_decoding_counts(self):
     large = leaf('a', (1000, 700))
     plain = plan_of(mk.average(), [large], 'one', 2**23)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from experiments.scale_study.analysis import bootstrap, measures
-from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.aggregate import BASE, SIZE, Study
 from experiments.scale_study.analysis.cells import Cell, Gate
+from experiments.scale_study.analysis.sweeps import sweep_points
 
 _CELL = Cell(
   size='s',
@@ -149,9 +150,66 @@ def test_a_gate_of_another_size_or_base_does_not():
   assert _reasons(*_GATES, *others) == {}
 
 
-def test_a_gate_of_all_categories_excludes_those_of_its_split():
-  failed = _gate('all', False, split='held-out', gate='IT beats PT')
-  assert set(_reasons(*_GATES, failed)) == {'inference', 'completion'}
+def test_a_gate_of_all_categories_excludes_none():
+  """Whether one base is the better one is asked where bases are compared."""
+  failed = _gate('all', False, split='held-in', gate='IT beats PT')
+  assert _reasons(*_GATES, failed) == {}
+  better = Study((_CELL,), _GATES).is_better_base
+  assert better('s')
+  worse = Study((_CELL,), (*_GATES, failed)).is_better_base
+  assert not worse('s') and worse('m')
+
+
+def test_validation_examples_exclude_none():
+  """They are few, and there only to choose by."""
+  expert = {**_CELL.expert, 'sentiment': 0.0}
+  sweep = dataclasses.replace(
+    _CELL, setting='sweep', split='validation', expert=expert
+  )
+  assert _reasons(*_GATES, cells=(_CELL, sweep)) == {}
+  assert _reasons(
+    *_GATES, cells=(_CELL, dataclasses.replace(sweep, split='test'))
+  ) == {'sentiment': 'an expert does not beat its base'}
+
+
+def test_a_curve_leaves_out_what_its_own_examples_cannot_show():
+  made = [
+    dataclasses.replace(
+      _CELL,
+      setting='sweep',
+      split='validation',
+      hyperparameters={'scale': scale},
+      scores={**_CELL.scores, 'topic/a': scale / 2, 'topic/b': scale / 2},
+      expert={'topic/a': 0.5, 'topic/b': 0.5, 'sentiment': 0.0},
+    )
+    for scale in (0.4, 0.8)
+  ]
+  points = sweep_points(Study((_CELL, *made), _GATES))
+  assert [(p.x, p.value) for p in points] == [(0.4, 0.4), (0.8, 0.8)]
+
+
+def test_only_what_is_countable_everywhere_is_alike():
+  arms = [('s', 'pretrained'), ('s', 'instruction-tuned'), ('m', 'pretrained')]
+  merges = [
+    dataclasses.replace(_CELL, size=size, base=base) for size, base in arms
+  ]
+  gates = [
+    dataclasses.replace(gate, size=size, base=base)
+    for size, base in arms
+    for gate in _GATES
+    # Each arm fails at another category.
+    if gate.category != sorted(_ALL)[arms.index((size, base))]
+  ]
+  grid = Study(tuple(merges), tuple(gates)).grid()
+
+  def missing(grid):
+    found = [_ALL - grid.countable[arm] for arm in arms]
+    return [{sorted(_ALL).index(name) for name in names} for names in found]
+
+  assert missing(grid) == [{0}, {1}, {2}]
+  assert missing(grid.alike(BASE)) == [{0, 1}, {0, 1}, {2}]
+  assert missing(grid.alike(SIZE)) == [{0, 2}, {1}, {0, 2}]
+  assert missing(grid.alike(SIZE, BASE)) == [{0, 1, 2}] * 3
 
 
 def test_nothing_is_divided_by_nothing():

@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from experiments.scale_study.analysis import verdicts
+from experiments.scale_study.analysis import measures, verdicts
 from experiments.scale_study.analysis.aggregate import Study
 from tests.experiments import made_up_grid
-from tests.experiments.made_up_grid import HELD_IN, Truth
+from tests.experiments.made_up_grid import HELD_IN, HELD_OUT, Truth
 
 _NOISE = 0.02
 _TRUE = Truth(noise=_NOISE)
@@ -171,6 +172,45 @@ def test_a_failed_category_is_left_out_on_both_sides():
   ]
   verdict = _judge(Study(tuple(easy), tuple(gates)))['1']
   assert verdict.effect == pytest.approx(0.1)
+
+
+def test_bases_are_compared_where_one_is_better():
+  study = made_up_grid.study()
+  failed = dataclasses.replace(
+    study.gates[0], size='s', category='all', split='held-in', passed=False
+  )
+  verdict = _judge(Study(study.cells, (*study.gates, failed)))['1']
+  assert verdict.verdict == 'supported'
+  assert {part.where[0] for part in verdict.parts if part.effect > 0} == {
+    *('m', 'l')
+  }
+  assert 'no category may be counted in: s, average; s, ' in verdict.reason
+  everywhere = [
+    dataclasses.replace(failed, size=size) for size in made_up_grid.SIZES
+  ]
+  verdict = _judge(Study(study.cells, (*study.gates, *everywhere)))['1']
+  assert verdict.verdict == 'not testable'
+  assert verdict.reason.startswith('the instruction-tuned base is nowhere')
+
+
+def test_a_part_without_categories_is_named():
+  failing = [('s', 'pretrained', name) for name in HELD_OUT]
+  verdict = _judge(made_up_grid.study(failing=failing))['3a']
+  assert verdict.verdict == 'supported'
+  assert 'may be counted in: s, pretrained)' in verdict.reason
+
+
+def test_seeds_are_shown_alone_and_with_students_interval():
+  values = made_up_grid.study(_TRUE).grid().values(measures.held_in)
+  expected = [
+    np.nanmean(seed[:, :, 1, :, -1] - seed[:, :, 0, :, -1]) for seed in values
+  ]
+  verdict = _judge(made_up_grid.study(_TRUE))['1']
+  assert verdict.by_seed == pytest.approx(expected)
+  interval = stats.ttest_1samp(expected, 0).confidence_interval(0.95)
+  assert verdict.student == pytest.approx(tuple(interval))
+  alone = _judge(made_up_grid.study(_TRUE, seeds=1))['1']
+  assert len(alone.by_seed) == 1 and np.isnan(alone.student).all()
 
 
 def test_nothing_is_testable_where_every_gate_failed():

@@ -1,7 +1,9 @@
 """The merges of a study as arrays, and which categories may be counted.
 
 A category whose gate failed for a size and base is *not testable* there: it is
-left out of every mean, with the reason kept for the report.
+left out of every mean, with the reason kept for the report. What compares sizes
+or bases counts the categories that are testable in all of them: see
+`Grid.alike`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -49,6 +51,19 @@ class Exclusion(NamedTuple):
   base: str
   category: str
   reason: str
+
+
+def without_ratio(cell: Cell) -> dict[str, str]:
+  """Returns the categories that a merge has no sound ratio of, and why."""
+  return {
+    category(task): 'an expert does not beat its base'
+    for task in cell.merged_tasks
+    if cell.expert[task] <= cell.base_scores[task]
+  } | {
+    category(task): 'the base scores 0: nothing to divide by'
+    for task in cell.held_out
+    if cell.base_scores[task] <= 0
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +116,13 @@ class Study:
       for arm, names in self._categories.items()
     }
 
-  def countable_in_both(self, axis: int) -> dict[Arm, Categories]:
-    """Returns the categories countable all along an axis: SIZE or BASE."""
-    position = {SIZE: 0, BASE: 1}[axis]
-    return {
-      arm: frozenset.intersection(
-        *(
-          names
-          for other, names in self.countable.items()
-          if other[1 - position] == arm[1 - position]
-        )
-      )
-      for arm in self.countable
-    }
+  def is_better_base(self, size: str) -> bool:
+    """Whether instruction tuning was seen to make a base better, held-in."""
+    return all(
+      gate.passed
+      for gate in self.gates
+      if (gate.size, gate.category, gate.split) == (size, ALL, 'held-in')
+    )
 
   def chance(self) -> dict[str, float]:
     """Returns the score of guessing, by category."""
@@ -147,7 +156,7 @@ class Study:
         chosen[cell.identity[:-1]] = cell
       elif plain:
         chosen.setdefault(cell.identity[:-1], cell)
-    return Grid.of(chosen.values(), self)
+    return Grid.of(chosen.values(), self, self.countable)
 
   @functools.cached_property
   def _categories(self) -> dict[Arm, list[str]]:
@@ -164,29 +173,28 @@ class Study:
     cells = [
       cell
       for cell in self.cells
-      if (cell.size, cell.base) == arm and cell.n >= FEWEST_MERGED
+      if (cell.size, cell.base) == arm
+      and cell.n >= FEWEST_MERGED
+      # What is scored on few examples to choose by must not decide this.
+      and cell.split == 'test'
     ]
     held_out = any(name in map(category, cell.held_out) for cell in cells)
     split = 'held-out' if held_out else 'held-in'
     gates = [
       gate
       for gate in self.gates
-      if (gate.size, gate.base, gate.split) == (*arm, split)
-      and gate.category in (name, ALL)
+      if (gate.size, gate.base, gate.split, gate.category)
+      == (*arm, split, name)
     ]
-    if not any(gate.category == name for gate in gates):
+    if not gates:
       yield 'no gate was recorded'
     for gate in gates:
       if not gate.passed:
         seed = '' if gate.seed is None else f', seed {gate.seed}'
         yield f'failed: {gate.gate} (score {gate.score:.2f}{seed})'
     for cell in cells:
-      tasks = [t for t in cell.merged_tasks if category(t) == name]
-      if any(cell.expert[t] <= cell.base_scores[t] for t in tasks):
-        yield 'an expert does not beat its base'
-      tasks = [t for t in cell.held_out if category(t) == name]
-      if any(cell.base_scores[t] <= 0 for t in tasks):
-        yield 'the base scores 0: nothing to divide by'
+      if name in (reasons := without_ratio(cell)):
+        yield reasons[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +210,7 @@ class Grid:
     ns: numbers of experts, ascending.
     cells: by index [seed, subset, size, base, method, n]; the subset is
       numbered within its seed and n, by its categories.
+    countable: the categories that count, by size and base.
   """
 
   study: Study
@@ -211,9 +220,15 @@ class Grid:
   methods: tuple[str, ...]
   ns: tuple[int, ...]
   cells: Mapping[tuple[int, ...], Cell]
+  countable: Mapping[Arm, Categories]
 
   @classmethod
-  def of(cls, cells: Iterable[Cell], study: Study) -> 'Grid':
+  def of(
+    cls,
+    cells: Iterable[Cell],
+    study: Study,
+    countable: Mapping[Arm, Categories],
+  ) -> 'Grid':
     """Orders merges that are all of one setting."""
     cells = list(cells)
     subsets: dict[tuple[int, int], dict[tuple[str, ...], int]] = {}
@@ -238,7 +253,29 @@ class Grid:
       ): cell
       for cell in cells
     }
-    return cls(study, **axes, cells=placed)
+    return cls(study, **axes, cells=placed, countable=countable)
+
+  def alike(self, *axes: int) -> 'Grid':
+    """The same merges, of which only what can be compared counts.
+
+    Otherwise a size or base that fails an easy category would change the mean
+    of all the others.
+
+    Args:
+      *axes: SIZE, BASE or both; categories have to be countable all along.
+    """
+    kept = [i for i, axis in enumerate((SIZE, BASE)) if axis not in axes]
+    countable = {
+      arm: frozenset.intersection(
+        *(
+          names
+          for other, names in self.countable.items()
+          if all(other[i] == arm[i] for i in kept)
+        )
+      )
+      for arm in self.countable
+    }
+    return dataclasses.replace(self, countable=countable)
 
   @property
   def has_held_out(self) -> bool:
@@ -250,24 +287,20 @@ class Grid:
     """log2 of the parameters, [sizes]."""
     return np.log2([self.study.sizes[size] for size in self.sizes])
 
-  def values(
-    self, measure: Measure, countable: Mapping[Arm, Categories] | None = None
-  ) -> np.ndarray:
+  def values(self, measure: Measure) -> np.ndarray:
     """Measures every merge.
 
     Args:
       measure: of one merge.
-      countable: categories by size and base; default those of the study.
 
     Returns:
       [seeds, subsets, sizes, bases, methods, n], NaN where there is no merge.
     """
-    countable = self.study.countable if countable is None else countable
     subsets = 1 + max((index[SUBSET] for index in self.cells), default=0)
     lengths = map(len, (self.sizes, self.bases, self.methods, self.ns))
     values = np.full((len(self.seeds), subsets, *lengths), np.nan)
     for index, cell in self.cells.items():
-      values[index] = measure(cell, countable[cell.size, cell.base])
+      values[index] = measure(cell, self.countable[cell.size, cell.base])
     return values
 
   def means(self, measure: Measure) -> np.ndarray:

@@ -55,11 +55,16 @@ def base_quality(grid: Grid, measure: Measure) -> Effect | str:
   """Finding 1: instruction-tuned − pretrained, at equal size and largest N.
 
   Paired by size, method, seed and subset, over the categories that may be
-  counted for both bases; then the mean over sizes and methods.
+  counted for both bases; then the mean over sizes and methods. Of sizes where
+  the instruction-tuned base passed as the better one, unmerged, with each seed.
   """
   if len(grid.bases) < 2:
     return f'needs both bases; only {", ".join(grid.bases)} was run'
-  values = grid.values(measure, grid.study.countable_in_both(BASE))
+  better = [grid.study.is_better_base(size) for size in grid.sizes]
+  if not any(better):
+    return 'the instruction-tuned base is nowhere the better one, held-in'
+  values = grid.alike(BASE).values(measure)
+  values[:, :, ~np.array(better)] = np.nan
   return Effect(
     f'instruction-tuned − pretrained, held-in at N = {grid.ns[-1]}',
     _paired(values[..., [-1]], (BASE,)),
@@ -77,7 +82,7 @@ def size_helps(grid: Grid, measure: Measure) -> Effect | str:
   """
   if len(grid.sizes) < 2:
     return _one_size(grid)
-  values = grid.values(measure, grid.study.countable_in_both(SIZE))
+  values = grid.alike(SIZE).values(measure)
 
   def parts(means: np.ndarray) -> np.ndarray:
     return mean(_slope(means, grid.doublings), axis=-1)
@@ -131,13 +136,14 @@ def loss_shrinks(grid: Grid, measure: Measure) -> Effect | str:
   Minus the slope over log2 of the parameters of held-in at the smallest N
   minus held-in at the largest, paired by base, method and seed, over the
   categories that may be counted at every size; then the mean over bases and
-  methods.
+  methods. (The paper's own tables show it for the weak base alone, so look at
+  the parts.)
   """
   if len(grid.sizes) < 2:
     return _one_size(grid)
   if len(grid.ns) < 2:
     return f'needs two numbers of experts; only N = {min(grid.ns)} was run'
-  values = grid.values(measure, grid.study.countable_in_both(SIZE))
+  values = grid.alike(SIZE).values(measure)
   paired = _paired(values[..., [0, -1]], (SIZE,))
 
   def parts(means: np.ndarray) -> np.ndarray:
@@ -162,7 +168,7 @@ def spread_shrinks(grid: Grid, measure: Measure) -> Effect | str:
     return _one_size(grid)
   if len(grid.methods) < 2:
     return f'needs two methods; only {", ".join(grid.methods)} was run'
-  values = grid.values(measure, grid.study.countable_in_both(SIZE))[..., [-1]]
+  values = grid.alike(SIZE).values(measure)[..., [-1]]
   has = np.any(~np.isnan(values), axis=(SEED, SUBSET), keepdims=True)
   everywhere = np.all(has, axis=SIZE, keepdims=True)
   values = np.where(everywhere, values, np.nan)

@@ -37,7 +37,10 @@ def findings(judged: Sequence[Verdict]) -> str:
       'Student’s distribution asks for, with '
       f'{MINIMUM_SEEDS} seeds by a factor of {widening}. With fewer than '
       f'{MINIMUM_SEEDS} seeds only subsets are drawn, and nothing is concluded '
-      'from it.'
+      'from it. The interval is of seeds, not of test questions: all models '
+      'answer the same ones. Where the rule says otherwise than Student’s '
+      'interval of the effects of each seed alone, which stands with every '
+      'finding, more seeds are needed.'
     )
     + '</details>'
   )
@@ -87,10 +90,29 @@ def _card(verdict: Verdict, details: Sequence[Verdict]) -> str:
     f'<p><span class="badge">{verdict.verdict}</span></p>'
     f'{paragraphs(effect[0].upper() + effect[1:])}'
     f'<details><summary>How, and in which parts</summary>{paragraphs(how)}'
-    f'{table(header, rows)}'
+    f'{table(header, rows)}{_by_seed(details)}'
     + (table(['', 'part', 'effect'], parts) if parts else '')
     + '</details></div>'
   )
+
+
+def _by_seed(details: Sequence[Verdict]) -> str:
+  """The effects of each seed alone, of the verdicts themselves."""
+  rows = [
+    (
+      verdict.finding,
+      ', '.join(
+        names.number(value, signed=True, digits=3) for value in verdict.by_seed
+      ),
+      names.interval(
+        float(np.mean(verdict.by_seed)), *verdict.student, signed=True, digits=3
+      ),
+    )
+    for verdict in details
+    if verdict.is_main and verdict.by_seed
+  ]
+  header = ['', 'each seed alone', 'Student’s interval']
+  return table(header, rows) if rows else ''
 
 
 def _effect(estimate) -> str:
@@ -151,7 +173,10 @@ def gates(study: Study) -> str:
     f'something to measure. {passed} of {len(study.gates)} gates passed. '
   )
   if excluded:
-    text += 'These are not testable and in no mean:'
+    text += (
+      'These are not testable: no ratio and no verdict counts them. Scores by '
+      'category show them as well, and so do losses.'
+    )
   else:
     text += 'Every category may be counted.'
   header = ['size', 'base', 'category', 'not testable because']

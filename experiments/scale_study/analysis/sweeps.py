@@ -1,18 +1,21 @@
 """Curves over one hyperparameter, on validation and on test examples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+import itertools
 import json
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.scale_study.analysis.aggregate import (
+  Arm,
   FEWEST_MERGED,
   Grid,
   Study,
+  without_ratio,
 )
 from experiments.scale_study.analysis.cells import Cell
-from experiments.scale_study.analysis.measures import held_in
+from experiments.scale_study.analysis.measures import Categories, held_in
 
 
 class SweepPoint(NamedTuple):
@@ -41,7 +44,11 @@ class SweepPoint(NamedTuple):
 
 
 def sweep_points(study: Study) -> list[SweepPoint]:
-  """Finds every curve: points that differ in one hyperparameter alone."""
+  """Finds every curve: points that differ in one hyperparameter alone.
+
+  All points of a curve count the same categories: those that the study counts
+  and the few examples of a sweep have a ratio of.
+  """
   swept = [
     cell
     for cell in study.cells
@@ -62,11 +69,19 @@ def sweep_points(study: Study) -> list[SweepPoint]:
     point
     for (_, parameter, others, split), cells in groups.items()
     if len(cells) > 1
+    if (countable := _countable(study, itertools.chain(*cells.values())))
     for x in sorted(cells)
     for point in _points(
-      Grid.of(cells[x], study), (parameter, others, split, x)
+      Grid.of(cells[x], study, countable), (parameter, others, split, x)
     )
   ]
+
+
+def _countable(study: Study, cells: Iterable[Cell]) -> Mapping[Arm, Categories]:
+  countable = dict(study.countable)
+  for cell in cells:
+    countable[cell.size, cell.base] -= without_ratio(cell).keys()
+  return countable
 
 
 def _points(

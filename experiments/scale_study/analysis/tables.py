@@ -20,7 +20,12 @@ from typing import Any
 import numpy as np
 
 from experiments.scale_study.analysis import measures, names
-from experiments.scale_study.analysis.aggregate import SEED, Study, SUBSET
+from experiments.scale_study.analysis.aggregate import (
+  SEED,
+  Study,
+  SUBSET,
+  without_ratio,
+)
 from experiments.scale_study.analysis.law import Fit
 from experiments.scale_study.analysis.measures import Measure
 from experiments.scale_study.analysis.sweeps import sweep_points
@@ -143,6 +148,8 @@ def verdict_markdown(verdicts: Sequence[Verdict]) -> str:
 def _cell_rows(study: Study) -> Iterator[Row]:
   for cell in study.cells:
     countable = study.countable[cell.size, cell.base]
+    if cell.split == 'validation':
+      countable -= without_ratio(cell).keys()
     row = {
       'size': cell.size,
       'parameters': cell.parameters,
@@ -180,6 +187,9 @@ def _verdict_rows(verdicts: Sequence[Verdict]) -> Iterator[Row]:
       'low': _written(verdict.low),
       'high': _written(verdict.high),
       'unit': verdict.unit,
+      'by_seed': ' '.join(map(_written, verdict.by_seed)),
+      'student_low': _written(verdict.student[0]),
+      'student_high': _written(verdict.student[1]),
       'seeds': verdict.seeds,
       'cells': verdict.cells,
       'reason': verdict.reason,

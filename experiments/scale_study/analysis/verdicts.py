@@ -9,6 +9,8 @@ above 0 if the paper is right (effects.py). It is
                  (findings 2, 4, 5), one base (1) or no six experts (second
                  half of 3), or no category passed its gates on both sides.
 
+A part in which no category may be counted does not enter; the reason names it.
+
 Finding 3 claims two things: it is not supported if one of them is not, else
 not testable if one of them is not, else supported.
 
@@ -35,6 +37,7 @@ from experiments.scale_study.analysis.bootstrap import (
   estimate,
   mean,
   MINIMUM_SEEDS,
+  student_interval,
 )
 from experiments.scale_study.analysis.measures import (
   corrected,
@@ -84,6 +87,9 @@ class Verdict:
     high: upper end.
     unit: what the effect is.
     seeds: that entered, the fewest of any size, base, method and N.
+    by_seed: the effect with each seed alone.
+    student: ends of the 95 % interval that Student's t gives for their mean, to
+      be compared with; NaN for fewer than two.
     cells: merges that entered.
     parts: the effects that `effect` is the mean of.
   """
@@ -99,6 +105,8 @@ class Verdict:
   high: float = np.nan
   unit: str = ''
   seeds: int = 0
+  by_seed: tuple[float, ...] = ()
+  student: tuple[float, float] = (np.nan, np.nan)
   cells: int = 0
   parts: tuple[Part, ...] = ()
 
@@ -146,6 +154,8 @@ def judge(
   enters = ~np.isnan(effect.values)
   by_arm = np.any(enters, axis=SUBSET).sum(axis=SEED)
   seeds = int(by_arm[by_arm > 0].min()) if enters.any() else 0
+  by_seed = average(mean(effect.values, axis=SUBSET))
+  by_seed = tuple(map(float, by_seed[~np.isnan(by_seed)]))
   total = estimate(effect.values, average)
   each = estimate(effect.values, effect.parts)
   low, high = float(total.low), float(total.high)
@@ -155,6 +165,8 @@ def judge(
     'high': high,
     'unit': effect.unit,
     'seeds': seeds,
+    'by_seed': by_seed,
+    'student': student_interval(by_seed),
     'cells': int(enters.sum()),
     'parts': tuple(
       Part(where, *(float(bound[index]) for bound in each))
@@ -177,6 +189,9 @@ def judge(
     reason = 'the interval lies below 0: the opposite was found'
   else:
     reason = 'the interval includes 0'
+  if empty := [p.where for p in details['parts'] if np.isnan(p.effect)]:
+    parts = '; '.join(', '.join(where) for where in empty)
+    reason += f' (no category may be counted in: {parts})'
   return Verdict(*what, outcome, reason, **details)
 
 

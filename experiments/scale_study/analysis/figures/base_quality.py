@@ -9,13 +9,19 @@ from experiments.scale_study.analysis import (
   paper,
   verdicts,
 )
-from experiments.scale_study.analysis.aggregate import Grid
+from experiments.scale_study.analysis.aggregate import BASE, Grid
 from experiments.scale_study.analysis.figures import marks, style
-from experiments.scale_study.analysis.figures.picture import at, bars, Picture
+from experiments.scale_study.analysis.figures.picture import (
+  at,
+  bars,
+  left_out,
+  Picture,
+)
 
 
 def draw(grid: Grid) -> Picture:
   """Draws the picture."""
+  grid = grid.alike(BASE)
   n = grid.ns[-1]
   held_in = grid.estimate(measures.held_in, lambda means: means[..., -1])
   figure, (panels,) = style.panels(1, 2, height=3.6)
@@ -51,7 +57,8 @@ def draw(grid: Grid) -> Picture:
     'Held-in by quality of the base',
     _reading(grid),
     'A row is a method and size, a mark a base; the vertical line at 1 is as '
-    f'good as the experts. {bars(grid.study)} {paper.CITATION}.',
+    f'good as the experts. {left_out(grid.study)}{bars(grid.study)} '
+    f'{paper.CITATION}.',
     figure,
   )
 

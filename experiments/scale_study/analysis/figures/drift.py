@@ -6,14 +6,15 @@ import numpy as np
 from scipy import stats
 
 from experiments.scale_study.analysis import measures, names
-from experiments.scale_study.analysis.aggregate import Grid
+from experiments.scale_study.analysis.aggregate import BASE, Grid, SIZE
 from experiments.scale_study.analysis.bootstrap import mean
 from experiments.scale_study.analysis.figures import style
-from experiments.scale_study.analysis.figures.picture import Picture
+from experiments.scale_study.analysis.figures.picture import left_out, Picture
 
 
 def draw(grid: Grid) -> Picture:
   """Draws a row of panels a size, a column a base, a path a method."""
+  grid = grid.alike(SIZE, BASE)
   drift, held_in = (
     grid.means(measure) for measure in (measures.drift, measures.held_in)
   )
@@ -48,7 +49,8 @@ def draw(grid: Grid) -> Picture:
     'drift',
     'Drift from the base beside held-in',
     _reading(grid, drift, held_in),
-    'Small marks are merges, large ones their mean for the N written beside.',
+    'Small marks are merges, large ones their mean for the N written beside. '
+    f'{left_out(grid.study)}'.strip(),
     figure,
   )
 

@@ -3,10 +3,11 @@
 import numpy as np
 
 from experiments.scale_study.analysis import effects, measures, names, paper
-from experiments.scale_study.analysis.aggregate import Grid
+from experiments.scale_study.analysis.aggregate import BASE, Grid
 from experiments.scale_study.analysis.figures import marks, style
 from experiments.scale_study.analysis.figures.picture import (
   bars,
+  left_out,
   part,
   Picture,
 )
@@ -14,6 +15,7 @@ from experiments.scale_study.analysis.figures.picture import (
 
 def draw(grid: Grid) -> Picture:
   """Draws held-in and held-out, a row of panels a base, a line a method."""
+  grid = grid.alike(BASE)
   columns = (
     (measures.held_in, names.HELD_IN, 'expert', paper.METHODS_HELD_IN),
     (measures.held_out, names.HELD_OUT, 'base', paper.METHODS_HELD_OUT),
@@ -52,7 +54,8 @@ def draw(grid: Grid) -> Picture:
     'methods_compared',
     f'Methods compared at the largest size, {size}',
     _reading(grid),
-    f'{bars(grid.study)} The paper: from the instruction-tuned base, N = 8.',
+    f'{left_out(grid.study)}{bars(grid.study)} The paper: from the '
+    'instruction-tuned base, N = 8.',
     figure,
   )
 

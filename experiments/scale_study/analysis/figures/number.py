@@ -3,11 +3,12 @@
 import numpy as np
 
 from experiments.scale_study.analysis import measures, names, paper
-from experiments.scale_study.analysis.aggregate import Grid
+from experiments.scale_study.analysis.aggregate import BASE, Grid, SIZE
 from experiments.scale_study.analysis.bootstrap import Estimate, mean
 from experiments.scale_study.analysis.figures import marks, style
 from experiments.scale_study.analysis.figures.picture import (
   bars,
+  left_out,
   part,
   Picture,
 )
@@ -18,6 +19,7 @@ _UNMERGED = {'color': 'black', 'linestyle': 'dotted', 'linewidth': 1.2}
 
 def draw_held_out(grid: Grid) -> Picture:
   """Draws held-out, a panel a base, a line a method."""
+  grid = grid.alike(SIZE, BASE)
   # [bases, methods, n] and [bases]
   held_out = grid.estimate(
     measures.held_out, lambda means: mean(means, axis=-4)
@@ -44,13 +46,15 @@ def draw_held_out(grid: Grid) -> Picture:
     'held_out_by_number',
     'Held-out by number of experts',
     _held_out_reading(grid, held_out, multitask),
-    f'Mean over sizes. {bars(grid.study)} {paper.CITATION}: a line a size.',
+    f'Mean over sizes. {left_out(grid.study)}{bars(grid.study)} '
+    f'{paper.CITATION}: a line a size.',
     figure,
   )
 
 
 def draw_by_size(grid: Grid) -> Picture:
   """Draws held-in and held-out, a row of panels a size, a line a base."""
+  grid = grid.alike(SIZE, BASE)
   columns = (
     ('held_in', measures.held_in, measures.held_in_multitask),
     ('held_out', measures.held_out, measures.held_out_multitask),
@@ -95,7 +99,8 @@ def draw_by_size(grid: Grid) -> Picture:
     'Held-in and held-out by number of experts, for every size',
     _cost_reading(grid),
     'Mean over methods. Dotted lines are what the base reaches of the '
-    f'experts’ scores without any merge. {bars(grid.study)} {paper.CITATION}.',
+    f'experts’ scores without any merge. {left_out(grid.study)}'
+    f'{bars(grid.study)} {paper.CITATION}.',
     figure,
   )
 

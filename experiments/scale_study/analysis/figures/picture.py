@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from experiments.scale_study.analysis import names
 from experiments.scale_study.analysis.aggregate import Study
 from experiments.scale_study.analysis.bootstrap import Estimate, MINIMUM_SEEDS
 
@@ -36,6 +37,15 @@ def bars(study: Study) -> str:
     f'Bars are 95 % intervals over subsets alone: {word} run, so that nothing '
     'is known about others. Where there is one subset there is no bar.'
   )
+
+
+def left_out(study: Study) -> str:
+  """Says what does not count where sizes or bases are compared."""
+  failed = dict.fromkeys(e.category for e in study.exclusions)
+  if not failed:
+    return ''
+  listed = names.join(name.replace('_', ' ') for name in failed)
+  return f'Not counted where a side of a comparison fails its gates: {listed}. '
 
 
 def at(series: Estimate, *index) -> tuple[float, float, float]:

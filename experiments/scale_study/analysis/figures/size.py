@@ -3,12 +3,13 @@
 import numpy as np
 
 from experiments.scale_study.analysis import measures, names, paper
-from experiments.scale_study.analysis.aggregate import Grid
+from experiments.scale_study.analysis.aggregate import Grid, SIZE
 from experiments.scale_study.analysis.bootstrap import Estimate, mean
 from experiments.scale_study.analysis.figures import marks, style
 from experiments.scale_study.analysis.figures.picture import (
   at,
   bars,
+  left_out,
   part,
   Picture,
 )
@@ -16,6 +17,7 @@ from experiments.scale_study.analysis.figures.picture import (
 
 def draw(grid: Grid) -> Picture:
   """Draws the picture."""
+  grid = grid.alike(SIZE)
   # [sizes, bases, n]
   held_in = grid.estimate(measures.held_in, lambda means: mean(means, axis=-2))
   sizes = {size: grid.study.sizes[size] for size in grid.sizes}
@@ -44,7 +46,8 @@ def draw(grid: Grid) -> Picture:
     'held_in_by_size',
     'Held-in by size of the model',
     _reading(grid, held_in),
-    f'Mean over methods. {bars(grid.study)} {paper.CITATION}.',
+    f'Mean over methods. {left_out(grid.study)}{bars(grid.study)} '
+    f'{paper.CITATION}.',
     figure,
   )
 

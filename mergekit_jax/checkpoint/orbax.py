@@ -5,6 +5,7 @@ way to read a part of an array.
 """
 
 from collections.abc import Iterator, Sequence
+import dataclasses
 import functools
 import math
 import os
@@ -65,6 +66,13 @@ class OrbaxCheckpoint(source.Checkpoint):
     arrays = list(orbax_tree.arrays(tree))
     # What Orbax calls the array, which is also where it is stored.
     self._names = {path: leaf.name for path, leaf in arrays}
+    keys = orbax_layout.random_keys(item)
+    self._layout = dataclasses.replace(
+      self._layout,
+      random_keys={
+        path: keys[name] for path, name in self._names.items() if name in keys
+      },
+    )
     super().__init__(
       path,
       specs=source.collect_specs(

@@ -58,6 +58,29 @@ def find_item(path: epath.Path) -> tuple[epath.Path, str] | None:
   return None
 
 
+def random_keys(item: epath.Path) -> dict[str, str]:
+  """Which arrays are JAX random keys, stored as the words of these.
+
+  Args:
+    item: the item directory.
+
+  Returns:
+    The implementations by Orbax's names of the arrays.
+  """
+  # Each process writes one of these files, and all say the same.
+  file = item / 'array_metadatas' / 'process_0'
+  if not file.exists():
+    return {}
+  arrays = [
+    entry['array_metadata'] for entry in read_json(file)['array_metadatas']
+  ]
+  return {
+    array['param_name']: extra['random_key_impl']
+    for array in arrays
+    if 'random_key_impl' in (extra := array.get('ext_metadata') or {})
+  }
+
+
 def read_json(path: epath.Path) -> dict[str, Any]:
   """Reads a metadata file.
 

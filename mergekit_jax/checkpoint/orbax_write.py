@@ -18,7 +18,7 @@ from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.metadata import array_metadata_store
+from orbax.checkpoint._src.metadata import array_metadata, array_metadata_store
 from orbax.checkpoint._src.path import atomicity
 from orbax.checkpoint._src.serialization import (
   jax_array_handlers,
@@ -97,7 +97,7 @@ def write_orbax(
     use_compression=compression is not None,
     multiprocessing_options=processes,
     type_handler_registry=_registry(
-      _StreamHandler(produce, chunks or {}, item_at)
+      _StreamHandler(produce, chunks or {}, like.random_keys, item_at)
     ),
   )
   save_args: Any = ocp.args.PyTreeSave(specs)
@@ -167,12 +167,14 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
     self,
     produce: Callable[[Write], None],
     chunks: Mapping[str, Sequence[int]],
+    random_keys: Mapping[str, str],
     item_at: epath.Path | None,
   ):
     self._metadata_store = array_metadata_store.Store()
     super().__init__(array_metadata_store=self._metadata_store)
     self._produce = produce
     self._chunks = chunks
+    self._random_keys = random_keys
     self._item_at = item_at
     self._context: ts.Context | None = None
 
@@ -216,7 +218,8 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
 
   def _write_spec(self, spec, info, arg) -> tensorstore_utils.ArrayWriteSpec:
     sharding = spec.sharding or _default_sharding()
-    chunk = self._chunks.get(_path_of(info.keypath))
+    path = _path_of(info.keypath)
+    chunk = self._chunks.get(path)
     if chunk is None:
       chunk = sharding.shard_shape(spec.shape)
     return tensorstore_utils.build_array_write_spec(
@@ -229,6 +232,10 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
       process_index=ocdbt_utils.get_process_index_for_subdir(
         info.is_ocdbt_checkpoint
       ),
+      # Orbax restores a key from its words and this.
+      ext_metadata={array_metadata.RANDOM_KEY_IMPL: self._random_keys[path]}
+      if path in self._random_keys
+      else None,
     )
 
   def _placed(self, spec: Any, info: Any) -> tuple[Any, ts.Context | None]:

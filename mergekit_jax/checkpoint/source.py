@@ -69,11 +69,13 @@ class OrbaxLayout:
       item name for the v1 API.
     use_ocdbt: arrays share an OCDBT store; else each has its own directory.
     use_zarr3: arrays are zarr v3; else zarr v2.
+    random_keys: {path: implementation} of arrays that are JAX random keys.
   """
 
   item: str = ''
   use_ocdbt: bool = True
   use_zarr3: bool = False
+  random_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoint(abc.ABC):

@@ -468,7 +468,8 @@ assert open_checkpoint({str(tmp_path / 'out')!r}).read('params').sum() == 4
   [
     (
       orbax_write.tensorstore_utils.build_array_write_spec,
-      'info arg global_shape local_shape dtype use_ocdbt process_index',
+      'info arg global_shape local_shape dtype use_ocdbt process_index '
+      'ext_metadata',
     ),
     (
       orbax_write.jax_array_handlers._async_serialize_shardings,

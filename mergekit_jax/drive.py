@@ -27,6 +27,10 @@ from mergekit_jax.kernels import random
 from mergekit_jax.rule import Place, PyTree, scope_of, Step, step
 
 
+class NoKeyError(ValueError):
+  """A rule draws random numbers and was given no key."""
+
+
 class Advance(NamedTuple):
   """What one block gave: partial sums for an open round, or its merge.
 
@@ -216,6 +220,30 @@ def questions(method: Any, block: Block) -> list[PyTree]:
       )
 
 
+def is_random(method: Any, experts: int) -> bool:
+  """Whether a rule draws random numbers, found without data.
+
+  Args:
+    method: a rule.
+    experts: how many it merges.
+  """
+  values = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+  without_key = Block(
+    base=values,
+    experts=[values] * experts,
+    key=None,
+    origin=(0, 0),
+    whole=values.shape,
+    stacked=(),
+    dtype=values.dtype,
+  )
+  try:
+    questions(method, without_key)
+  except NoKeyError:
+    return True
+  return False
+
+
 def rounds(method: Any, block: Block) -> int:
   """The number of full reads before the last one: see `questions`."""
   return len(questions(method, block))
@@ -268,7 +296,7 @@ def _place(block, base, experts, layer) -> Place:
   @functools.cache
   def bits():
     if block.key is None:
-      raise ValueError(
+      raise NoKeyError(
         'This method draws random numbers, but no key was given. Pass '
         '`key=jax.random.key(seed)` to `merge`.'
       )

@@ -15,6 +15,7 @@ import numpy as np
 from mergekit_jax.compiled import Kernel
 from mergekit_jax.plan import Plan
 from mergekit_jax.report import readable
+from mergekit_jax.tree import looks_stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,7 @@ def describe(
       f'compressed chunks: up to {worst.amplification:.2f} bytes decoded for '
       f'each byte used ({worst.path})'
     )
+  lines += [f'warning: {w}' for w in unstacked_warnings(plan)]
   if kernels:
     lines += _compiled(kernels, plan.mesh)
   if bandwidth:
@@ -137,6 +139,25 @@ def describe(
       f'{readable(busiest.read)} at {readable(bandwidth)}/s on a host'
     )
   return '\n'.join(lines)
+
+
+def unstacked_warnings(plan: Plan) -> list[str]:
+  """Warns of leaves that may hold several layers but are merged as one."""
+  paths = [
+    tensor.path
+    for scope in plan.scopes
+    for tensor in scope.tensors
+    if scope.rules
+    and not tensor.stacked
+    and looks_stacked(tensor.path, tensor.shape)
+  ]
+  if not paths:
+    return []
+  return [
+    f'{len(paths)} tensors below "layers", such as {paths[0]}, are merged as '
+    'one tensor each. If they hold stacked layers, give their axis by '
+    'stacked_axes; for thresholds of a tensor and random masks that matters.'
+  ]
 
 
 def _rows(plan: Plan) -> list[str]:
@@ -149,16 +170,20 @@ def _rows(plan: Plan) -> list[str]:
         tensor.shape,
         len(tensor.boxes),
         scope.reads(tensor),
+        tensor.stacked,
         tensor.boxes[0].spec,
       ].append(tensor.path)
-  cells = [['tensor', 'leaves', 'shape', 'boxes', 'reads', 'sharding']]
-  for (pattern, shape, boxes, reads, spec), paths in rows.items():
+  header = ['tensor', 'leaves', 'shape', 'layers along', 'boxes', 'reads']
+  cells = [[*header, 'sharding']]
+  for (pattern, shape, boxes, reads, stacked, spec), paths in rows.items():
     name = pattern if len(paths) > 1 else paths[0]
     along = ','.join('+'.join(jax.tree.leaves(axes)) or '-' for axes in spec)
-    numbers = map(str, (len(paths), list(shape), boxes, reads))
+    layers = ','.join(map(str, stacked)) or '-'
+    numbers = map(str, (len(paths), list(shape), layers, boxes, reads))
     cells.append([name, *numbers, along or '-'])
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  justify = (str.ljust, str.rjust, str.ljust, str.rjust, str.rjust, str.ljust)
+  left, right = str.ljust, str.rjust
+  justify = (left, right, left, right, right, right, left)
   return [
     '  '.join(
       put(cell, width)

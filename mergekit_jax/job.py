@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
+import os
 import re
 from typing import Any
 
@@ -135,14 +136,18 @@ def make_job(
   dtype = floating(dtype)
   named = [('base', base)] if base is not None else []
   named += [(f'experts[{i}]', path) for i, path in enumerate(experts)]
+  for name, path in named:
+    if not isinstance(path, (str, os.PathLike)):
+      raise ValueError(
+        f'{name} is a {type(path).__name__}; give the path of a checkpoint. '
+        'Trees in memory are merged by mergekit_jax.merge.'
+      )
   opened = [(name, open_checkpoint(path)) for name, path in named]
   template = opened[0][1]
   root = tree.parameter_root(template.specs)
   models = [_model(name, checkpoint, root) for name, checkpoint in opened]
   reference = _specs(models[0])
-  tree.demand_same(
-    reference, {model.name: _specs(model) for model in models[1:]}
-  )
+  demand_short_axes(reference)
   mesh = sharding.make_mesh() if mesh is None else sharding.auto_mesh(mesh)
   merged = {
     path: spec.shape
@@ -154,6 +159,12 @@ def make_job(
   stacks = tree.stacked_axes(stacked_axes, merged)
   groups = scopes.group(methods, overrides, merged)
   covered = {path for _, paths in groups for path in paths}
+  # What stays as the base has it need not be in the experts, or be alike.
+  kept = merged.keys() - covered
+  tree.demand_same(
+    tree.without(kept, reference),
+    {model.name: tree.without(kept, _specs(model)) for model in models[1:]},
+  )
   copied = [path for path in reference if path not in covered]
   beside = [p for p in template.specs if tree.below(_BESIDE_ROOT, p)]
   copied += [path for path in beside if root and path not in reference]
@@ -201,6 +212,16 @@ def make_job(
     tuple(copied),
     tuple(sorted(left_out)),
   )
+
+
+def demand_short_axes(specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+  """Refuses axes along which 32 bits cannot say where a box begins."""
+  for path, spec in specs.items():
+    if max(spec.shape, default=0) >= 2**31:
+      raise ValueError(
+        f'{path} has shape {spec.shape}; an axis of 2**31 elements or more is '
+        'not supported. Store it with more axes.'
+      )
 
 
 def floating(dtype: Any) -> Any:

@@ -12,20 +12,33 @@ import jax
 
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint.stage import Stage
-from mergekit_jax.job import Job
+from mergekit_jax.drive import is_random
+from mergekit_jax.forecast import unstacked_warnings
+from mergekit_jax.job import floating, Job
 from mergekit_jax.outputs import Output
+from mergekit_jax.rule import needs_of, scope_of
 from mergekit_jax.version import __version__
 
 
 def describe(
-  job: Job, output: Output, overrides: Mapping[str, Any] | None
+  job: Job, output: Output, overrides: Mapping[str, Any] | None, dtype: Any
 ) -> dict[str, Any]:
-  """What an output was made of and how, as JSON can hold it."""
+  """What an output was made of and how, as JSON can hold it.
+
+  Args:
+    job: the merge.
+    output: which of its outputs.
+    overrides: as `merge_checkpoints` was given them.
+    dtype: likewise.
+  """
+  tensors = [t for scope in job.plan.scopes for t in scope.tensors]
   packages = ('jax', 'orbax-checkpoint', 'tensorstore')
   return {
     'method': repr(output.method),
     'overrides': {key: repr(rule) for key, rule in (overrides or {}).items()},
     'seed': output.seed,
+    'stacked_axes': {t.path: list(t.stacked) for t in tensors if t.stacked},
+    'dtype': None if dtype is None else str(floating(dtype)),
     'sources': {
       model.name: {
         'path': str(model.checkpoint.path),
@@ -72,6 +85,16 @@ def of_bits(
   }
 
 
+def _sees_layers(job: Job, output: Output) -> bool:
+  """Whether it matters to a merge which leaves hold several layers."""
+  experts = len(job.models) - job.has_base
+  rule = output.method
+  of_tensor = scope_of(rule) == 'tensor' and any(
+    any(scope.rounds) for scope in job.plan.scopes
+  )
+  return of_tensor or needs_of(rule) != 'element' or is_random(rule, experts)
+
+
 def report(
   job: Job,
   output: Output,
@@ -82,9 +105,10 @@ def report(
   """The report of an output whose units are all written."""
   records = stage.records()
   planned = {t.path: t for scope in job.plan.scopes for t in scope.tensors}
+  sums = reports.add_sums(records)
   tensors = [
-    reports.tensor_report(path, planned[path].shape, sums)
-    for path, sums in reports.add_sums(records).items()
+    reports.tensor_report(path, planned[path].shape, of_tensor)
+    for path, of_tensor in sums.items()
   ]
   experts = job.models[job.has_base :]
   stored = [
@@ -103,14 +127,19 @@ def report(
     output=str(output.path),
     tensors=tensors,
     copied=list(job.copied),
+    ratios=reports.model_ratios(
+      {path: planned[path].shape for path in sums}, sums
+    ),
     warnings=[
       *(warnings if job.has_base else []),
+      *(reports.unmoved_warnings(tensors, names) if job.has_base else []),
+      *(unstacked_warnings(job.plan) if _sees_layers(job, output) else []),
       *reports.left_out_warnings(job.left_out),
     ],
     rounds=job.plan.rounds,
     units_done=len(records) - len(stage.done),
     units_resumed=len(stage.done),
-    bytes_read=job.plan.bytes_read,
+    bytes_read=sum(u.source_bytes for u in job.plan.units(stage.done)),
     bytes_written=job.plan.bytes_written // job.plan.merges,
     seconds=seconds,
     peak_memory=kilobytes * 1024,

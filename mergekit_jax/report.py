@@ -46,11 +46,13 @@ class MergeReport:
     output: where the merged checkpoint lies.
     tensors: one report a merged tensor.
     copied: paths that were copied from the base.
+    ratios: what the method reported, over the whole model: of all entries, or
+      of those that count, not a mean of the tensors' ratios.
     warnings: what the user should know.
     rounds: full reads before the last one.
     units_done: boxes that this run merged or copied.
     units_resumed: boxes that an earlier, unfinished run had merged or copied.
-    bytes_read: bytes taken from the sources.
+    bytes_read: bytes that this run took from the sources.
     bytes_written: bytes of the output's arrays.
     seconds: wall time.
     peak_memory: the most memory that this process ever held, in bytes.
@@ -63,6 +65,7 @@ class MergeReport:
   output: str
   tensors: list[TensorReport]
   copied: list[str]
+  ratios: dict[str, float]
   warnings: list[str]
   rounds: int
   units_done: int
@@ -100,15 +103,18 @@ class MergeReport:
     squares = np.square([t.task_vector_norms for t in self.tensors])
     merged = math.hypot(*(t.merge_norm for t in self.tensors))
     norms = ' '.join(f'{norm:.4g}' for norm in np.sqrt(squares.sum(axis=0)))
-    result = {'norms of the task vectors': norms}
-    result['norm of the merge'] = f'{merged:.4g}'
-    sizes = np.asarray([math.prod(t.shape) for t in self.tensors], float)
-    for name in self.tensors[0].ratios:
-      if all(name in t.ratios for t in self.tensors):
-        values = np.asarray([np.mean(t.ratios[name]) for t in self.tensors])
-        mean = np.sum(values * sizes) / max(sizes.sum(), 1)
-        result[name.replace('_', ' ')] = f'{mean:.4f} (mean)'
-    return result
+    has_base = 'base' in self.provenance['sources']
+    what = 'task vectors' if has_base else 'experts'
+    return {
+      f'norms of the {what}': norms,
+      'norm of the merged task vector' if has_base else 'norm of the merge': (
+        f'{merged:.4g}'
+      ),
+      **{
+        name.replace('_', ' '): f'{ratio:.4f}'
+        for name, ratio in self.ratios.items()
+      },
+    }
 
 
 def report_path(output: epath.PathLike) -> epath.Path:
@@ -146,6 +152,53 @@ def tensor_report(
     explained.tolist(),
     _ratios(sums['flags'], math.prod(shape)),
   )
+
+
+def model_ratios(
+  shapes: Mapping[str, tuple[int, ...]], sums: Mapping[str, Any]
+) -> dict[str, float]:
+  """What was reported of the tensors that report it, as one ratio a name.
+
+  Args:
+    shapes: of the merged tensors.
+    sums: from `add_sums`, of the same tensors.
+  """
+  totals: dict[str, np.ndarray] = {}
+  for path, shape in shapes.items():
+    for name, counts in sums[path]['flags'].items():
+      parts = np.asarray(_parts(counts, math.prod(shape)), float)
+      totals[name] = totals.get(name, 0) + parts
+  return {
+    name: float(part / whole) if whole else 0.0
+    for name, (part, whole) in totals.items()
+  }
+
+
+def _parts(counts: Any, size: int) -> tuple[float, float]:
+  """How many entries were counted, and of how many."""
+  if isinstance(counts, dict) and counts.keys() == {'part', 'whole'}:
+    return float(counts['part']), float(counts['whole'])
+  if isinstance(counts, (dict, list)):
+    items = counts.values() if isinstance(counts, dict) else counts
+    parts = [_parts(item, size) for item in items]
+    return sum(part for part, _ in parts), sum(whole for _, whole in parts)
+  return float(counts), float(size)
+
+
+def unmoved_warnings(
+  tensors: list[TensorReport], names: list[str]
+) -> list[str]:
+  """Warns of experts that are the base.
+
+  Args:
+    tensors: the reports.
+    names: what to call the experts.
+  """
+  return [
+    f'{name} is the base in every merged tensor: all its task vectors are 0.'
+    for i, name in enumerate(names)
+    if tensors and not any(t.task_vector_norms[i] for t in tensors)
+  ]
 
 
 def rounding_warnings(

@@ -63,7 +63,7 @@ def merge_checkpoints(
     output: directory of the new checkpoint, or {name: directory}.
     mesh: the devices to merge on; None takes all, on one axis.
     seed: seed of the methods that draw random numbers, or {name: seed}: the
-      same masks as `merge(..., key=jax.random.key(seed))`.
+      same masks as `merge(..., key=seed)`.
     memory_budget: host memory that the merge may take, as bytes or as text such
       as '512MiB', without what imports and runtime take.
     format: 'orbax' or 'safetensors'; None keeps the base's. Tensors are called
@@ -81,8 +81,8 @@ def merge_checkpoints(
     partition_rules: {regex of a path: PartitionSpec}; other leaves are sharded
       by the first dimensions that the mesh divides.
     allow_nonfinite: let NaN and Inf in the sources through.
-    resume: go on with what a killed merge into this output left behind, if it
-      was the same merge; else throw it away.
+    resume: go on with what a killed merge into this output left behind. If that
+      was another merge this one is refused; False throws it away.
     overwrite: replace an output that exists, once the new one is complete.
 
   Returns:
@@ -116,7 +116,7 @@ def merge_checkpoints(
   }
   for each in outputs:
     each.demand_possible(job, options, overwrite)
-  facts = [provenance.describe(job, each, overrides) for each in outputs]
+  facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]
   with contextlib.ExitStack() as stack:
     stages = [
       stack.enter_context(

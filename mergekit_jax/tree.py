@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 import re
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from mergekit_jax import checks
 
 _Value = TypeVar('_Value')
 
+_LAYERS = re.compile(r'(.*/)?(\w+_)?layers/(?!\d+(/|$)).*')
 _ROOTS = ('params/params', 'params', 'target', 'model', 'model_params')
 
 
@@ -60,9 +61,10 @@ def mask_name(path: str, root: str) -> str:
 
   The path below the parameter root without a trailing `value`, so that the same
   parameter has the same masks in a flax nnx State, in linen params and in a
-  checkpoint with an optimizer beside it.
+  checkpoint with an optimizer beside it. What lies beside the root keeps its
+  whole path.
   """
-  name = path[len(root) + 1 :] if root else path
+  name = path[len(root) + 1 :] if root and below(root, path) else path
   return name.removesuffix('/value')
 
 
@@ -128,6 +130,16 @@ def stacked_axes(
       )
     result[path] = tuple(sorted({axis % rank for axis in axes}))
   return result
+
+
+def without(kept: Collection[str], leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """The leaves that are not among those kept."""
+  return {path: leaf for path, leaf in leaves.items() if path not in kept}
+
+
+def looks_stacked(path: str, shape: tuple[int, ...]) -> bool:
+  """Whether a leaf may hold several layers: below 'layers', unnumbered."""
+  return len(shape) > 1 and bool(_LAYERS.fullmatch(path))
 
 
 def differences(

@@ -134,8 +134,9 @@ class TestPod:
         'written': 2 * of_host,
       }
       assert fact['host_memory'] <= fact['memory_budget'] == 2**32
-      # Nine models in bfloat16 are the least that a device must hold.
-      least = 9 * 2 * 128_256 * 8192 // 512
+      # The largest box takes more than half of 160 MiB in nine models, of which
+      # each of the eight devices of a host holds its part.
+      least = 80 * 2**20 // 8
       assert least < fact['device_memory'] < 16e9
       rounds = ['round 1', 'round 2'] if asks else []
       steps = [*rounds, 'merge', 'measure']
@@ -162,9 +163,9 @@ class TestProgram:
     )
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:14]}
     assert rows['params/layers_*/mlp/down/kernel'] == [
-      *('20', '[5632,', '2048]', '1', '1', 'fsdp,-')
+      *('20', '[5632,', '2048]', '-', '1', '1', 'fsdp,-')
     ]
-    assert rows['params/norm/scale'] == ['1', '[2048]', '1', '1', '-']
+    assert rows['params/norm/scale'] == [*('1', '[2048]', '-', '1', '1', '-')]
     assert 'mesh: fsdp=64, on 16 hosts' in lines
     assert '183 tensors merged, 0 copied, 183 units' in lines
     (compiled,) = [line for line in lines if line.startswith('kernels: ')]

@@ -27,9 +27,10 @@ from tests import checkpoints
 FLOAT32 = jnp.dtype('float32')
 
 
-def plan_of(rule, shapes, axes, models=3, hosts=None, **options):
+def plan_of(rule, shapes, axes, models=3, hosts=None, stacked=None, **options):
+  stacked = stacked or {}
   leaves = [
-    costs.Leaf(path, shape, (FLOAT32,) * models, FLOAT32)
+    costs.Leaf(path, shape, (FLOAT32,) * models, FLOAT32, stacked.get(path, ()))
     for path, shape in shapes.items()
   ]
   mesh = sharding.make_mesh(axes)
@@ -299,13 +300,29 @@ class TestDescribe:
     )
     lines = forecast.describe(plan).splitlines()
     assert [line.split() for line in lines[:4]] == [
-      ['tensor', 'leaves', 'shape', 'boxes', 'reads', 'sharding'],
-      ['layers_*/kernel', '12', '[1024,', '512]', '1', '3', 'fsdp,tensor'],
-      ['layers_12/kernel', '1', '[512,', '512]', '1', '3', 'fsdp,tensor'],
-      ['layers_0/scale', '1', '[512]', '1', '3', '-'],
+      'tensor leaves shape layers along boxes reads sharding'.split(),
+      'layers_*/kernel 12 [1024, 512] - 1 3 fsdp,tensor'.split(),
+      'layers_12/kernel 1 [512, 512] - 1 3 fsdp,tensor'.split(),
+      'layers_0/scale 1 [512] - 1 3 -'.split(),
     ]
     assert lines[4] == 'mesh: fsdp=4,tensor=2, on 1 host'
     assert lines[5] == '14 tensors merged, 0 copied, 42 units'
+
+  def test_stacked_layers(self):
+    """Which axes are taken for layers, and what may have been forgotten."""
+    shapes = {
+      'decoder/layers/kernel': (4, 512, 6),
+      'decoder/layers/scale': (512,),
+      'decoder/layers/0/kernel': (512, 6),
+      'moe_layers/kernel': (512, 6),
+    }
+    stacked = {'decoder/layers/kernel': (0,)}
+    plan = plan_of(mk.ties(), shapes, {'fsdp': 8}, stacked=stacked)
+    lines = forecast.describe(plan).splitlines()
+    columns = [line.split() for line in lines[1:5]]
+    assert [row[-4] for row in columns] == ['0', '-', '-', '-']
+    (warning,) = [line for line in lines if line.startswith('warning')]
+    assert '1 tensors below "layers", such as moe_layers/kernel,' in warning
 
   def test_seconds(self):
     plan = plan_of(mk.task_arithmetic(), {'a': (1024, 512)}, {'fsdp': 8})

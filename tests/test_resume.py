@@ -154,6 +154,11 @@ def test_another_plan_is_refused(sources, tmp_path):
     merge(sources, output, zarr3=True)
   with pytest.raises(ValueError, match='unfinished merge that differs'):
     merge(sources, output, experts=[str(sources / 'one')])
+  said = r'stacked_axes: {"params/layers": \[0\]} then, .*\[1\]} now'
+  with pytest.raises(ValueError, match=said):
+    merge(sources, output, stacked_axes={'.*/layers': 1})
+  with pytest.raises(ValueError, match='dtype: null then, "float32" now'):
+    merge(sources, output, dtype='float32')
   report = merge(sources, output, seed=4, resume=False)
   assert report.units_resumed == 0 and output.exists()
 

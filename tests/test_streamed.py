@@ -492,6 +492,40 @@ class TestOutput:
     assert report.copied == ['params/layers/kernel', 'params/steps']
     assert report.provenance['overrides'][r'.*/layers/.*'] == "'base'"
 
+  def test_what_is_kept_need_not_be_alike(self):
+    """Such as the embedding of an expert whose vocabulary was extended."""
+    base, others = models.trees(models.SMALL, 'float32', 2)
+    others[0]['params']['odd'] = np.zeros((9, 5), np.float32)
+    del others[1]['params']['odd']
+    paths = [self.save('base', base)]
+    paths += [self.save(f'e{i}', tree) for i, tree in enumerate(others)]
+    merge = lambda overrides: self.average(*paths, overrides=overrides)
+    with pytest.raises(ValueError, match='differ in 2 places'):
+      merge(None)
+    merge({'.*/odd': 'base'})
+    merged = checkpoints.load(self.output)
+    np.testing.assert_array_equal(merged['params/odd'], base['params']['odd'])
+
+  @pytest.mark.parametrize('use_ocdbt', [True, False])
+  def test_random_keys_stay_random_keys(self, use_ocdbt):
+    def tree(seed):
+      keys = jax.random.split(jax.random.key(seed, impl='rbg'), 3)
+      rngs = {'default': jax.random.key(seed), 'many': keys}
+      return {'params': {'w': jnp.full((4, 8), seed, jnp.float32), 'r': rngs}}
+
+    for name, seed in {'base': 3, 'expert': 4}.items():
+      handler = ocp.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt)
+      ocp.Checkpointer(handler).save(
+        self.directory / name, args=ocp.args.PyTreeSave(tree(seed))
+      )
+    self.average(self.directory / 'base', self.directory / 'expert')
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      merged = checkpointer.restore(self.output.absolute())
+    assert (merged['params']['w'] == 4).all()
+    rngs = tree(3)['params']['r']
+    for name, key in merged['params']['r'].items():
+      assert key.dtype == rngs[name].dtype and (key == rngs[name]).all()
+
   @pytest.mark.parametrize('place', ['item', 'manager'])
   def test_scanned_layers_are_recognised(self, place):
     """MaxText says in its metadata that layers lie along axis 1."""
@@ -587,6 +621,58 @@ class TestReport:
     table = report.table()
     assert '2 tensors merged, 1 copied' in table and 'density: 0.30' in table
 
+  def test_ratios_are_over_the_model(self, tmp_path):
+    """What no expert moves does not dilute how often they conflict."""
+    frozen = np.ones(16_000, np.float32)
+    deltas = np.asarray([[1, 1, 0, -1], [1, -1, 2, 1]], np.float32)
+    trees = [{'frozen': frozen, 'w': np.zeros(4, np.float32)}]
+    trees += [{'frozen': frozen, 'w': delta} for delta in deltas]
+    paths = [
+      checkpoints.save(tmp_path / str(i), {'params': tree})
+      for i, tree in enumerate(trees)
+    ]
+    report = mk.merge_checkpoints(
+      mk.ties(density=0.5, scope='tensor'),
+      base=paths[0],
+      experts=[*paths[1:], paths[0]],
+      output=tmp_path / 'out',
+    )
+    # Half of 4 are kept, with all that are as large; of 16,000 zeros none.
+    assert report.ratios['density'] == pytest.approx((3 + 4) / (3 * 16_004))
+    assert report.ratios['sign_conflict'] == pytest.approx(2 / 4)
+    table = report.table()
+    assert 'sign conflict: 0.5000' in table
+    assert 'norms of the task vectors: 1.732 2.646 0' in table
+    (warning,) = report.warnings
+    assert warning.startswith(f'experts[2] ({paths[0]}) is the base in every')
+
+  def test_layers_that_may_be_stacked(self, tmp_path):
+    """Where it matters: for totals of a tensor, and for masks."""
+    paths = [
+      checkpoints.save(
+        tmp_path / str(i), {'layers': {'w': np.full((2, 3), i, np.float32)}}
+      )
+      for i in range(3)
+    ]
+
+    def warnings(rule, **options):
+      report = mk.merge_checkpoints(
+        rule,
+        base=paths[0],
+        experts=paths[1:],
+        output=tmp_path / 'out',
+        overwrite=True,
+        **options,
+      )
+      stacked = {'layers/w': [0]} if options else {}
+      assert report.provenance['stacked_axes'] == stacked
+      return [w for w in report.warnings if 'layers/w, are merged as one' in w]
+
+    for rule in (mk.ties(scope='tensor'), mk.dare(0.5)):
+      assert len(warnings(rule)) == 1
+      assert not warnings(rule, stacked_axes={'layers/.*': 0})
+    assert not warnings(mk.ties()) and not warnings(mk.average())
+
   def test_without_a_base(self, saved, tmp_path):
     """Norms are those of the models."""
     _, experts = saved('small')
@@ -598,6 +684,7 @@ class TestReport:
       name = tensor.path.removeprefix('params/')
       norms = [np.linalg.norm(np.ravel(other[name])) for other in others]
       np.testing.assert_allclose(tensor.task_vector_norms, norms, rtol=1e-6)
+    assert 'norms of the experts: ' in report.table()
 
   def test_rounding(self, tmp_path):
     """A short fine-tune, stored in bfloat16, is mostly rounding."""

@@ -77,11 +77,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     nargs='+',
     type=int,
     default=[0],
-    help='of random masks; a merge for each',
+    help='of random masks (0); of random methods a merge for each',
   )
   add('--mesh', help="as 'fsdp=4,tensor=2'; all devices on one axis if absent")
   add('--devices', type=int, help='CPU devices to make; one a core if absent')
-  add('--memory_budget', default='4GiB', help='host memory, as 512MiB or 4GiB')
+  add('--memory_budget', default='4GiB', help='host memory, as 512MiB (4GiB)')
   add('--dtype', help="of the merged leaves; the base's if absent")
 
   merge = commands.add_parser(
@@ -111,8 +111,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   merge.add_argument(
     '--compression', choices=['zstd'], help='of Orbax; none if absent'
   )
-  merge.add_argument('--allow_nonfinite', action='store_true')
-  merge.add_argument('--overwrite', action='store_true')
+  merge.add_argument(
+    '--allow_nonfinite',
+    action='store_true',
+    help='let NaN and Inf in the sources through',
+  )
+  merge.add_argument(
+    '--overwrite',
+    action='store_true',
+    help='replace an output that exists, once the new one is complete',
+  )
   merge.add_argument(
     '--noresume',
     action='store_true',
@@ -124,8 +132,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     help='join the processes of a TPU pod or a SLURM job',
   )
   merge.add_argument('--coordinator_address', help='HOST:PORT of process 0')
-  merge.add_argument('--num_processes', type=int)
-  merge.add_argument('--process_id', type=int)
+  merge.add_argument(
+    '--num_processes', type=int, help='how many processes merge together'
+  )
+  merge.add_argument('--process_id', type=int, help='which of them this is')
 
   plan = commands.add_parser(
     'plan',

@@ -56,7 +56,7 @@ def within(
 
   Args:
     name: the argument's name.
-    value: a number, an array of one, or a traced value, which passes.
+    value: a number, an array, or a traced value, which passes.
     low: lower end.
     high: upper end.
     closed: whether the lower and the upper end are allowed themselves.
@@ -65,7 +65,7 @@ def within(
   if not _is_traced(value):
     above = value >= low if closed[0] else value > low
     below = value <= high if closed[1] else value < high
-    if not (above and below):
+    if not np.all(above & below):
       interval = f'{"[" if closed[0] else "("}{low}, {high}'
       interval += ']' if closed[1] else ')'
       raise ValueError(
@@ -83,6 +83,12 @@ def weights(values: Any, at_least: float = -math.inf) -> Any:
   """
   if values is None:
     return None
+  if not isinstance(values, (Sequence, jax.Array, np.ndarray)) or (
+    getattr(values, 'ndim', 1) == 0
+  ):
+    raise ValueError(
+      f'weights={values!r} was given; give one number an expert.'
+    )
   values = tuple(finite('weight', value) for value in values)
   if not _is_traced(values):
     for value in values:

@@ -125,11 +125,14 @@ def _plan(arguments: argparse.Namespace) -> None:
 
   bandwidth = flags.bandwidth(arguments.bandwidth)
   what = flags.what_to_merge(arguments) | {'hosts': arguments.hosts}
-  methods = [*what.pop('methods').values()] * len(arguments.seed)
   experts, base = what.pop('experts'), what.pop('base')
+  count = len(experts)
+  if arguments.model:
+    count = flags.number_of_experts(arguments)
+  merges = flags.seeded(arguments, what.pop('methods'), count)
+  methods = [rule for rule, _ in merges.values()]
   if arguments.model:
     model = described.model(arguments.model)
-    count = flags.number_of_experts(arguments)
     plan = described.make_plan(model, methods, count, **what)
     print(
       f'{arguments.model}: {model.parameters:,} parameters in bfloat16; a base '

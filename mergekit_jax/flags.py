@@ -13,7 +13,7 @@ from typing import Any
 
 from jax.sharding import PartitionSpec
 
-from mergekit_jax import checks, methods, sharding
+from mergekit_jax import checks, drive, methods, sharding
 
 
 def all_methods() -> dict[str, Callable[..., Any]]:
@@ -105,20 +105,35 @@ def bandwidth(text: str | None) -> int | None:
   return checks.size('bandwidth', text.removesuffix('/s'))
 
 
+def seeded(
+  arguments: argparse.Namespace, methods: Mapping[str, Any], experts: int
+) -> dict[str, tuple[Any, int]]:
+  """{name: (rule, seed)}: every merge, of random methods one for each seed.
+
+  Args:
+    arguments: of the command line.
+    methods: {name: rule}.
+    experts: how many are merged.
+  """
+  seeds = arguments.seed
+  merges = {}
+  for name, rule in methods.items():
+    if len(seeds) == 1 or not drive.is_random(rule, experts):
+      merges[name] = rule, seeds[0]
+      continue
+    for seed in seeds:
+      merges['-'.join(filter(None, [name, f'seed={seed}']))] = rule, seed
+  return merges
+
+
 def outputs(
   arguments: argparse.Namespace, methods: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Method, output and seed of `merge`: dictionaries if they are several."""
-  seeds = arguments.seed
-  if len(methods) == 1 and len(seeds) == 1:
-    (method,) = methods.values()
-    return {'method': method, 'output': arguments.output, 'seed': seeds[0]}
-  several = len(seeds) > 1
-  merges = {
-    '-'.join(filter(None, [name, several * f'seed={seed}'])): (rule, seed)
-    for name, rule in methods.items()
-    for seed in seeds
-  }
+  merges = seeded(arguments, methods, len(arguments.experts))
+  if len(methods) == len(merges) == 1:
+    ((method, seed),) = merges.values()
+    return {'method': method, 'output': arguments.output, 'seed': seed}
   return {
     'method': {name: rule for name, (rule, _) in merges.items()},
     'output': {name: os.path.join(arguments.output, name) for name in merges},
@@ -175,7 +190,11 @@ def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
     name, value = _split(item, 'set', 'density=0.2')
     if name == 'weights':
       raise ValueError('Give weights with --weights W1 W2 ..., not with --set.')
-    checks.one_of(f'option of {make.__name__}', name, known)
+    if name not in known:
+      raise ValueError(
+        f'{make.__name__} has no option {name!r}; it has '
+        f'{", ".join(known)}.{checks.nearest(name, known)}'
+      )
     options[name] = _value(value)
   return options
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mergekit_jax import scopes, sharding, tree
 from mergekit_jax.block import Block
@@ -53,7 +53,7 @@ def merge(
       matches nothing, or the method needs a base or a key that was not given.
   """
   scopes.demand_rule('A method is a rule', method)
-  experts = list(experts)
+  experts = _trees(experts, base)
   if not experts:
     raise ValueError('No experts were given; give at least one.')
   template, structure = tree.flatten(base if base is not None else experts[0])
@@ -61,11 +61,8 @@ def merge(
     f'experts[{i}]': tree.flatten(expert)[0] for i, expert in enumerate(experts)
   }
   specs = _specs(template)
-  tree.demand_same(
-    specs, {name: _specs(model) for name, model in models.items()}
-  )
-  if isinstance(key, (int, np.integer)):
-    key = jax.random.key(int(key))
+  if key is not None and _is_seed(key):
+    key = jax.random.key(key, impl='threefry2x32')
 
   shapes = {
     path: spec.shape
@@ -75,6 +72,13 @@ def merge(
   stacked = tree.stacked_axes(stacked_axes, shapes)
   root = tree.parameter_root(template)
   groups = scopes.group([method], overrides, shapes)
+  covered = [path for _, paths in groups for path in paths]
+  # What stays as the base has it need not be in the experts, or be alike.
+  kept = shapes.keys() - set(covered)
+  tree.demand_same(
+    tree.without(kept, specs),
+    {name: tree.without(kept, _specs(model)) for name, model in models.items()},
+  )
 
   def merge_leaves(base, experts, key):
     def block(path: str) -> Block:
@@ -96,7 +100,7 @@ def merge(
       )
     }
 
-  pick = lambda model: {path: jnp.asarray(model[path]) for path in shapes}
+  pick = lambda model: {path: jnp.asarray(model[path]) for path in covered}
   merged = sharding.with_auto_axes(
     merge_leaves,
     pick(template),
@@ -105,6 +109,30 @@ def merge(
     key,
   )
   return jax.tree.unflatten(structure, {**template, **merged}.values())
+
+
+def _trees(experts: Any, base: Any) -> list[PyTree]:
+  """The experts as a list of trees."""
+  if isinstance(experts, Mapping) or not isinstance(experts, Iterable):
+    raise ValueError(
+      f'experts is one {type(experts).__name__}; give a list of trees, one an '
+      'expert.'
+    )
+  if isinstance(experts, str) or any(
+    isinstance(x, (str, os.PathLike)) for x in (*experts, base)
+  ):
+    raise ValueError(
+      'A path was given; base and experts are trees of arrays here. For '
+      'checkpoints call mergekit_jax.merge_checkpoints.'
+    )
+  return list(experts)
+
+
+def _is_seed(key: Any) -> bool:
+  """Whether a key is a whole number, or an array of one."""
+  return jnp.ndim(key) == 0 and jnp.issubdtype(
+    jnp.result_type(key), jnp.integer
+  )
 
 
 def _specs(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

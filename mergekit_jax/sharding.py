@@ -15,7 +15,16 @@ from mergekit_jax import tree
 
 
 def auto_mesh(mesh: Mesh) -> Mesh:
-  """The same mesh with Auto axes, under which XLA places the computation."""
+  """The same mesh with Auto axes, under which XLA places the computation.
+
+  Raises:
+    ValueError: if it is no mesh.
+  """
+  if not isinstance(mesh, Mesh):
+    raise ValueError(
+      f'mesh={mesh!r} was given; give a jax.sharding.Mesh, such as '
+      "jax.make_mesh((8,), ('fsdp',))."
+    )
   kinds = (AxisType.Auto,) * len(mesh.axis_names)
   return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 
@@ -81,7 +90,9 @@ def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
     described = ','.join(f'{name}={count}' for name, count in axes.items())
     raise ValueError(
       f'The mesh {described} needs {size} devices, but there are '
-      f'{len(devices)}. Give a smaller mesh, or start on more devices.'
+      f'{len(devices)}. Give a smaller mesh, or start on more devices: on a '
+      f'CPU --devices {size}, or jax_num_cpu_devices. To plan for a mesh that '
+      'is not there, give --hosts.'
     )
   grid = np.asarray(devices[:size]).reshape(tuple(axes.values()))
   return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))

@@ -31,18 +31,26 @@ def chain(*stages: Any, scope: str = 'tensor') -> Chain:
   """A merge rule from stages: base + stages(experts − base).
 
   Args:
-    *stages: callables `(t, deltas) -> deltas or delta`, generators if they ask
-      for totals; the last must return one delta.
+    *stages: instances of `@rule` classes, called as `stage(t, deltas)`, which
+      return deltas or one delta, and are generators if they ask for totals; the
+      last must return one delta.
     scope: 'tensor' or 'model', the set over which their totals are taken.
 
   Returns:
     A rule.
 
   Raises:
-    ValueError: if there is no stage or the scope is unknown.
+    ValueError: if there is no stage, one is no `@rule`, or the scope is
+      unknown.
   """
   if not stages:
     raise ValueError('chain() was given no stage; give at least a consensus.')
+  for stage in stages:
+    if not callable(stage) or jax.tree_util.all_leaves([stage]):
+      raise ValueError(
+        f'chain() was given {stage!r}; a stage is an instance of a class that '
+        'is decorated with @mergekit_jax.rule, such as trim(0.2).'
+      )
   return Chain(stages, checks.one_of('scope', scope, ('tensor', 'model')))
 
 
@@ -66,6 +74,11 @@ class Chain:
       deltas = stage(t, deltas)
       if inspect.isgenerator(deltas):
         deltas = yield from deltas
+    if isinstance(deltas, (list, tuple)):
+      raise ValueError(
+        f'The stages of a chain end with {len(deltas)} task vectors; end with '
+        'a consensus that makes one of them, such as weighted_sum().'
+      )
     return t.base + deltas
 
 

@@ -60,6 +60,10 @@ def sweep(
     FloatingPointError: if a checkpoint holds NaN or Inf.
     OSError: if a checkpoint cannot be read.
   """
+  if not isinstance(methods, Mapping):
+    raise ValueError(
+      f'methods is a {type(methods).__name__}; give {{name: rule}}.'
+    )
   seeds = seed if isinstance(seed, Mapping) else dict.fromkeys(methods, seed)
   if not methods or seeds.keys() != methods.keys():
     raise ValueError(
@@ -148,11 +152,12 @@ class _TreeSink:
           )
         )
       )
-      leaf = jnp.zeros(
-        tensor.shape, tensor.dtype, device=NamedSharding(self._mesh, spec)
-      )
+      placed = NamedSharding(self._mesh, spec)
+      with jax.enable_x64(tensor.dtype.itemsize == 8):
+        leaf = jnp.zeros(tensor.shape, tensor.dtype, device=placed)
     origin = [np.int32(start) for start in box.origin]
-    leaf = _updated(leaf, merged, origin, box.shape)
+    with jax.enable_x64(tensor.dtype.itemsize == 8):
+      leaf = _updated(leaf, merged, origin, box.shape)
     # What it reads is read into again once this returns.
     self._leaves[tensor.path] = jax.block_until_ready(leaf)
 

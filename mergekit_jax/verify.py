@@ -22,16 +22,16 @@ def verify(output: epath.PathLike) -> list[str]:
     A sentence for every part that is damaged; empty if all is well.
 
   Raises:
-    FileNotFoundError: if there is no report beside the output.
+    FileNotFoundError: if there is no output, or no report beside it.
     ValueError: if the output is no checkpoint.
   """
+  checkpoint = open_checkpoint(output)
   report = report_path(output)
   if not report.exists():
     raise FileNotFoundError(
       f'{report} is missing: only with its report beside it can an output be '
-      'verified.'
+      'verified. An output that is moved takes its report along.'
     )
-  checkpoint = open_checkpoint(output)
   damage = []
   for path, parts in json.loads(report.read_text())['checksums'].items():
     if path not in checkpoint.specs:

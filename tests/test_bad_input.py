@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cli, flags, sharding
+from mergekit_jax import cli, flags, job, sharding
 from tests import checkpoints, models
 
 # Leaves in ascending order of size as well as of name.
@@ -178,6 +178,51 @@ class TestArguments:
     message = refused(ValueError, 'weights were given for 3 experts', method)
     assert 'one weight for each expert' in message
 
+  @pytest.mark.parametrize('weights', [0.5, jnp.float32(0.5), None])
+  def test_one_weight(self, weights):
+    if weights is None:
+      assert mk.ties(weights=None) == mk.ties()
+      return
+    with pytest.raises(ValueError, match='give one number an expert'):
+      mk.ties(weights=weights)
+
+  def test_hyperparameters_in_a_row(self):
+    """Many values at once, to be mapped over."""
+    scales = jnp.array([0.5, 1.0])
+    rules = mk.dare(drop_rate=jnp.array([0.1, 0.2]), scale=scales)
+    merged = jax.vmap(lambda rule: mk.merge(rule, EXPERTS, BASE, key=0))(rules)
+    assert merged['params']['odd'].shape == (2, 7, 5)
+    with pytest.raises(ValueError, match='a fraction in'):
+      mk.dare(drop_rate=jnp.array([0.1, 1.5]))
+
+  @pytest.mark.parametrize(
+    'stages', [(lambda t, d: d, mk.weighted_sum()), (mk.weighted_sum,)]
+  )
+  def test_stages_that_are_no_rules(self, stages):
+    with pytest.raises(ValueError, match='decorated with @mergekit_jax.rule'):
+      mk.chain(*stages)
+
+  def test_chain_without_consensus(self):
+    with pytest.raises(ValueError, match='end with 3 task vectors; end with a'):
+      mk.merge(mk.chain(mk.trim(0.2)), EXPERTS, BASE)
+
+  @pytest.mark.parametrize('experts', [EXPERTS[0], 7])
+  def test_one_expert_alone(self, experts):
+    with pytest.raises(ValueError, match='give a list of trees'):
+      mk.merge(mk.average(), experts)
+
+  def test_trees_where_paths_belong_and_paths_where_trees_do(self, saved):
+    base, experts = saved
+    with pytest.raises(ValueError, match='call mergekit_jax.merge_checkpoints'):
+      mk.merge(mk.average(), experts, base)
+    with pytest.raises(ValueError, match='call mergekit_jax.merge_checkpoints'):
+      mk.merge(mk.average(), str(experts[0]))
+    with pytest.raises(ValueError, match=r'experts\[0\] is a dict; give the'):
+      mk.merge_checkpoints(mk.average(), experts=EXPERTS, output='out')
+
+  def test_mesh_that_is_none(self, refused):
+    refused(ValueError, 'give a jax.sharding.Mesh', mesh={'fsdp': 2})
+
   def test_not_a_rule(self, refused):
     refused(ValueError, "'ties' was given", 'ties')
 
@@ -245,6 +290,13 @@ class TestArguments:
     with pytest.raises(ValueError) as caught:
       sharding.make_mesh({'fsdp': 8, 'tensor': 2})
     assert 'needs 16 devices, but there are 8' in str(caught.value)
+    assert '--devices 16' in str(caught.value)
+
+  def test_an_axis_beyond_32_bits(self):
+    long = {'a': jax.ShapeDtypeStruct((2**31,), jnp.int8)}
+    with pytest.raises(ValueError, match='a has shape .* an axis of 2'):
+      job.demand_short_axes(long)
+    job.demand_short_axes({'a': jax.ShapeDtypeStruct((2**31 - 1, 9), jnp.int8)})
 
 
 class TestCommandLine:
@@ -265,7 +317,7 @@ class TestCommandLine:
       "Did you mean 'density'", '--method', 'ties', '--set', 'densty=0.2'
     )
     self.check(
-      "option of average='density' was given",
+      "average has no option 'density'; it has weights",
       *('--method', 'average', '--set', 'density=0.2'),
     )
 

@@ -198,6 +198,28 @@ class TestSweep:
     tree, _ = models.trees(LARGE, 'float32', EXPERTS)
     np.testing.assert_array_equal(swept['mean'], tree['params']['steps'])
 
+  def test_float64_in_several_boxes(self, tmp_path):
+    """Without 64-bit types in JAX."""
+    random = np.random.default_rng(0)
+    trees = [{'params': {'w': random.normal(size=(301, 401))}} for _ in '123']
+    paths = [
+      checkpoints.save(tmp_path / str(i), tree) for i, tree in enumerate(trees)
+    ]
+    swept = mk.sweep(
+      {'mean': mk.average()},
+      paths[1:],
+      paths[0],
+      lambda tree: np.asarray(tree['params']['w']),
+      memory_budget='8MB',
+    )
+    assert swept['mean'].dtype == np.float64
+    # Rules compute in float32, in which only the sum is rounded here.
+    one, two = (
+      tree['params']['w'].astype(np.float32).astype(np.float64)
+      for tree in trees[1:]
+    )
+    np.testing.assert_allclose(swept['mean'], (one + two) / 2, rtol=6e-8)
+
   def test_trees_in_memory(self):
     base, experts = models.trees(LARGE, 'float32', EXPERTS)
     swept = mk.sweep(
@@ -210,6 +232,8 @@ class TestSweep:
     base, experts = saved
     with pytest.raises(ValueError, match='at least one method'):
       mk.sweep({}, experts, base, len)
+    with pytest.raises(ValueError, match='methods is a list; give {name'):
+      mk.sweep([mk.average()], experts, base, len)  # type: ignore
     with pytest.raises(ValueError, match="seed \\['b'\\]"):
       mk.sweep({'a': mk.average()}, experts, base, len, seed={'b': 1})
 

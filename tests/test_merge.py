@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 from flax import linen, nnx
 import jax
@@ -239,6 +240,26 @@ class TestKeys:
     other = self.run(4)
     assert any((other[n] != expected[n]).any() for n in expected)
 
+  @pytest.mark.parametrize('implementation', ['rbg', 'unsafe_rbg'])
+  def test_a_seed_is_a_threefry_key(self, implementation):
+    """Whatever keys the caller makes by default."""
+    expected = self.run(3)
+    with jax.default_prng_impl(implementation):
+      compare.same_bits(self.run(3), expected)
+      compare.same_bits(self.run(np.int64(3)), expected)
+
+  def test_a_traced_seed(self):
+    compare.same_bits(jax.jit(self.run)(3), self.run(3))
+
+  def test_leaves_beside_the_root_have_masks_of_their_own(self):
+    names = ('params', 'lora_a', 'lora_b')
+    tree = lambda leaf: {name: {'x': {'kernel': leaf}} for name in names}
+    base, moved = tree(BASE['odd']), tree(BASE['odd'] + 1)
+    merged = mk.merge(mk.dare(0.5), [moved], base, key=0)
+    leaves = [np.asarray(merged[name]['x']['kernel']) for name in names]
+    for one, other in itertools.combinations(leaves, 2):
+      assert (one != other).any()
+
   def test_other_implementations(self):
     merged = self.run(jax.random.key(3, impl='rbg'))
     compare.same_bits(self.run(jax.random.key(3, impl='rbg')), merged)
@@ -279,6 +300,21 @@ class TestOverrides:
     compare.like_reference(
       {'kernel': merged['kernel']}, {'kernel': expected['kernel']}, EXPERTS
     )
+
+  def test_what_is_kept_need_not_be_alike(self):
+    """Such as the embedding of an expert whose vocabulary was extended."""
+    longer, lacking = dict(EXPERTS[0]), dict(EXPERTS[1])
+    longer['odd'] = jnp.zeros((9, 5))
+    del lacking['odd']
+    merge = lambda overrides: mk.merge(
+      mk.average(), [longer, lacking], BASE, overrides=overrides
+    )
+    merged = merge({'odd': 'base'})
+    np.testing.assert_array_equal(merged['odd'], BASE['odd'])
+    expected = (EXPERTS[0]['kernel'] + EXPERTS[1]['kernel']) / 2
+    np.testing.assert_allclose(merged['kernel'], expected, rtol=1e-6)
+    with pytest.raises(ValueError, match='differ in 2 places'):
+      merge({'odd': mk.average()})
 
   def test_first_match_wins(self):
     merged = self.run({'odd': mk.average(), 'odd|kernel': 'base'})

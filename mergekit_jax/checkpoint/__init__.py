@@ -40,7 +40,10 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
   """
   path = remote.as_path(path)
   if not path.exists():
-    raise FileNotFoundError(f'There is no checkpoint at {path}.')
+    raise FileNotFoundError(
+      f'There is no checkpoint at {path}. Names of models on a hub are not '
+      'looked up: give a directory, or s3:// or gs://.'
+    )
   if found := orbax_layout.find_item(path):
     return orbax.OrbaxCheckpoint(path, *found)
   if shards := safetensors_layout.find_shards(path):

@@ -84,7 +84,7 @@ def key_for(key: jax.Array, mask_name: str) -> jax.Array:
 
 
 def keys_for(seed: int, mask_names: Sequence[str]) -> np.ndarray:
-  """`key_for(jax.random.key(seed), name)` of many leaves, on the host.
+  """`key_for` of many leaves under the Threefry key of a seed, on the host.
 
   Args:
     seed: an integer.
@@ -123,7 +123,7 @@ def element_index(
   Returns:
     The high and low words of the 64-bit indices, uint32 `[*shape]`.
   """
-  wide = math.prod(whole) > 2**32
+  wide = math.prod(whole) >= 2**32
   dtype = jnp.uint64 if wide else jnp.uint32
   with jax.enable_x64(wide):
     index = jnp.zeros(tuple(shape), dtype)

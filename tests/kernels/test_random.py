@@ -63,13 +63,14 @@ def test_traced_origin():
     ((0, 2**32 - 5), (1, 2**33)),
     ((2**20, 2**20, 5), (2**21, 2**21, 9)),
     ((40_000, 90_000), (42_949, 100_000)),  # just below 2**32
+    ((0, 65_534, 65_532), (1, 65_536, 65_536)),  # 2**32 exactly
   ],
   ids=str,
 )
 def test_index_of_huge_tensors(origin, whole):
   shape = (2,) * (len(origin) - 1) + (4,)
-  if whole[0] == 4 or whole[0] == 1:
-    shape = (1, 4)
+  if whole[0] in (1, 4):
+    shape = (1, *shape[1:])
   high, low = random.element_index(shape, origin, whole)
   assert high.dtype == low.dtype == jnp.uint32
   expected = np.zeros(shape, np.uint64)

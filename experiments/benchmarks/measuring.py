@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 import dataclasses
-import importlib.metadata
 import json
 import mmap
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[2]
+from experiments.environment import commit, machine, ROOT
 
 _SAMPLE_SECONDS = 0.01
 
@@ -136,36 +134,6 @@ def medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
   return {
     name: statistics.median(row[name] for row in rows) for name in rows[0]
   }
-
-
-def machine() -> dict[str, Any]:
-  """What the figures depend on, and nothing that says whose machine it is."""
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  packages = ('jax', 'jaxlib', 'numpy', 'orbax-checkpoint', 'tensorstore')
-  return {
-    'cores': os.cpu_count(),
-    'memory_gib': round(memory / 2**30, 1),
-    'processor': f'{platform.machine()}, {_processor()}',
-    'python': platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in packages},
-  }
-
-
-def _processor() -> str:
-  for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
-    if line.startswith('model name'):
-      return line.partition(':')[2].strip()
-  return 'unknown'
-
-
-def commit() -> str:
-  """The commit that was measured, with '+' if its code has been changed."""
-  call = ['git', 'rev-parse', '--short=12', 'HEAD']
-  head = subprocess.run(call, cwd=ROOT, check=True, capture_output=True)
-  changed = subprocess.run(
-    ['git', 'diff', '--quiet', 'HEAD', '--', '*.py'], cwd=ROOT
-  )
-  return head.stdout.decode().strip() + ('+' if changed.returncode else '')
 
 
 def command(name: str) -> str:

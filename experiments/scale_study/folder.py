@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
+from experiments import environment
 from experiments.scale_study import study_config
 from experiments.scale_study.study_config import StudyConfig
 
@@ -80,7 +81,10 @@ class Folder:
 
   @contextlib.contextmanager
   def timed(self, part: str, phase: str) -> Iterator[None]:
-    """Notes the seconds that a phase took, of CPU and on the wall."""
+    """Notes the seconds that a phase took, of CPU and on the wall, and where.
+
+    The same bits come out only of the same code on the same machine.
+    """
     cpu, wall = time.process_time(), time.perf_counter()
     yield
     line = {
@@ -88,6 +92,8 @@ class Folder:
       'phase': phase,
       'cpu': round(time.process_time() - cpu, 1),
       'wall': round(time.perf_counter() - wall, 1),
+      'commit': environment.commit(),
+      **environment.machine(),
     }
     with (self.root / 'seconds.jsonl').open('a') as file:
       file.write(json.dumps(line) + '\n')

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.scale_study import merges, sharding, stored, subsets
+from experiments.scale_study import (
+  merges,
+  progress,
+  sharding,
+  stored,
+  subsets,
+)
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.cells import Cell
 from experiments.scale_study.folder import Arm, write_text
@@ -105,12 +111,15 @@ def swept(config: StudyConfig) -> list[Merge]:
 
 def run(size: Size, arm: Arm, flags: str) -> None:
   """Merges and scores every subset of an arm that is not done yet."""
-  for subset in subsets_of(size, arm.seed):
-    path = size.folder.cells(arm, subset.name)
-    if not path.exists():
-      made = subset_cells(size, arm, subset, flags)
-      lines = (json.dumps(dataclasses.asdict(cell)) + '\n' for cell in made)
-      write_text(path, ''.join(lines))
+  drawn = [*subsets_of(size, arm.seed)]
+  with progress.bar(len(drawn), f'{arm.name}/merge', 'subset') as merged:
+    for subset in drawn:
+      path = size.folder.cells(arm, subset.name)
+      if not path.exists():
+        made = subset_cells(size, arm, subset, flags)
+        lines = (json.dumps(dataclasses.asdict(cell)) + '\n' for cell in made)
+        write_text(path, ''.join(lines))
+      merged.update()
 
 
 def subset_cells(

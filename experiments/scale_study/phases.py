@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from experiments.scale_study import model, shapes, stored, subword
+from experiments.scale_study import model, progress, shapes, stored, subword
 from experiments.scale_study.folder import Arm, Folder, read_json, write_json
 from experiments.scale_study.scoring import Examination, Score
 from experiments.scale_study.study_config import (
@@ -237,16 +237,23 @@ def multitask(size: Size, arm: Arm) -> None:
 
 def evaluate(size: Size, arm: Arm) -> None:
   """Scores all models of an arm and keeps the best rate of each expert."""
-  _score(size, arm, 'base', [size.base(arm)])
-  _score(size, arm, 'multitask', [size.folder.model(arm, 'multitask')])
+  # The paths of each model to choose from, and the categories it is scored on.
+  models: dict[str, tuple[Sequence[Path], Sequence[str] | None]] = {
+    'base': ([size.base(arm)], None),
+    'multitask': ([size.folder.model(arm, 'multitask')], None),
+  }
   for category in size.source.held_in:
     paths = [
       _expert(size, arm, category, rate) for rate in size.config.expert_rates
     ]
-    _score(size, arm, f'experts/{category}', paths, [category])
+    models[f'experts/{category}'] = paths, [category]
   for category in _direct(size):
     path = size.folder.model(arm, f'direct/{category}')
-    _score(size, arm, f'direct/{category}', [path], [category])
+    models[f'direct/{category}'] = [path], [category]
+  with progress.bar(len(models), f'{arm.name}/evaluate', 'model') as scored:
+    for name, (paths, categories) in models.items():
+      _score(size, arm, name, paths, categories)
+      scored.update()
 
 
 def mean_value(scores: dict[str, Score]) -> float:

@@ -9,6 +9,8 @@ import time
 
 from absl import logging
 
+from experiments.scale_study import progress
+
 
 class PartFailedError(RuntimeError):
   """A process ended with an error."""
@@ -37,6 +39,7 @@ def run(
   before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
   waiting, done, failed = dict(parts), set(), []
   running: dict[str, subprocess.Popen] = {}
+  finished = progress.bar(len(parts), 'all', 'part')
   try:
     while running or (waiting and not failed):
       for part in [p for p in waiting if done.issuperset(waiting[p])]:
@@ -48,8 +51,10 @@ def run(
         if process.poll() is not None:
           del running[part]
           (failed.append if process.returncode else done.add)(part)
+          finished.update()
           logging.info('%s ended with %s', part, process.returncode)
   finally:
+    finished.close()
     for process in running.values():
       process.terminate()
     signal.signal(signal.SIGTERM, before)

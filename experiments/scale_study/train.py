@@ -20,9 +20,8 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 import numpy as np
 import optax
-from tqdm import tqdm
 
-from experiments.scale_study import model, resume, sharding
+from experiments.scale_study import model, progress, resume, sharding
 from experiments.scale_study.model import ModelConfig, Params
 
 # Keys: params, opt_state, step.
@@ -169,16 +168,7 @@ def train(
       saved = stack.enter_context(resume.Saved(directory, identity))
       state = saved.restore(state)
     done = int(state['step'])
-    progress = stack.enter_context(
-      tqdm(
-        total=steps,
-        initial=done,
-        desc=label,
-        unit='step',
-        # None: not where nobody watches.
-        disable=None if jax.process_index() == 0 else True,
-      )
-    )
+    trained = stack.enter_context(progress.bar(steps, label, 'step', done))
     for chunk in _chunks(batches, done, steps, label):
       if mesh is not None:
         chunk = sharding.place_batches(chunk, mesh)
@@ -186,8 +176,8 @@ def train(
       state, values = train_chunk(config, state, rates[taken], chunk)
       losses.append(np.asarray(values))
       done = taken.stop
-      progress.update(len(values))
-      progress.set_postfix(loss=f'{losses[-1].mean():.3f}')
+      trained.update(len(values))
+      trained.set_postfix(loss=f'{losses[-1].mean():.3f}')
       if saved and (done == steps or done % (save_every * CHUNK_STEPS) == 0):
         saved.save(done, state)
   return state, np.concatenate(losses)

@@ -66,6 +66,16 @@ def test_means_and_errors():
   ]
 
 
+def test_what_is_not_testable_is_in_no_mean():
+  text = accuracy_table.table(MERGES, 100, ['topic', 'nli'])
+  assert ' topic (not testable) | **held-in** | nli (not testable) |' in text
+  rows = _rows(text)
+  assert rows['average, N = 2'] == [
+    *('0.70 ± 0.05', '0.80 ± 0.04', '0.70 ± 0.05'),
+    *('0.60 ± 0.05', '–'),
+  ]
+
+
 def test_a_method_that_was_not_run_has_no_row():
   rows = _rows(accuracy_table.table(MERGES, 100))
   assert 'ties, N = 2' not in rows

@@ -16,6 +16,7 @@ from matplotlib import image
 import numpy as np
 import pytest
 
+from experiments.scale_study.analysis import sections, written
 from experiments.scale_study.analysis.__main__ import analyse, main
 from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.analysis.figures import number
@@ -97,6 +98,26 @@ class _Page(html.parser.HTMLParser):
 @pytest.fixture(scope='module')
 def page(folder):
   return _Page((folder / 'report.html').read_text())
+
+
+def test_written_answers(folder):
+  """Beside exact match, the mean over tasks and seeds."""
+  (folder / 'rouge_l.csv').write_text(
+    'size,base,seed,model,task,score,rouge_l\n'
+    's,pretrained,0,ties,summarization,0.0,0.5\n'
+    's,pretrained,1,ties,summarization,0.5,0.9\n'
+    's,pretrained,0,base,summarization,0.0,0.1\n'
+  )
+  assert written.load(folder) == [
+    ('s', 'pretrained', 'base', 0.0, 0.1),
+    ('s', 'pretrained', 'ties', 0.25, 0.7),
+  ]
+  assert (
+    's Pretrained TIES 0.25 0.70'
+    in _Page(sections.written_answers(written.load(folder))).text
+  )
+  (folder / 'rouge_l.csv').unlink()
+  assert written.load(folder) == []
 
 
 def test_every_file_is_written(folder):

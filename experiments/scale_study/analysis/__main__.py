@@ -2,8 +2,9 @@
 
   python -m experiments.scale_study.analysis RESULTS_DIR
 
-Reads cells.jsonl and gates.json and writes verdicts.json, law.json,
-tables/*.csv, tables/verdicts.md, figures/*.png and report.html beside them.
+Reads cells.jsonl, gates.json and, if it is there, rouge_l.csv, and writes
+verdicts.json, law.json, tables/*.csv, tables/verdicts.md, figures/*.png and
+report.html beside them.
 The same files always give the same numbers.
 """
 
@@ -24,6 +25,7 @@ from experiments.scale_study.analysis import (
   scores,
   tables,
   verdicts,
+  written,
 )
 from experiments.scale_study.analysis.aggregate import Study
 
@@ -63,7 +65,10 @@ def analyse(folder: Path) -> str:
     (folder / 'figures' / f'{picture.name}.png').write_bytes(png)
     pictures.append((picture, png))
   report = folder / 'report.html'
-  report.write_text(html.render(study, judged, fits, pictures), 'utf-8')
+  answers = written.load(folder)
+  report.write_text(
+    html.render(study, judged, fits, pictures, answers), 'utf-8'
+  )
   return '\n'.join(
     [
       f'{scores.text(scores.tables(study))}\n',

@@ -20,9 +20,11 @@ from experiments.scale_study.analysis.sections import (
   gates,
   law,
   numbers,
+  written_answers,
 )
 from experiments.scale_study.analysis.stylesheet import CSS
 from experiments.scale_study.analysis.verdicts import Verdict
+from experiments.scale_study.analysis.written import Written
 
 _TITLE = 'What matters for merging? The paper’s findings, tested'
 _SECTIONS = {
@@ -30,6 +32,7 @@ _SECTIONS = {
   'figures': 'Figures',
   'law': 'Merging law',
   'gates': 'Gates',
+  'written': 'Written answers',
   'numbers': 'All numbers',
   'tracing': 'Tracing a number',
 }
@@ -40,6 +43,7 @@ def render(
   judged: Sequence[Verdict],
   fits: Sequence[Fit],
   pictures: Sequence[tuple[Picture, bytes]],
+  answers: Sequence[Written] = (),
 ) -> str:
   """Writes the report.
 
@@ -48,6 +52,7 @@ def render(
     judged: the verdicts.
     fits: of the merging law.
     pictures: each with its PNG.
+    answers: what models wrote.
   """
   links = ''.join(
     f'<a href="#{name}">{title}</a>' for name, title in _SECTIONS.items()
@@ -57,6 +62,7 @@ def render(
     ''.join(_figure(*item) for item in pictures),
     law(fits),
     gates(study),
+    written_answers(answers),
     numbers(study),
     _tracing(study),
   )

@@ -16,6 +16,7 @@ from experiments.scale_study.analysis.bootstrap import (
 from experiments.scale_study.analysis.law import Fit, FITTED_UP_TO
 from experiments.scale_study.analysis.markup import paragraphs, table
 from experiments.scale_study.analysis.verdicts import Verdict
+from experiments.scale_study.analysis.written import Written
 
 
 def findings(judged: Sequence[Verdict]) -> str:
@@ -187,6 +188,28 @@ def gates(study: Study) -> str:
     + table(list(rows[0]) if rows else [], [r.values() for r in rows])
     + '</details>'
   )
+
+
+def written_answers(answers: Sequence[Written]) -> str:
+  """Shows exact match beside ROUGE-L."""
+  if not answers:
+    return paragraphs('No task of this study has its answers written.')
+  rows = [
+    (
+      answer.size,
+      names.title(answer.base),
+      names.title(answer.model),
+      names.number(answer.exact),
+      names.number(answer.rouge_l),
+    )
+    for answer in answers
+  ]
+  return paragraphs(
+    'Answers that are sentences count where they match exactly, in the gates, '
+    'the ratios and the verdicts. ROUGE-L also sees what is nearly right: mean '
+    'over the tasks that are written and over seeds; merges are those of all '
+    'experts with validated hyperparameters.'
+  ) + table(['size', 'base', 'model', 'exact match', 'ROUGE-L'], rows)
 
 
 def numbers(study: Study) -> str:

@@ -72,7 +72,7 @@ def draw_by_size(grid: Grid) -> Picture:
         _levels(panel, grid, i, measures.held_in_base, 'dotted')
       guess = mean(_means(grid, grid.study.guessing()[column])[i], axis=0)
       if not np.isnan(guess):
-        style.reference(panel, float(guess), 'chance')
+        style.reference(panel, float(guess), 'chance', below=True)
       style.count_ticks(panel, grid.ns)
       parameters = names.amount(grid.study.sizes[size])
       style.title(panel, f'{size} ({parameters}): {title}')

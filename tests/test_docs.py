@@ -72,18 +72,25 @@ def test_readme_example(models, tmp_path, monkeypatch):
     ):
       checkpointer.save(tmp_path / 'ckpts' / name, stack(tree))
   names = {'base': base, 'expert_1': experts[0], 'expert_2': experts[1]}
-  example, sweeps = python_blocks('README.md')
+  example, training, sweeps = python_blocks('README.md')
   exec(example, names)
   with ocp.StandardCheckpointer() as checkpointer:
     streamed = checkpointer.restore(tmp_path / 'ckpts' / 'merged')
-  expected = mk.merge(
-    mk.ties(), [stack(e) for e in experts], stack(base),
-    stacked_axes={r'.*/layers/.*': 1},
-  )  # fmt: skip
+  expected = mk.merge(mk.ties(), [stack(e) for e in experts], stack(base))
   np.testing.assert_array_equal(
     streamed['params']['layers']['w'], expected['params']['layers']['w']
   )
   assert names['merged']['w'].shape == (4, 6)
+
+  names['loss_fn'] = lambda tree, batch: jnp.sum(tree['w'] * batch)
+  exec(training, names)
+  batch = jnp.arange(24.0).reshape(4, 6)
+  loss, gradient = names['step'](0.5, experts, base, batch)
+  delta = sum(expert['w'] - base['w'] for expert in experts)
+  merged = np.float64(base['w']) + 0.5 * np.float64(delta)
+  # Sums of 24 terms in float32, some of which cancel.
+  np.testing.assert_allclose(loss, np.sum(merged * batch), rtol=1e-4)
+  np.testing.assert_allclose(gradient, np.sum(delta * batch), rtol=1e-4)
 
   names |= {'mk': mk, 'evaluate': lambda tree: tree['params']['layers']['w']}
   exec(sweeps, names)

@@ -5,7 +5,7 @@
 A seed takes about 1,600 CPU seconds: 14 minutes on two free cores. With
 three, by `--set=seeds=0,1,2`, it made `experiments/results/cpu`: 1,152 scored
 merges; 9 of 300 gates failed; at N = 8, mean over methods and bases, held-in
-was 0.36 of the expert for s and 0.43 for m, held-out 1.16 and 1.28 of the base.
+was 0.32 of the expert for s and 0.42 for m, held-out 1.21 and 1.32 of the base.
 
 Experts are not merged by themselves, as `full` does for the merging law: that
 would be 8 subsets to merge and to score beside the 10 that there are.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -223,9 +224,18 @@ def _everywhere(tree: Any, mesh: Mesh) -> Any:
   """Small arrays of a mesh of several processes, made readable on each."""
   if jax.process_count() == 1:
     return tree
-  replicated = NamedSharding(mesh, PartitionSpec())
   with jax.enable_x64(True):
-    return jax.jit(lambda tree: tree, out_shardings=replicated)(tree)
+    return _replicate_on(mesh)(tree)
+
+
+@functools.cache
+def _replicate_on(mesh: Mesh) -> Any:
+  """Kept, because JAX compiles anew for every new function that it is given."""
+
+  def replicate(tree: Any) -> Any:
+    return tree
+
+  return jax.jit(replicate, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _demand_finite(

@@ -57,6 +57,19 @@ def test_each_process_reads_its_share(sources, tmp_path):
     assert 0.45 * size < report_of(text)['read'] <= 0.55 * size
 
 
+def test_sums_are_shared_by_programs_compiled_once(
+  sources, tmp_path, monkeypatch
+):
+  """However many units and rounds there are."""
+  monkeypatch.setenv('JAX_LOG_COMPILES', '1')
+  arguments = job(sources, tmp_path / 'out', 'threshold')
+  _, printed = run_merge(arguments, processes=2)
+  for text in printed:
+    assert report_of(text)['done'] > 5
+    lines = re.findall(r'Compiling jit\(replicate\).*', text)
+    assert lines and len(lines) == len(set(lines)), lines
+
+
 def test_memory_of_each_process(tmp_path):
   """Each of two processes merges its half of five models of 64 MB.
 

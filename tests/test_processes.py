@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import mergekit_jax as mk
+from mergekit_jax.checkpoint.stage import staged
 from tests import compare
 from tests.launch import report_of, run_merge
 from tests.test_memory import MIB, RUNTIME, save
@@ -107,6 +109,21 @@ def test_safetensors_output(sources, tmp_path):
   mk.merge_checkpoints(**{**arguments, 'output': tmp_path / 'one'})
   files = [tmp_path / name / 'model.safetensors' for name in ('out', 'one')]
   compare.same_bits(*map(load_file, files))
+
+
+def test_all_say_what_the_first_was_refused(sources, tmp_path):
+  """Only the first process holds the lock; the others hear why it cannot."""
+  output = tmp_path / 'out'
+  arguments = job(sources, output, 'random')
+  with pytest.raises(RuntimeError, match='stop'):
+    with staged(output, {}, overwrite=False, resume=True):
+      codes, printed = run_merge(arguments, processes=2, check=False)
+      raise RuntimeError('stop')
+  assert codes == [1, 1]
+  said = f'Another merge (process {os.getpid()} on'
+  assert f'\nValueError: {said}' in printed[0]
+  heard = 'OSError: Process 0 failed, so all processes end. It said: ValueError'
+  assert f'\n{heard}: {said}' in printed[1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import mergekit_jax as mk
 from mergekit_jax.checkpoint.stage import staged
-from tests import compare
+from tests import checkpoints, compare
 from tests.launch import report_of, run_merge
 from tests.test_memory import MIB, RUNTIME, save
 from tests.test_resume import assert_same, job, restored, sources
@@ -109,6 +109,34 @@ def test_safetensors_output(sources, tmp_path):
   mk.merge_checkpoints(**{**arguments, 'output': tmp_path / 'one'})
   files = [tmp_path / name / 'model.safetensors' for name in ('out', 'one')]
   compare.same_bits(*map(load_file, files))
+
+
+@pytest.mark.parametrize(
+  ('value', 'place', 'scale', 'said'),
+  [
+    (np.nan, (0, 0, 0), 1, 'holds 1 non-finite values .* on process 0'),
+    (np.inf, (0, -1, -1), 1, 'holds 1 non-finite values .* on process 1'),
+    (1e30, (0, -1, -1), 1e9, 'gave 1 non-finite values .* on process 1'),
+    (1e30, (0, -1, -1), 1, None),
+  ],
+  ids=['first', 'second', 'merge', 'finite'],
+)
+def test_all_find_what_one_holds(value, place, scale, said, sources, tmp_path):
+  """Squares that overflow show in the sums too, and are no fault."""
+  model = restored(sources / 'two')
+  layers = np.array(model['params']['layers'])
+  layers[place] = value
+  model['params']['layers'] = layers
+  expert = checkpoints.save(tmp_path / 'expert', model)
+  arguments = job(sources, tmp_path / 'out', 'random')
+  arguments['experts'] = [str(expert)]
+  arguments['method'] = f'mk.task_arithmetic({scale})'
+  codes, printed = run_merge(arguments, processes=2, check=False)
+  assert codes == ([1, 1] if said else [0, 0]), printed
+  for text in printed:
+    error = re.search(r'\nFloatingPointError: (.*params/layers.*)', text)
+    assert error is None if said is None else re.search(said, error[1])
+  assert (tmp_path / 'out').exists() is (said is None)
 
 
 def test_all_say_what_the_first_was_refused(sources, tmp_path):

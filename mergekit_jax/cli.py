@@ -16,6 +16,9 @@ from mergekit_jax import flags
 from mergekit_jax.arguments import parse
 
 _HEARTBEAT_TIMEOUT_SECONDS = 15
+# How long a process that has ended, by an error of its own perhaps, lets the
+# others go on before JAX ends them too. Those that ended well come within ms.
+_SHUTDOWN_TIMEOUT_SECONDS = 20
 
 
 def run() -> None:
@@ -76,7 +79,7 @@ def _make_devices(arguments: argparse.Namespace) -> None:
 
 
 def _join_processes(arguments: argparse.Namespace) -> None:
-  """Several processes merge as one; one that dies ends the others."""
+  """Several processes merge as one; one that fails or dies ends the others."""
   given = getattr(arguments, 'coordinator_address', None)
   if not given and not getattr(arguments, 'distributed', False):
     return
@@ -87,6 +90,7 @@ def _join_processes(arguments: argparse.Namespace) -> None:
     arguments.num_processes,
     arguments.process_id,
     heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+    shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS,
   )
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -223,9 +225,18 @@ def _everywhere(tree: Any, mesh: Mesh) -> Any:
   """Small arrays of a mesh of several processes, made readable on each."""
   if jax.process_count() == 1:
     return tree
-  replicated = NamedSharding(mesh, PartitionSpec())
   with jax.enable_x64(True):
-    return jax.jit(lambda tree: tree, out_shardings=replicated)(tree)
+    return _replicate_on(mesh)(tree)
+
+
+@functools.cache
+def _replicate_on(mesh: Mesh) -> Any:
+  """Kept, because JAX compiles anew for every new function that it is given."""
+
+  def replicate(tree: Any) -> Any:
+    return tree
+
+  return jax.jit(replicate, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _demand_finite(
@@ -236,34 +247,63 @@ def _demand_finite(
 ) -> None:
   """Names the model and tensor that hold NaN or Inf, if any does.
 
+  Squares of large values overflow in the sums, so they alone tell nothing, and
+  a process sees its own elements only. All count, and all raise or none does.
+
   Args:
     loading: the unit.
     models: the sources.
     merged: the bits of its merge.
-    sums: from `measure`; any non-finite value shows in them.
+    sums: from `measure`, the same on all processes; any non-finite value shows
+      in them.
   """
   if np.isfinite([sums['merged'], *sums['experts']]).all():
     return
-  path = loading.unit.tensor.path
-  where = f'the box at {loading.unit.box.origin}'
-  for model, buffers in zip(models, loading.buffers, strict=True):
-    if bad := sum(map(_count_nonfinite, buffers)):
+  path, dtype = loading.unit.tensor.path, loading.unit.tensor.dtype
+  blocks = [
+    [b for p, b in zip(loading.parts, buffers, strict=True) if p.is_first]
+    for buffers in loading.buffers
+  ]
+  blocks.append(
+    [
+      np.asarray(shard.data).view(dtype)
+      for shard in merged.addressable_shards
+      if shard.replica_id == 0
+    ]
+  )
+  *of_models, of_merge = _on_all_processes(
+    [sum(map(_count_nonfinite, each)) for each in blocks]
+  ).T
+  for model, bad in zip(models, of_models, strict=True):
+    if bad.any():
       raise FloatingPointError(
         f'{model.name}: {model.paths[path]} in {model.checkpoint.path} holds '
-        f'{bad} non-finite values (NaN or Inf) in {where}. Repair the '
-        'checkpoint, leave it out, or pass allow_nonfinite=True '
-        '(--allow_nonfinite) to let them through.'
+        f'{bad.sum()} non-finite values (NaN or Inf) in '
+        f'{_where(loading, bad)}. Repair the checkpoint, leave it out, or pass '
+        'allow_nonfinite=True (--allow_nonfinite) to let them through.'
       )
-  dtype = loading.unit.tensor.dtype
-  blocks = [
-    np.asarray(shard.data).view(dtype) for shard in merged.addressable_shards
-  ]
-  if bad := sum(map(_count_nonfinite, blocks)):
+  if of_merge.any():
     raise FloatingPointError(
-      f'{path}: merging finite models gave {bad} non-finite values in '
-      f'{where}: {dtype} overflows. Use a smaller scale, a dtype with '
-      'more range, or pass allow_nonfinite=True (--allow_nonfinite).'
+      f'{path}: merging finite models gave {of_merge.sum()} non-finite values '
+      f'in {_where(loading, of_merge)}: {dtype} overflows. Use a smaller scale,'
+      ' a dtype with more range, or pass allow_nonfinite=True '
+      '(--allow_nonfinite).'
     )
+
+
+def _where(loading: Loading, bad: np.ndarray) -> str:
+  """The box of a unit, and the processes that hold its bad elements."""
+  box = f'the box at {loading.unit.box.origin}'
+  if len(bad) == 1:
+    return box
+  holders = ', '.join(f'process {number}' for number in np.flatnonzero(bad))
+  return f'{box} on {holders}'
+
+
+def _on_all_processes(numbers: Sequence[int]) -> np.ndarray:
+  """What each process gave, int64 `[processes, *]`; all must call this."""
+  with jax.enable_x64(True):
+    return multihost_utils.process_allgather(np.asarray(numbers, np.int64))
 
 
 def _count_nonfinite(block: np.ndarray) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -31,7 +32,9 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
   Args:
     job: arguments of `merge_checkpoints`, with `method` as Python text, and
       `kill: [process, units]` to end a process after it has recorded so many,
-      and `first: [changes]` to merge something else before.
+      and `first: [changes]` to merge something else before. Or `command`, which
+      is given to the command line, and `unreadable: [process, reads]` to let
+      the reads of a process fail after so many.
     processes: how many.
     devices: CPU devices of each.
     timeout: seconds; once a process has failed, `SECONDS_TO_END` for the rest.
@@ -78,6 +81,11 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
 
 
 def main(job: dict) -> None:
+  failing, reads = job.get('unreadable', [None, 0])
+  read = count_preadv(reads if failing == job['process'] else math.inf)
+  if 'command' in job:
+    run_command(job)
+    return
   import jax
 
   if job['processes'] > 1:
@@ -103,7 +111,6 @@ def main(job: dict) -> None:
 
     Stage.record = record_and_die
 
-  read = count_preadv()
   names = ('experts', 'base', 'output', 'memory_budget', 'stacked_axes', 'seed')
   names += ('format',)
   arguments = {name: job[name] for name in names if name in job}
@@ -142,11 +149,23 @@ def peak_memory(peaks: list[int]):
     sampler.join()
 
 
-def count_preadv() -> list[int]:
-  """The bytes of every `os.preadv` from now on."""
+def run_command(job: dict) -> None:
+  from mergekit_jax import cli
+
+  sys.argv = ['mergekit-jax', *job['command']]
+  sys.argv += [f'--coordinator_address=127.0.0.1:{job["port"]}']
+  sys.argv += [f'--num_processes={job["processes"]}']
+  sys.argv += [f'--process_id={job["process"]}']
+  cli.run()
+
+
+def count_preadv(limit: float) -> list[int]:
+  """The bytes of every `os.preadv` from now on; after `limit` all fail."""
   read, preadv = [], os.preadv
 
   def counted(*arguments):
+    if len(read) >= limit:
+      raise OSError('no way to the disk')
     read.append(preadv(*arguments))
     return read[-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 
@@ -11,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import mergekit_jax as mk
-from tests import compare
+from mergekit_jax.checkpoint.stage import staged
+from tests import checkpoints, compare
 from tests.launch import report_of, run_merge
 from tests.test_memory import MIB, RUNTIME, save
 from tests.test_resume import assert_same, job, restored, sources
@@ -57,6 +59,19 @@ def test_each_process_reads_its_share(sources, tmp_path):
     assert 0.45 * size < report_of(text)['read'] <= 0.55 * size
 
 
+def test_sums_are_shared_by_programs_compiled_once(
+  sources, tmp_path, monkeypatch
+):
+  """However many units and rounds there are."""
+  monkeypatch.setenv('JAX_LOG_COMPILES', '1')
+  arguments = job(sources, tmp_path / 'out', 'threshold')
+  _, printed = run_merge(arguments, processes=2)
+  for text in printed:
+    assert report_of(text)['done'] > 5
+    lines = re.findall(r'Compiling jit\(replicate\).*', text)
+    assert lines and len(lines) == len(set(lines)), lines
+
+
 def test_memory_of_each_process(tmp_path):
   """Each of two processes merges its half of five models of 64 MB.
 
@@ -97,6 +112,49 @@ def test_safetensors_output(sources, tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('value', 'place', 'scale', 'said'),
+  [
+    (np.nan, (0, 0, 0), 1, 'holds 1 non-finite values .* on process 0'),
+    (np.inf, (0, -1, -1), 1, 'holds 1 non-finite values .* on process 1'),
+    (1e30, (0, -1, -1), 1e9, 'gave 1 non-finite values .* on process 1'),
+    (1e30, (0, -1, -1), 1, None),
+  ],
+  ids=['first', 'second', 'merge', 'finite'],
+)
+def test_all_find_what_one_holds(value, place, scale, said, sources, tmp_path):
+  """Squares that overflow show in the sums too, and are no fault."""
+  model = restored(sources / 'two')
+  layers = np.array(model['params']['layers'])
+  layers[place] = value
+  model['params']['layers'] = layers
+  expert = checkpoints.save(tmp_path / 'expert', model)
+  arguments = job(sources, tmp_path / 'out', 'random')
+  arguments['experts'] = [str(expert)]
+  arguments['method'] = f'mk.task_arithmetic({scale})'
+  codes, printed = run_merge(arguments, processes=2, check=False)
+  assert codes == ([1, 1] if said else [0, 0]), printed
+  error = rf'\nFloatingPointError: .*params/layers.* {said}'
+  for text in printed:
+    assert bool(re.search(error, text)) is (said is not None)
+  assert (tmp_path / 'out').exists() is (said is None)
+
+
+def test_all_say_what_the_first_was_refused(sources, tmp_path):
+  """Only the first process holds the lock; the others hear why it cannot."""
+  output = tmp_path / 'out'
+  arguments = job(sources, output, 'random')
+  with pytest.raises(RuntimeError, match='stop'):
+    with staged(output, {}, overwrite=False, resume=True):
+      codes, printed = run_merge(arguments, processes=2, check=False)
+      raise RuntimeError('stop')
+  assert codes == [1, 1]
+  said = f'Another merge (process {os.getpid()} on'
+  assert f'\nValueError: {said}' in printed[0]
+  heard = 'OSError: Process 0 failed, so all processes end. It said: ValueError'
+  assert f'\n{heard}: {said}' in printed[1]
+
+
+@pytest.mark.parametrize(
   ('victim', 'method'), [(0, 'random'), (1, 'threshold')]
 )
 def test_a_killed_peer_stops_the_others(victim, method, sources, tmp_path):
@@ -114,3 +172,27 @@ def test_a_killed_peer_stops_the_others(victim, method, sources, tmp_path):
   arguments |= {'method': eval(arguments['method'])}
   mk.merge_checkpoints(**{**arguments, 'output': tmp_path / 'one'})
   assert_same(tmp_path / 'out', restored(tmp_path / 'one'))
+
+
+@pytest.mark.parametrize('failing', [0, 1])
+def test_a_read_error_on_one_host_ends_all(failing, sources, tmp_path):
+  """Without a timeout of the command line they wait for five minutes."""
+  output = tmp_path / 'out'
+  command = ['merge', '--method=ties', '--set=scope=model', '--devices=2']
+  command += ['--stacked_axes=params/layers=0', '--memory_budget=8MiB']
+  command += ['--base', str(sources / 'base'), '--output', str(output)]
+  command += ['--experts', str(sources / 'one'), str(sources / 'two')]
+  codes, printed = run_merge(
+    # In the last of three reads, of 168 pieces each.
+    {'command': command, 'unreadable': [failing, 480]},
+    processes=2,
+    check=False,
+  )
+  # Ended by themselves, not by the launcher.
+  assert all(code not in (0, -9) for code in codes)
+  error = r'^mergekit-jax: .*params/\w+ in .* could not be read \(no way to the'
+  assert re.search(error, printed[failing], re.MULTILINE)
+  assert 'another task died' in printed[1 - failing]
+  assert not output.exists()
+  run_merge({'command': command}, processes=2)
+  assert checkpoints.report_of(output)['units_resumed'] > 0

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pathlib
 
 from etils import epath
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mergekit_jax.checkpoint import (
@@ -17,6 +19,8 @@ from mergekit_jax.checkpoint import (
 )
 
 _MAKES_A_CHECKPOINT = orbax_layout.ITEM_METADATA
+# Bytes of an error that the other processes are told; each must expect as many.
+_LONGEST_ERROR = 4096
 
 
 def check_destination(path: epath.Path, overwrite: bool) -> None:
@@ -105,7 +109,24 @@ def remove(path: epath.Path) -> None:
 
 
 def on_primary(action: Callable[[], None]) -> None:
-  """Runs `action` on the first process while the others wait."""
-  if ocp.multihost.is_primary_host(0):
-    action()
-  ocp.multihost.sync_global_processes('mergekit_jax:on_primary')
+  """Runs `action` on the first process while the others wait.
+
+  Raises:
+    BaseException: what `action` raises, on the first process.
+    OSError: if it raises, on the others: they would else go on without what it
+      was to do, and wait for the first process where it never comes.
+  """
+  failure = None
+  if jax.process_index() == 0:
+    try:
+      action()
+    except BaseException as error:
+      failure = error
+  said = '' if failure is None else f'{type(failure).__name__}: {failure}'
+  told = said.encode()[:_LONGEST_ERROR].ljust(_LONGEST_ERROR, b'\0')
+  heard = ocp.multihost.broadcast_one_to_all(np.frombuffer(told, np.uint8))
+  if failure is not None:
+    raise failure
+  if heard.any():
+    said = heard.tobytes().rstrip(b'\0').decode(errors='ignore')
+    raise OSError(f'Process 0 failed, so all processes end. It said: {said}')

@@ -123,7 +123,8 @@ def staged(
     FileExistsError: if the output exists and may not be replaced.
     ValueError: if another merge into it is running, or one with another plan
       was left unfinished.
-    OSError: if the output is remote and cannot be written.
+    OSError: if the output is remote and cannot be written, or if the first of
+      several processes raises any of these: the others say what it said.
   """
   output = remote.as_path(output).absolute()
   replace.check_destination(output, overwrite)
@@ -139,7 +140,7 @@ def staged(
         _keep_or_remove(stage)
         raise
       stage.close()
-      demand_ours()
+      replace.on_primary(demand_ours)
       replace.on_primary(lambda: replace.publish(stage.checkpoint, output))
       replace.on_primary(lambda: replace.remove(stage.directory))
 
@@ -212,13 +213,18 @@ def _locked(directory: epath.Path) -> Iterator[Callable[[], None]]:
   Yields:
     A function that raises ValueError if another merge has taken it over.
   """
-  if jax.process_index() != 0:
-    yield lambda: None
-  elif remote.is_local(directory):
-    with _file_locked(directory):
-      yield lambda: None
-  else:
-    yield _claimed(directory)
+  demand_ours = lambda: None
+  with contextlib.ExitStack() as held:
+
+    def lock() -> None:
+      nonlocal demand_ours
+      if remote.is_local(directory):
+        held.enter_context(_file_locked(directory))
+      else:
+        demand_ours = _claimed(directory)
+
+    replace.on_primary(lock)
+    yield demand_ours
 
 
 @contextlib.contextmanager

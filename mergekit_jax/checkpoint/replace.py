@@ -34,7 +34,7 @@ def check_destination(path: epath.Path, overwrite: bool) -> None:
       ' it is then replaced once the new one is complete.'
     )
   # A mistyped path must not cost somebody a home directory.
-  if orbax_layout.find_item(path) is None and not _is_safetensors(path):
+  if not orbax_layout.holds_nothing_else(path) and not _is_safetensors(path):
     raise FileExistsError(
       f'{path} exists and is not a checkpoint and nothing else, so it is not'
       ' replaced. Give another path, or delete it yourself.'

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
+from mergekit_jax.checkpoint import stage as stages
 from mergekit_jax.checkpoint.stage import Stage
 from tests import checkpoints, compare
 from tests.launch import report_of, run_merge
@@ -232,15 +233,57 @@ def test_a_source_that_changed_is_refused(sources, copied, tmp_path):
 
 
 def test_two_merges_into_one_output(sources, tmp_path):
-  from mergekit_jax.checkpoint.stage import staged
-
   output = tmp_path / 'out'
   with pytest.raises(RuntimeError, match='stop'):
-    with staged(output, {}, overwrite=False, resume=True):
+    with stages.staged(output, {}, overwrite=False, resume=True):
       with pytest.raises(ValueError, match=r'Another merge \(process \d+ on'):
         merge(sources, output)
       raise RuntimeError('stop')
   assert merge(sources, output).units_resumed == 0
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_what_appears_at_the_output_meanwhile(
+  overwrite, sources, tmp_path, monkeypatch
+):
+  """Is left alone; once it is moved away, the merge is finished."""
+  output = tmp_path / 'out'
+  records = Stage.records
+
+  def records_and_more(stage):
+    output.mkdir()
+    (output / 'thesis.tex').write_text('years of work')
+    return records(stage)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Stage, 'records', records_and_more)
+    with pytest.raises(FileExistsError) as caught:
+      merge(sources, output, overwrite=overwrite)
+  said = (
+    f'{output} has appeared since .* complete in {output}.mergekit-tmp: move'
+  )
+  assert re.match(said, str(caught.value))
+  assert (output / 'thesis.tex').read_text() == 'years of work'
+  output.rename(tmp_path / 'thesis')
+  report = merge(sources, output, overwrite=overwrite)
+  assert report.units_resumed and not report.units_done
+  merge(sources, tmp_path / 'undisturbed')
+  assert_same(output, restored(tmp_path / 'undisturbed'))
+
+
+def test_what_appears_before_the_lock_is_taken(sources, tmp_path, monkeypatch):
+  output = tmp_path / 'out'
+  locked = stages._file_locked
+
+  def too_late(directory):
+    output.mkdir()
+    return locked(directory)
+
+  monkeypatch.setattr(stages, '_file_locked', too_late)
+  monkeypatch.setattr(Stage, 'record', pytest.fail)
+  with pytest.raises(FileExistsError, match='out exists. Give another path'):
+    merge(sources, output)
+  assert output.exists()
 
 
 def test_a_full_disk_that_was_cleared(tmp_path):

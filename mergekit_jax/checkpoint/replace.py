@@ -16,6 +16,8 @@ from mergekit_jax.checkpoint import (
   safetensors_layout,
 )
 
+PLAN = 'plan.json'  # in a stage that has begun to be written
+
 _MAKES_A_CHECKPOINT = orbax_layout.ITEM_METADATA
 
 
@@ -43,9 +45,10 @@ def check_destination(path: epath.Path, overwrite: bool) -> None:
 
 def _is_begun(path: epath.Path) -> bool:
   """Whether objects at `path` are but what a killed merge left there."""
-  if (
-    not isinstance(path, remote.RemotePath) or not beside(path, 'tmp').exists()
-  ):
+  if not isinstance(path, remote.RemotePath):
+    return False
+  # The directory alone says nothing: it is there before one looks here again.
+  if not (beside(path, 'tmp') / PLAN).exists():
     return False
   return all(file.name != _MAKES_A_CHECKPOINT for file in path.walk_files())
 
@@ -75,14 +78,15 @@ def make_empty(path: epath.Path) -> None:
   path.mkdir(parents=True)
 
 
-def publish(new: epath.Path, path: epath.Path) -> None:
+def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
   """Puts the finished checkpoint `new` at `path`.
 
-  A local one is moved once it is all on the disk, and what was at `path` is
-  deleted after that: if the process dies in between, both lie complete beside
-  `path`, and if the power fails, there is one or the other. To an object store
-  the files of `new` are copied, and what makes the objects there a checkpoint
-  comes last: until then nobody takes them for one.
+  A local one is moved once it is all on the disk. With `overwrite` what was at
+  `path` is deleted after that: if the process dies in between, both lie
+  complete beside `path`, and if the power fails, there is one or the other.
+  Without, the system refuses to move it onto anything with content. To an
+  object store the files of `new` are copied, and what makes the objects there a
+  checkpoint comes last: until then nobody takes them for one.
   """
   if not remote.is_local(path):
     small = [f for f in pathlib.Path(new).rglob('*') if f.is_file()]
@@ -91,7 +95,7 @@ def publish(new: epath.Path, path: epath.Path) -> None:
     return
   files.sync_all(new)
   old = beside(path, 'old')
-  if path.exists():
+  if overwrite and path.exists():
     remove(old)
     path.rename(old)
   new.rename(path)

@@ -29,7 +29,6 @@ import orbax.checkpoint as ocp
 
 from mergekit_jax.checkpoint import journal, remote, replace
 
-_PLAN = 'plan.json'
 _LOCK = 'lock'
 
 
@@ -37,6 +36,8 @@ class Stage:
   """The stage of one output, as one process sees it.
 
   Attributes:
+    output: where the finished checkpoint is to lie.
+    overwrite: whether what is there may be replaced.
     checkpoint: the local directory of the new checkpoint, not made yet.
     arrays: where its arrays are to be written, if that is an object store.
     done: what was recorded of each unit that all processes have written.
@@ -44,12 +45,15 @@ class Stage:
 
   def __init__(
     self,
-    directory: epath.Path,
+    output: epath.Path,
+    overwrite: bool,
     checkpoint: epath.Path,
     arrays: epath.Path | None,
     demand_ours: Callable[[], None],
   ):
-    self.directory = directory
+    self.output = output
+    self.overwrite = overwrite
+    self.directory = replace.beside(output, 'tmp')
     self.checkpoint = checkpoint
     self.arrays = arrays
     self.demand_ours = demand_ours
@@ -90,9 +94,35 @@ class Stage:
       self._journal.close()
       self._journal = None
 
+  def publish(self) -> None:
+    """Puts the complete checkpoint in its place."""
+    self.close()
+    self.demand_ours()
+    replace.on_primary(self._publish)
+
+  def _publish(self) -> None:
+    try:
+      # The merge may have taken hours since this was looked at.
+      replace.check_destination(self.output, self.overwrite)
+    except FileExistsError as error:
+      what_to_do = (
+        f'The merge is complete in {self.directory}: move away what is at the '
+        'output and start the same merge again, which puts it there.'
+        if self.arrays is None
+        else 'Its arrays may be mixed with those of this merge: delete it and '
+        'start the same merge again.'
+      )
+      raise FileExistsError(
+        f'{self.output} has appeared since this merge began, so it is not '
+        f'touched. {what_to_do}'
+      ) from error
+    replace.publish(self.checkpoint, self.output, self.overwrite)
+
   def remove(self) -> None:
     """Removes it, and the beginnings of arrays that lie in an object store."""
     if self.arrays is not None:
+      # Not what somebody else has made a checkpoint meanwhile.
+      replace.check_destination(self.arrays, overwrite=False)
       replace.remove(self.arrays)
     replace.remove(self.directory)
 
@@ -115,12 +145,13 @@ def staged(
     resume: continue the stage of a killed merge; else it is thrown away.
 
   Yields:
-    The stage. If the body raises, the stage stays for a resume if any unit was
-    recorded, else it is removed; nothing that is taken for a checkpoint appears
-    at `output`.
+    The stage. If the body raises, or its output has been taken meanwhile, the
+    stage stays for a resume if any unit was recorded, else it is removed;
+    nothing that is taken for a checkpoint appears at `output`.
 
   Raises:
-    FileExistsError: if the output exists and may not be replaced.
+    FileExistsError: if the output exists, now or when it is to be put in its
+      place, and may not be replaced.
     ValueError: if another merge into it is running, or one with another plan
       was left unfinished.
     OSError: if the output is remote and cannot be written.
@@ -130,17 +161,15 @@ def staged(
   directory = replace.beside(output, 'tmp')
   with _workspace(output, directory) as (checkpoint, arrays):
     with _locked(directory) as demand_ours:
-      stage = Stage(directory, checkpoint, arrays, demand_ours)
+      stage = Stage(output, overwrite, checkpoint, arrays, demand_ours)
       replace.on_primary(lambda: _prepare(stage, plan, resume))
       stage.open_journal()
       try:
         yield stage
+        stage.publish()
       except BaseException:
         _keep_or_remove(stage)
         raise
-      stage.close()
-      demand_ours()
-      replace.on_primary(lambda: replace.publish(stage.checkpoint, output))
       replace.on_primary(lambda: replace.remove(stage.directory))
 
 
@@ -159,9 +188,13 @@ def _workspace(
 
 def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   """Writes the plan into a new stage, or compares it with the one there."""
+  # Something may have appeared before the stage was ours.
+  replace.check_destination(stage.output, stage.overwrite)
   plan = json.loads(json.dumps(plan))
-  file = stage.directory / _PLAN
-  if file.exists() and resume:
+  file = stage.directory / replace.PLAN
+  # Arrays that somebody has deleted are not written, whatever the journals say.
+  there = stage.arrays is None or stage.arrays.exists()
+  if file.exists() and resume and there:
     begun = json.loads(file.read_text())
     changed = [key for key in plan | begun if plan.get(key) != begun.get(key)]
     if changed:

@@ -207,6 +207,7 @@ def test_the_newest_merge_into_an_output_wins(store):
   options = {'overwrite': False, 'resume': True}
   with pytest.raises(ValueError, match=r'Another merge \(process .*taken over'):
     with stage.staged(output, {}, **options) as older:
+      store.client.put_object(Bucket=s3.BUCKET, Key='contested/a/0', Body=b'')
       older.record(0, {'parts': []})
       with pytest.raises(RuntimeError, match='stop'):
         with stage.staged(output, {}, **options) as newer:
@@ -218,11 +219,66 @@ def test_the_newest_merge_into_an_output_wins(store):
     assert list(again.done) == [0, 1]
 
 
+def test_what_appears_at_the_output_meanwhile(local, store, monkeypatch):
+  """Is left alone; once it is deleted, the merge is made again."""
+  output = f's3://{s3.BUCKET}/appeared/merged'
+  records = stage.Stage.records
+
+  def records_and_more(self):
+    put('appeared/merged/_METADATA', b'of somebody else')
+    return records(self)
+
+  def put(key, data):
+    store.client.put_object(Bucket=s3.BUCKET, Key=key, Body=data)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(stage.Stage, 'records', records_and_more)
+    with pytest.raises(FileExistsError, match='may be mixed .* delete it and'):
+      merge(local, output)
+  found = remote.as_path(output) / '_METADATA'
+  assert found.read_text() == 'of somebody else'
+  with pytest.raises(FileExistsError, match='merged exists'):
+    merge(local, output)
+  remote.as_path(output).rmtree()
+  report = merge(local, output)
+  # The journal still has all units, of which there is nothing any more.
+  assert report.units_resumed == 0
+  assert_same(output, local / 'merged')
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_what_appears_before_the_stage_is_ours(
+  local, store, monkeypatch, fails
+):
+  """Nothing there is deleted; neither if the merge fails at once."""
+  key = f'late{fails}/merged/{"_METADATA" if fails else "thesis.tex"}'
+  output = f's3://{s3.BUCKET}/late{fails}/merged'
+
+  def put(*_):
+    store.client.put_object(Bucket=s3.BUCKET, Key=key, Body=b'years of work')
+
+  def fail(*_):
+    put()
+    raise OSError('the network is gone')
+
+  claimed = stage._claimed
+  if fails:
+    monkeypatch.setattr(stage.Stage, 'record', fail)
+  else:
+    monkeypatch.setattr(stage, '_claimed', lambda d: put() or claimed(d))
+  said = 'the network is gone' if fails else 'merged exists'
+  with pytest.raises(OSError, match=said):
+    merge(local, output)
+  path = remote.as_path(f's3://{s3.BUCKET}/{key}')
+  assert path.read_text() == 'years of work'
+
+
 def test_many_units_are_kept_in_few_objects(store):
   output = f's3://{s3.BUCKET}/long'
   options = {'overwrite': False, 'resume': True}
   with pytest.raises(RuntimeError, match='stop'):
     with stage.staged(output, {}, **options) as first:
+      store.client.put_object(Bucket=s3.BUCKET, Key='long/a/0', Body=b'')
       for unit in range(130):
         first.record(unit, {'parts': [unit]})
       raise RuntimeError('stop')

@@ -310,7 +310,9 @@ def test_a_full_disk_that_was_cleared(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, free)
   assert not output.exists()
   report = merge(output=output)
-  assert (report.units_done, report.units_resumed) == (2, 6)
+  # The last leaf, which is copied, may be written beside the one that fails.
+  assert report.units_done + report.units_resumed == 8
+  assert report.units_resumed in (6, 7)
   written = checkpoints.report_of(output)
   assert written['units_resumed'] == report.units_resumed
   expected = merge(output=tmp_path / 'other')

@@ -165,6 +165,7 @@ def _write(
     for scope in job.plan.scopes
     for tensor in scope.tensors
   }
+  units = [unit.number for unit in job.plan.units() if unit.written]
   sinks: list[CheckpointSink] = []
   # The memory of a second unit goes to the compressed copy of the first.
   behind = 0 if options['compression'] else plans.WRITE_BEHIND
@@ -181,6 +182,7 @@ def _write(
         CheckpointSink(keys, stage.done, write, stage.record, behind)
       )
       write_from(number + 1)
+      stage.demand_recorded(units)
 
     if stage.checkpoint.exists():
       produce(None)  # it was complete when the run was killed

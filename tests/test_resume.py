@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
+from mergekit_jax import verify
+from mergekit_jax.checkpoint import journal
 from mergekit_jax.checkpoint import stage as stages
 from mergekit_jax.checkpoint.stage import Stage
 from tests import checkpoints, compare
@@ -284,6 +286,56 @@ def test_what_appears_before_the_lock_is_taken(sources, tmp_path, monkeypatch):
   with pytest.raises(FileExistsError, match='out exists. Give another path'):
     merge(sources, output)
   assert output.exists()
+
+
+def facts(output):
+  """What a report says of the output, however often it was begun."""
+  report = checkpoints.report_of(output)
+  return report['tensors'], {
+    path: sorted(parts) for path, parts in report['checksums'].items()
+  }
+
+
+def test_a_line_of_the_journal_that_was_cut_off(sources, tmp_path, monkeypatch):
+  """Costs its own unit, not the next one too, nor the report a tensor."""
+  output = tmp_path / 'out'
+  record, recorded = Stage.record, []
+
+  def record_three(stage, unit, facts):
+    if len(recorded) == 3:
+      raise KeyboardInterrupt
+    record(stage, unit, facts)
+    recorded.append(unit)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Stage, 'record', record_three)
+    with pytest.raises(KeyboardInterrupt):
+      merge(sources, output)
+  lines = tmp_path / 'out.mergekit-tmp/journal.0.jsonl'
+  os.truncate(lines, lines.stat().st_size - 9)
+  assert merge(sources, output).units_resumed == 2
+  merge(sources, tmp_path / 'undisturbed')
+  assert facts(output) == facts(tmp_path / 'undisturbed')
+  assert not verify.verify(output)
+
+
+def test_a_record_that_is_lost(sources, tmp_path, monkeypatch):
+  """Nothing is published without it, and it can be made good for."""
+  output = tmp_path / 'out'
+  add = journal.Writer.add
+
+  def lose_one(writer, unit, facts):
+    if unit != 1:
+      add(writer, unit, facts)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(journal.Writer, 'add', lose_one)
+    with pytest.raises(OSError, match='1 of 4 units .* Start the same merge'):
+      merge(sources, output)
+  assert not output.exists()
+  assert merge(sources, output).units_done == 1
+  merge(sources, tmp_path / 'undisturbed')
+  assert facts(output) == facts(tmp_path / 'undisturbed')
 
 
 def test_a_full_disk_that_was_cleared(tmp_path):

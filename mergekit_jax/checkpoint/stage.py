@@ -12,7 +12,7 @@ does what is missing: in an object store on other machines as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import fcntl
 import json
@@ -75,6 +75,21 @@ class Stage:
   def record(self, unit: int, facts: Mapping[str, Any]) -> None:
     """Notes that this process has written its part of a unit."""
     self._journal.add(unit, facts)
+
+  def demand_recorded(self, units: Collection[int]) -> None:
+    """Raises OSError unless this process's journal holds all units.
+
+    To be asked before the checkpoint is committed, as long as what is missing
+    can be written again.
+    """
+    self._journal.flush()
+    held = journal.read(self.directory, jax.process_index())
+    if missing := set(units) - held.keys():
+      raise OSError(
+        f'{len(missing)} of {len(units)} units were written, but the journal '
+        f'in {self.directory} has no complete line for them, so the report '
+        'would lack them. Start the same merge again: it makes these again.'
+      )
 
   def records(self) -> list[dict[str, Any]]:
     """What was recorded of every unit, with the parts of all processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import concurrent.futures
 import contextlib
 import time
 from typing import Any
@@ -184,8 +185,11 @@ def _write(
       write_from(number + 1)
       stage.demand_recorded(units)
 
-    if stage.checkpoint.exists():
-      produce(None)  # it was complete when the run was killed
+    if stage.complete:
+      # Units that its journal has lost are merged again for their records.
+      written: Any = concurrent.futures.Future()
+      written.set_result(None)
+      produce(lambda *box: written)
       return
     write_checkpoint(
       stage.checkpoint,
@@ -197,6 +201,7 @@ def _write(
       metadata={'mergekit_jax': facts[number]},
       arrays_at=stage.arrays,
     )
+    stage.seal()
 
   write_from(0)
 

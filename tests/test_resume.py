@@ -15,11 +15,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.experimental import v1
 import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import verify
-from mergekit_jax.checkpoint import journal
+from mergekit_jax.checkpoint import journal, orbax_write
 from mergekit_jax.checkpoint import stage as stages
 from mergekit_jax.checkpoint.stage import Stage
 from tests import checkpoints, compare
@@ -296,19 +297,24 @@ def facts(output):
   }
 
 
+def interrupted(patch, name, call=1):
+  """Ends a merge as a method of its stage is called for the nth time."""
+  method, left = getattr(Stage, name), [call]
+
+  def interrupt(stage, *arguments):
+    left[0] -= 1
+    if not left[0]:
+      raise KeyboardInterrupt
+    return method(stage, *arguments)
+
+  patch.setattr(Stage, name, interrupt)
+
+
 def test_a_line_of_the_journal_that_was_cut_off(sources, tmp_path, monkeypatch):
   """Costs its own unit, not the next one too, nor the report a tensor."""
   output = tmp_path / 'out'
-  record, recorded = Stage.record, []
-
-  def record_three(stage, unit, facts):
-    if len(recorded) == 3:
-      raise KeyboardInterrupt
-    record(stage, unit, facts)
-    recorded.append(unit)
-
   with monkeypatch.context() as patch:
-    patch.setattr(Stage, 'record', record_three)
+    interrupted(patch, 'record', 4)
     with pytest.raises(KeyboardInterrupt):
       merge(sources, output)
   lines = tmp_path / 'out.mergekit-tmp/journal.0.jsonl'
@@ -336,6 +342,83 @@ def test_a_record_that_is_lost(sources, tmp_path, monkeypatch):
   assert merge(sources, output).units_done == 1
   merge(sources, tmp_path / 'undisturbed')
   assert facts(output) == facts(tmp_path / 'undisturbed')
+
+
+def save_as_manager(path, tree):
+  with ocp.CheckpointManager(path, item_names=('items',)) as manager:
+    manager.save(7, args=ocp.args.Composite(items=ocp.args.PyTreeSave(tree)))
+
+
+LAYOUTS = {
+  'flat': checkpoints.save,
+  'item': v1.save,
+  'step': save_as_manager,
+  'safetensors': checkpoints.save_safetensors,
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def laid_out(request, tmp_path):
+  """A merge of one model that lies as a layout has it."""
+  source = tmp_path / 'source.safetensors'
+  arrays = {n: jnp.arange(8.0) + ord(n) for n in 'abcd'}
+  LAYOUTS[request.param](source, {'params': arrays})
+  return lambda output: mk.merge_checkpoints(
+    mk.average(), experts=[source], output=output
+  )
+
+
+def assert_finished(laid_out, output):
+  laid_out(output.parent / 'undisturbed')
+  assert facts(output) == facts(output.parent / 'undisturbed')
+  assert not verify.verify(output)
+  found, expected = map(
+    mk.open_checkpoint, (output, output.parent / 'undisturbed')
+  )
+  assert found.layout == expected.layout and len(found.specs) == 4
+  names = {path.name for path in output.parent.iterdir()}
+  assert names == {
+    *('source.safetensors', 'out', 'out.report.json'),
+    *('undisturbed', 'undisturbed.report.json'),
+  }
+
+
+def test_a_complete_checkpoint_whose_journal_lost_a_line(laid_out, tmp_path):
+  output = tmp_path / 'out'
+  with pytest.MonkeyPatch.context() as patch:
+    interrupted(patch, 'records')
+    with pytest.raises(KeyboardInterrupt):
+      laid_out(output)
+  lines = tmp_path / 'out.mergekit-tmp/journal.0.jsonl'
+  os.truncate(lines, lines.stat().st_size - 9)
+  report = laid_out(output)
+  assert (report.units_done, report.units_resumed) == (1, 3)
+  assert_finished(laid_out, output)
+
+
+@pytest.mark.parametrize('renamed', [1, 2])
+def test_interrupted_while_it_is_committed(laid_out, renamed, tmp_path):
+  """Between an item and its step, or between the step and the note of it."""
+  output = tmp_path / 'out'
+  with pytest.MonkeyPatch.context() as patch:
+    finalize = orbax_write._KeptTemporaryPath.finalize
+    left = [renamed]
+
+    async def finalize_and_stop(path):
+      await finalize(path)
+      left[0] -= 1
+      if not left[0]:
+        raise KeyboardInterrupt
+
+    patch.setattr(orbax_write._KeptTemporaryPath, 'finalize', finalize_and_stop)
+    interrupted(patch, 'seal')
+    with pytest.raises(KeyboardInterrupt):
+      laid_out(output)
+  assert not output.exists()
+  lines = tmp_path / 'out.mergekit-tmp/journal.0.jsonl'
+  assert len(lines.read_text().splitlines()) == 4
+  assert laid_out(output).units_done == 4
+  assert_finished(laid_out, output)
 
 
 def test_a_full_disk_that_was_cleared(tmp_path):

@@ -118,10 +118,19 @@ def read(directory: epath.Path, process: int) -> Journal:
   return _read(directory, f'journal.{process}.')[process]
 
 
-def _read(directory: epath.Path, prefix: str) -> dict[int, Journal]:
-  files = sorted(
+def remove_all(directory: epath.Path) -> None:
+  for file in _files(directory, 'journal.'):
+    file.unlink()
+
+
+def _files(directory: epath.Path, prefix: str) -> list[epath.Path]:
+  return sorted(
     child for child in directory.iterdir() if child.name.startswith(prefix)
   )
+
+
+def _read(directory: epath.Path, prefix: str) -> dict[int, Journal]:
+  files = _files(directory, prefix)
   journals: dict[int, Journal] = collections.defaultdict(dict)
   for file, text in zip(files, contents.read_texts(files), strict=True):
     journal = journals[int(file.name.split('.')[1])]

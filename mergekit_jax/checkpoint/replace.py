@@ -78,10 +78,28 @@ def make_empty(path: epath.Path) -> None:
   path.mkdir(parents=True)
 
 
+def is_unfinished(path: epath.Path) -> bool:
+  """Whether the writer of a checkpoint at `path` can go on with what is there.
+
+  Writers do so in directories that are called -tmp. Those of an item and of the
+  step around it get their names one after the other, and what has its name is
+  not written to any more.
+  """
+  parent, name = pathlib.Path(path.parent), path.name
+  begun = [*parent.glob(f'{name}*-tmp'), *parent.glob(f'{name}/*-tmp')]
+  holding_arrays = {
+    file.parent.name
+    for levels in ('', '*/', '*/*/')
+    for mark in (_MAKES_A_CHECKPOINT, f'*{safetensors_layout.SUFFIX}')
+    for file in parent.glob(f'{name}*/{levels}{mark}')
+  }
+  return bool(begun) and all(each.endswith('-tmp') for each in holding_arrays)
+
+
 def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
   """Puts the finished checkpoint `new` at `path`.
 
-  A local one is moved once it is all on the disk. With `overwrite` what was at
+  A local one, which is all on the disk, is moved. With `overwrite` what was at
   `path` is deleted after that: if the process dies in between, both lie
   complete beside `path`, and if the power fails, there is one or the other.
   Without, the system refuses to move it onto anything with content. To an
@@ -93,7 +111,6 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
     for file in sorted(small, key=lambda f: f.name == _MAKES_A_CHECKPOINT):
       (path / file.relative_to(new)).write_bytes(file.read_bytes())
     return
-  files.sync_all(new)
   old = beside(path, 'old')
   if overwrite and path.exists():
     remove(old)

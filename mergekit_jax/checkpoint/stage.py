@@ -27,9 +27,10 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from mergekit_jax.checkpoint import journal, remote, replace
+from mergekit_jax.checkpoint import files, journal, remote, replace
 
 _LOCK = 'lock'
+_COMPLETE = 'complete'
 
 
 class Stage:
@@ -109,8 +110,27 @@ class Stage:
       self._journal.close()
       self._journal = None
 
+  @property
+  def complete(self) -> bool:
+    """Whether the checkpoint is all there, so that nothing can be written."""
+    return (self.directory / _COMPLETE).exists()
+
+  def seal(self) -> None:
+    """Notes that the checkpoint is complete, once it is all on the disk."""
+    if self.arrays is None:
+      replace.on_primary(self._seal)
+
+  def _seal(self) -> None:
+    files.sync_all(self.checkpoint)
+    mark = self.directory / _COMPLETE
+    mark.touch()
+    files.sync(mark)
+    files.sync(self.directory)
+
   def publish(self) -> None:
     """Puts the complete checkpoint in its place."""
+    if not self.complete:
+      self.seal()
     self.close()
     self.demand_ours()
     replace.on_primary(self._publish)
@@ -207,9 +227,7 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   replace.check_destination(stage.output, stage.overwrite)
   plan = json.loads(json.dumps(plan))
   file = stage.directory / replace.PLAN
-  # Arrays that somebody has deleted are not written, whatever the journals say.
-  there = stage.arrays is None or stage.arrays.exists()
-  if file.exists() and resume and there:
+  if file.exists() and resume and _is_as_recorded(stage):
     begun = json.loads(file.read_text())
     changed = [key for key in plan | begun if plan.get(key) != begun.get(key)]
     if changed:
@@ -223,12 +241,27 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
         '(--noresume) to throw it away.'
       )
     return
+  # They must not outlive what they speak of.
+  journal.remove_all(stage.directory)
   if stage.arrays is not None:
     replace.remove(stage.arrays)
   for child in stage.directory.iterdir():
     if child.name != _LOCK:
       child.rmtree() if child.is_dir() else child.unlink()
   file.write_text(json.dumps(plan))
+
+
+def _is_as_recorded(stage: Stage) -> bool:
+  """Whether what the journals say is written is there, to be gone on with.
+
+  It is not if somebody has deleted it. And what its writer had committed, but
+  was killed before it was sealed, may have holes after a power failure.
+  """
+  if stage.arrays is not None:
+    return stage.arrays.exists()
+  if stage.complete:
+    return stage.checkpoint.exists()
+  return replace.is_unfinished(stage.checkpoint)
 
 
 def _keep_or_remove(stage: Stage) -> None:
@@ -239,7 +272,7 @@ def _keep_or_remove(stage: Stage) -> None:
     # Not what another merge has begun, which took this over.
     stage.demand_ours()
     written = sum(map(len, journal.read_all(stage.directory)))
-    if not written:
+    if not written and not stage.complete:
       stage.remove()
       return
   except (OSError, ValueError) as error:

@@ -383,6 +383,17 @@ def assert_finished(laid_out, output):
   }
 
 
+def test_interrupted_in_every_layout(laid_out, tmp_path):
+  output = tmp_path / 'out'
+  with pytest.MonkeyPatch.context() as patch:
+    interrupted(patch, 'record', 3)
+    with pytest.raises(KeyboardInterrupt):
+      laid_out(output)
+  assert not output.exists()
+  assert laid_out(output).units_resumed >= 2
+  assert_finished(laid_out, output)
+
+
 def test_a_complete_checkpoint_whose_journal_lost_a_line(laid_out, tmp_path):
   output = tmp_path / 'out'
   with pytest.MonkeyPatch.context() as patch:

@@ -116,7 +116,7 @@ def merge_checkpoints(
     'compression': compression,
   }
   for each in outputs:
-    each.demand_possible(job, options, overwrite)
+    each.demand_possible(job, options, overwrite, resume)
   facts = [provenance.describe(job, each, overrides) for each in outputs]
   with contextlib.ExitStack() as stack:
     stages = [
@@ -141,6 +141,10 @@ def merge_checkpoints(
     if jax.process_index() == 0:
       for each in merged.values():
         each.save(reports.report_path(each.output))
+    # All of them before a stage is removed: a resume can tell that the first
+    # ones are done by theirs.
+    for stage in stages:
+      stage.publish()
   if jax.process_index() == 0:
     warnings = [w for each in merged.values() for w in each.warnings]
     for warning in dict.fromkeys(warnings):

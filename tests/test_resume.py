@@ -134,7 +134,8 @@ def test_killed_and_resumed(undisturbed, sources, tmp_path):
 
 def merge(sources, output, **changes):
   arguments = job(sources, output, 'threshold')
-  arguments |= {'method': mk.average(), 'memory_budget': '1GiB'} | changes
+  arguments |= {'method': mk.average(), 'memory_budget': '1GiB'}
+  arguments |= {'output': output} | changes
   return mk.merge_checkpoints(**arguments)
 
 
@@ -429,6 +430,79 @@ def test_interrupted_while_it_is_committed(laid_out, renamed, tmp_path):
   lines = tmp_path / 'out.mergekit-tmp/journal.0.jsonl'
   assert len(lines.read_text().splitlines()) == 4
   assert laid_out(output).units_done == 4
+  assert_finished(laid_out, output)
+
+
+@pytest.fixture(params=[False, True])
+def two(request, sources, tmp_path, monkeypatch):
+  """Two merges from one read, killed after the first was put in its place."""
+  outputs = {name: tmp_path / name for name in ('a', 'b')}
+  for each in outputs.values() if request.param else ():
+    checkpoints.save(each, {'params': {'old': np.ones(3)}})
+  again = functools.partial(
+    merge,
+    sources,
+    outputs,
+    method={'a': mk.average(), 'b': mk.task_arithmetic(0.5)},
+    overwrite=request.param,
+  )
+  with monkeypatch.context() as patch:
+    interrupted(patch, '_publish', 2)
+    with pytest.raises(KeyboardInterrupt):
+      again()
+  return outputs, again
+
+
+def names_in(directory):
+  return {path.name for path in directory.iterdir()}
+
+
+DONE = {'a', 'a.report.json', 'b', 'b.report.json'}
+
+
+def test_killed_between_two_outputs(two, sources, tmp_path):
+  outputs, again = two
+  before = checkpoints.digest(outputs['a'])
+  with pytest.raises(ValueError, match='seed: 3 then, 4 now'):
+    again(seed=4)
+  reports = again()
+  assert checkpoints.digest(outputs['a']) == before
+  assert names_in(tmp_path) == DONE
+  for name, method in {'a': mk.average(), 'b': mk.task_arithmetic(0.5)}.items():
+    assert reports[name].units_resumed == 4 and not reports[name].units_done
+    merge(sources, tmp_path / 'alone', method=method, overwrite=True)
+    assert facts(outputs[name]) == facts(tmp_path / 'alone')
+    assert_same(outputs[name], restored(tmp_path / 'alone'))
+
+
+def test_an_output_that_was_moved_away_is_made_again(two, tmp_path):
+  outputs, again = two
+  outputs['a'].rename(tmp_path / 'moved')
+  reports = again()
+  assert reports['a'].units_done == 4 and reports['b'].units_resumed == 4
+  assert names_in(tmp_path) == {*DONE, 'moved'}
+  assert_same(outputs['a'], restored(tmp_path / 'moved'))
+
+
+def test_begun_anew_after_the_first_of_two_outputs(two, tmp_path):
+  """Replaces the first one if it may, and else leaves everything there."""
+  outputs, again = two
+  if again.keywords['overwrite']:
+    assert again(resume=False)['a'].units_done == 4
+  else:
+    with pytest.raises(FileExistsError, match='a exists'):
+      again(resume=False)
+    assert again()['b'].units_resumed == 4
+  assert names_in(tmp_path) == DONE
+
+
+def test_killed_before_the_stage_is_removed(laid_out, tmp_path, monkeypatch):
+  output = tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    patch.setattr(stages.replace, 'clear', lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      laid_out(output)
+  assert laid_out(output).units_resumed == 4
   assert_finished(laid_out, output)
 
 

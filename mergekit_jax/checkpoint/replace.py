@@ -16,14 +16,21 @@ from mergekit_jax.checkpoint import (
   safetensors_layout,
 )
 
-PLAN = 'plan.json'  # in a stage that has begun to be written
+# In a stage: what it is to become, where that is made on a local disk, and the
+# note that nothing of it is missing.
+PLAN = 'plan.json'
+CHECKPOINT = 'checkpoint'
+COMPLETE = 'complete'
 
 _MAKES_A_CHECKPOINT = orbax_layout.ITEM_METADATA
 
 
-def check_destination(path: epath.Path, overwrite: bool) -> None:
-  """Raises FileExistsError if `path` is taken and may not be replaced."""
-  if not path.exists() or _is_begun(path):
+def check_destination(path: epath.Path, overwrite: bool, resume: bool) -> None:
+  """Raises FileExistsError if `path` is taken and may not be replaced.
+
+  With `resume` it may be taken by what was put there from the stage beside it.
+  """
+  if not path.exists() or _is_begun(path) or (resume and is_published(path)):
     return
   if not remote.is_local(path):
     raise FileExistsError(
@@ -43,14 +50,30 @@ def check_destination(path: epath.Path, overwrite: bool) -> None:
     )
 
 
+def is_published(path: epath.Path) -> bool:
+  """Whether what is at `path` was put there from the stage beside it.
+
+  The stages of several outputs stay until the last one is in its place.
+  """
+  stage = beside(path, 'tmp')
+  if not (stage / PLAN).exists() or not (stage / COMPLETE).exists():
+    return False
+  if isinstance(path, remote.RemotePath):
+    return _makes_a_checkpoint(path)
+  return path.exists() and not (stage / CHECKPOINT).exists()
+
+
 def _is_begun(path: epath.Path) -> bool:
   """Whether objects at `path` are but what a killed merge left there."""
   if not isinstance(path, remote.RemotePath):
     return False
   # The directory alone says nothing: it is there before one looks here again.
-  if not (beside(path, 'tmp') / PLAN).exists():
-    return False
-  return all(file.name != _MAKES_A_CHECKPOINT for file in path.walk_files())
+  begun = (beside(path, 'tmp') / PLAN).exists()
+  return begun and not _makes_a_checkpoint(path)
+
+
+def _makes_a_checkpoint(path: remote.RemotePath) -> bool:
+  return any(file.name == _MAKES_A_CHECKPOINT for file in path.walk_files())
 
 
 def _is_safetensors(path: epath.Path) -> bool:
@@ -100,7 +123,7 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
   """Puts the finished checkpoint `new` at `path`.
 
   A local one, which is all on the disk, is moved. With `overwrite` what was at
-  `path` is deleted after that: if the process dies in between, both lie
+  `path` is moved aside before: if the process dies in between, both lie
   complete beside `path`, and if the power fails, there is one or the other.
   Without, the system refuses to move it onto anything with content. To an
   object store the files of `new` are copied, and what makes the objects there a
@@ -117,7 +140,12 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
     path.rename(old)
   new.rename(path)
   files.sync(path.parent)
-  remove(old)
+
+
+def clear(path: epath.Path) -> None:
+  """Removes what a merge has left beside its finished output."""
+  remove(beside(path, 'old'))
+  remove(beside(path, 'tmp'))
 
 
 def remove(path: epath.Path) -> None:

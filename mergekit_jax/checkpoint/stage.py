@@ -30,7 +30,6 @@ import orbax.checkpoint as ocp
 from mergekit_jax.checkpoint import files, journal, remote, replace
 
 _LOCK = 'lock'
-_COMPLETE = 'complete'
 
 
 class Stage:
@@ -42,6 +41,8 @@ class Stage:
     checkpoint: the local directory of the new checkpoint, not made yet.
     arrays: where its arrays are to be written, if that is an object store.
     done: what was recorded of each unit that all processes have written.
+    published: whether the checkpoint is in its place.
+    complete: whether it is all there, so that nothing is to be written.
   """
 
   def __init__(
@@ -59,10 +60,13 @@ class Stage:
     self.arrays = arrays
     self.demand_ours = demand_ours
     self.done: journal.Journal = {}
+    self.published = self.complete = False
     self._journal: Any = None
 
-  def open_journal(self) -> None:
+  def open(self) -> None:
     """Reads what all processes have done, then begins to add to it."""
+    self.published = replace.is_published(self.output)
+    self.complete = self.published or self._is_sealed()
     journals = journal.read_all(self.directory)
     if len(journals) == jax.process_count():
       finished = set.intersection(*(set(each) for each in journals))
@@ -110,35 +114,37 @@ class Stage:
       self._journal.close()
       self._journal = None
 
-  @property
-  def complete(self) -> bool:
-    """Whether the checkpoint is all there, so that nothing can be written."""
-    return (self.directory / _COMPLETE).exists()
-
   def seal(self) -> None:
     """Notes that the checkpoint is complete, once it is all on the disk."""
     if self.arrays is None:
       replace.on_primary(self._seal)
+    self.complete = True
 
   def _seal(self) -> None:
     files.sync_all(self.checkpoint)
-    mark = self.directory / _COMPLETE
+    mark = self.directory / replace.COMPLETE
     mark.touch()
     files.sync(mark)
     files.sync(self.directory)
 
+  def _is_sealed(self) -> bool:
+    return self.arrays is None and (self.directory / replace.COMPLETE).exists()
+
   def publish(self) -> None:
-    """Puts the complete checkpoint in its place."""
+    """Puts the complete checkpoint in its place, if it is not there yet."""
+    self.close()
+    if self.published:
+      return
     if not self.complete:
       self.seal()
-    self.close()
     self.demand_ours()
     replace.on_primary(self._publish)
+    self.published = True
 
   def _publish(self) -> None:
     try:
       # The merge may have taken hours since this was looked at.
-      replace.check_destination(self.output, self.overwrite)
+      replace.check_destination(self.output, self.overwrite, resume=False)
     except FileExistsError as error:
       what_to_do = (
         f'The merge is complete in {self.directory}: move away what is at the '
@@ -151,13 +157,16 @@ class Stage:
         f'{self.output} has appeared since this merge began, so it is not '
         f'touched. {what_to_do}'
       ) from error
+    if self.arrays is not None:
+      # Not before: until here it would have been taken for what has appeared.
+      (self.directory / replace.COMPLETE).write_text('yes')
     replace.publish(self.checkpoint, self.output, self.overwrite)
 
   def remove(self) -> None:
     """Removes it, and the beginnings of arrays that lie in an object store."""
     if self.arrays is not None:
       # Not what somebody else has made a checkpoint meanwhile.
-      replace.check_destination(self.arrays, overwrite=False)
+      replace.check_destination(self.arrays, overwrite=False, resume=False)
       replace.remove(self.arrays)
     replace.remove(self.directory)
 
@@ -192,20 +201,21 @@ def staged(
     OSError: if the output is remote and cannot be written.
   """
   output = remote.as_path(output).absolute()
-  replace.check_destination(output, overwrite)
+  replace.check_destination(output, overwrite, resume)
   directory = replace.beside(output, 'tmp')
   with _workspace(output, directory) as (checkpoint, arrays):
     with _locked(directory) as demand_ours:
       stage = Stage(output, overwrite, checkpoint, arrays, demand_ours)
       replace.on_primary(lambda: _prepare(stage, plan, resume))
-      stage.open_journal()
+      stage.open()
       try:
         yield stage
+        # If the body has not, to have several in place before a stage is gone.
         stage.publish()
       except BaseException:
         _keep_or_remove(stage)
         raise
-      replace.on_primary(lambda: replace.remove(stage.directory))
+      replace.on_primary(lambda: replace.clear(output))
 
 
 @contextlib.contextmanager
@@ -214,17 +224,17 @@ def _workspace(
 ) -> Iterator[tuple[epath.Path, epath.Path | None]]:
   """Where the checkpoint is written, and where its arrays are."""
   if remote.is_local(output):
-    yield directory / 'checkpoint', None
+    yield directory / replace.CHECKPOINT, None
     return
   # Each process writes the small files for itself; those of the first count.
   with tempfile.TemporaryDirectory(prefix='mergekit_jax.') as own:
-    yield epath.Path(own) / 'checkpoint', output
+    yield epath.Path(own) / replace.CHECKPOINT, output
 
 
 def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   """Writes the plan into a new stage, or compares it with the one there."""
   # Something may have appeared before the stage was ours.
-  replace.check_destination(stage.output, stage.overwrite)
+  replace.check_destination(stage.output, stage.overwrite, resume)
   plan = json.loads(json.dumps(plan))
   file = stage.directory / replace.PLAN
   if file.exists() and resume and _is_as_recorded(stage):
@@ -259,8 +269,8 @@ def _is_as_recorded(stage: Stage) -> bool:
   """
   if stage.arrays is not None:
     return stage.arrays.exists()
-  if stage.complete:
-    return stage.checkpoint.exists()
+  if (stage.directory / replace.COMPLETE).exists():
+    return stage.checkpoint.exists() or replace.is_published(stage.output)
   return replace.is_unfinished(stage.checkpoint)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import cli
-from mergekit_jax.checkpoint import remote, stage
+from mergekit_jax.checkpoint import remote, replace, stage
 from tests import checkpoints, launch, s3
 
 SHAPES = {'a': (64, 48), 'b': (40,)}
@@ -271,6 +271,43 @@ def test_what_appears_before_the_stage_is_ours(
     merge(local, output)
   path = remote.as_path(f's3://{s3.BUCKET}/{key}')
   assert path.read_text() == 'years of work'
+
+
+@pytest.mark.parametrize('uploaded', [True, False])
+def test_killed_between_two_outputs(local, store, monkeypatch, uploaded):
+  """After the first is a checkpoint, or when nothing but that is missing."""
+  names, folder = 'ab', f'two{uploaded}'
+  base, *experts = (f'{local}/{n}' for n in ('base', 'expert0', 'expert1'))
+
+  def merge_both():
+    return mk.merge_checkpoints(
+      mk.task_arithmetic(scale=0.7),
+      base=base,
+      experts=experts,
+      output={n: f's3://{s3.BUCKET}/{folder}/{n}' for n in names},
+    )
+
+  publish = replace.publish
+
+  def stopping(new, path, overwrite):
+    if not uploaded:
+      (new / '_METADATA').unlink()
+    publish(new, path, overwrite)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(replace, 'publish', stopping)
+    with pytest.raises(KeyboardInterrupt):
+      merge_both()
+  assert ('a/_METADATA' in store.keys(folder)) == uploaded
+  store.sent.clear()
+  reports = merge_both()
+  assert [reports[n].units_done for n in names] == [0, 0]
+  put = [path for method, path, *_ in store.sent if method == 'PUT']
+  assert any(f'{folder}/a/_METADATA' in path for path in put) != uploaded
+  for name in names:
+    assert_same(f's3://{s3.BUCKET}/{folder}/{name}', local / 'merged')
+  assert not [key for key in store.keys(folder) if 'mergekit' in key]
 
 
 def test_many_units_are_kept_in_few_objects(store):

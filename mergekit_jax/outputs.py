@@ -38,7 +38,7 @@ class Output:
   seed: int
 
   def demand_possible(
-    self, job: Job, options: Mapping[str, Any], overwrite: bool
+    self, job: Job, options: Mapping[str, Any], overwrite: bool, resume: bool
   ) -> None:
     """Refuses what cannot be written, before anything is.
 
@@ -46,6 +46,8 @@ class Output:
       job: the merge.
       options: of the format, by name; what is None was not given.
       overwrite: whether an output that exists may be replaced.
+      resume: whether it may be there already from a merge that was killed as it
+        put several in their places.
 
     Raises:
       ValueError: if an option belongs to another format, or the output and a
@@ -69,7 +71,7 @@ class Output:
           'lie in each other. Give an output outside of all sources; sources '
           'are never written to.'
         )
-    check_destination(self.path, overwrite)
+    check_destination(self.path, overwrite, resume)
 
 
 def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:

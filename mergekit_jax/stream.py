@@ -285,9 +285,9 @@ def _demand_finite(
   if of_merge.any():
     raise FloatingPointError(
       f'{path}: merging finite models gave {of_merge.sum()} non-finite values '
-      f'in {_where(loading, of_merge)}: {dtype} overflows. Use a smaller scale,'
-      ' a dtype with more range, or pass allow_nonfinite=True '
-      '(--allow_nonfinite).'
+      f'in {_where(loading, of_merge)}: float32, in which rules compute, or '
+      f'{dtype}, in which the merge is stored, overflows. Use a smaller scale, '
+      'a dtype with more range, or allow_nonfinite=True (--allow_nonfinite).'
     )
 
 

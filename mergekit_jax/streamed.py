@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import concurrent.futures
 import contextlib
 import time
 from typing import Any
@@ -16,6 +17,7 @@ from mergekit_jax import plan as plans
 from mergekit_jax import provenance, reading, stream
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import write_checkpoint
+from mergekit_jax.checkpoint.replace import on_primary
 from mergekit_jax.checkpoint.stage import Stage, staged
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.outputs import Output, outputs_of
@@ -115,7 +117,7 @@ def merge_checkpoints(
     'compression': compression,
   }
   for each in outputs:
-    each.demand_possible(job, options, overwrite)
+    each.demand_possible(job, options, overwrite, resume)
   facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]
   with contextlib.ExitStack() as stack:
     stages = [
@@ -137,9 +139,15 @@ def merge_checkpoints(
       for each, stage, fact in zip(outputs, stages, facts, strict=True)
     }
     # Before the output appears, so that no output is ever without a report.
-    if jax.process_index() == 0:
-      for each in merged.values():
-        each.save(reports.report_path(each.output))
+    on_primary(
+      lambda: [
+        each.save(reports.report_path(each.output)) for each in merged.values()
+      ]
+    )
+    # All of them before a stage is removed: a resume can tell that the first
+    # ones are done by theirs.
+    for stage in stages:
+      stage.publish()
   if jax.process_index() == 0:
     warnings = [w for each in merged.values() for w in each.warnings]
     for warning in dict.fromkeys(warnings):
@@ -165,6 +173,7 @@ def _write(
     for scope in job.plan.scopes
     for tensor in scope.tensors
   }
+  units = [unit.number for unit in job.plan.units() if unit.written]
   sinks: list[CheckpointSink] = []
   # The memory of a second unit goes to the compressed copy of the first.
   behind = 0 if options['compression'] else plans.WRITE_BEHIND
@@ -181,9 +190,13 @@ def _write(
         CheckpointSink(keys, stage.done, write, stage.record, behind)
       )
       write_from(number + 1)
+      stage.demand_recorded(units)
 
-    if stage.checkpoint.exists():
-      produce(None)  # it was complete when the run was killed
+    if stage.complete:
+      # Units that its journal has lost are merged again for their records.
+      written: Any = concurrent.futures.Future()
+      written.set_result(None)
+      produce(lambda *box: written)
       return
     write_checkpoint(
       stage.checkpoint,
@@ -195,6 +208,7 @@ def _write(
       metadata={'mergekit_jax': facts[number]},
       arrays_at=stage.arrays,
     )
+    stage.seal()
 
   write_from(0)
 

@@ -46,6 +46,7 @@ class Writer:
     self._lines.add(json.dumps({'unit': unit, **facts}) + '\n')
 
   def flush(self) -> None:
+    """Returns when what was added will be there after a power failure."""
     self._lines.flush()
 
   def close(self) -> None:
@@ -54,17 +55,23 @@ class Writer:
 
 class _File:
   def __init__(self, path: epath.Path):
-    self._file = open(path, 'a', encoding='utf-8')
+    self._file = open(path, 'ab+')
+    if self._file.tell():
+      self._file.seek(-1, os.SEEK_END)
+      # A line that was cut off would take the next one with it.
+      if self._file.read() != b'\n':
+        self._file.write(b'\n')
 
   def add(self, line: str) -> None:
-    self._file.write(line)
+    self._file.write(line.encode())
     self._file.flush()
 
   def flush(self) -> None:
     self._file.flush()
+    os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    os.fsync(self._file.fileno())
+    self.flush()
     self._file.close()
 
 
@@ -102,9 +109,28 @@ class _Objects:
 
 def read_all(directory: epath.Path) -> list[Journal]:
   """The journals of all processes: what they noted, by unit."""
-  files = sorted(
-    child for child in directory.iterdir() if child.name.startswith('journal.')
+  journals = _read(directory, 'journal.')
+  return [journals[process] for process in sorted(journals)]
+
+
+def read(directory: epath.Path, process: int) -> Journal:
+  """The journal of one process."""
+  return _read(directory, f'journal.{process}.')[process]
+
+
+def remove_all(directory: epath.Path) -> None:
+  for file in _files(directory, 'journal.'):
+    file.unlink()
+
+
+def _files(directory: epath.Path, prefix: str) -> list[epath.Path]:
+  return sorted(
+    child for child in directory.iterdir() if child.name.startswith(prefix)
   )
+
+
+def _read(directory: epath.Path, prefix: str) -> dict[int, Journal]:
+  files = _files(directory, prefix)
   journals: dict[int, Journal] = collections.defaultdict(dict)
   for file, text in zip(files, contents.read_texts(files), strict=True):
     journal = journals[int(file.name.split('.')[1])]
@@ -113,4 +139,4 @@ def read_all(directory: epath.Path) -> list[Journal]:
       with contextlib.suppress(ValueError):
         facts = json.loads(line)
         journal[facts['unit']] = facts
-  return [journals[process] for process in sorted(journals)]
+  return journals

@@ -5,6 +5,7 @@ Orbax lays a PyTree down in an item directory, which is known by its
 `<step>/<item>` and the v1 API `<item>`. People paste any of these.
 """
 
+from collections.abc import Callable
 import json
 import re
 from typing import Any
@@ -19,6 +20,13 @@ STEP_METADATA = '_CHECKPOINT_METADATA'
 # directory at hand that is not enough to tell a step: `expert_1` may be a save.
 _STEP_OF_MANAGER = re.compile(r'(?:.*_)?(\d+)')
 _STEP = re.compile(r'\d+')
+_OF_STEP = {STEP_METADATA, 'commit_success.txt'}
+# What Orbax writes to an item beside arrays that have directories of their own;
+# `checkpoint` is how old versions kept small values.
+_OF_ITEM = re.compile(
+  '_METADATA|_CHECKPOINT_METADATA|_sharding|_strings.json|array_metadatas'
+  r'|commit_success.txt|checkpoint|d|manifest.ocdbt|ocdbt.process_\d+'
+)
 _PARAMETER_ROOTS = {'params', 'target', 'model', 'model_params'}
 _PREFERRED_ITEMS = ('default', 'items', 'params', 'state', 'model')
 
@@ -81,6 +89,35 @@ def random_keys(item: epath.Path) -> dict[str, str]:
   }
 
 
+def holds_nothing_else(path: epath.Path) -> bool:
+  """Whether a directory is one item and what a merge writes around it.
+
+  That is the item itself, `<item>` or `<step>/<item>`. `find_item` is content
+  with less: it looks for a checkpoint among anything else.
+
+  Raises:
+    ValueError: its metadata is damaged.
+  """
+  if not path.is_dir():
+    return False
+  names = {child.name for child in path.iterdir()}
+  if ITEM_METADATA in names:
+    return all(map(_OF_ITEM.fullmatch, names - _array_directories(path)))
+  if STEP_METADATA in names:
+    return _only(names - _OF_STEP, path, _is_bare_item)
+  return _only(names, path, _is_step)
+
+
+def _only(
+  names: set[str], parent: epath.Path, fits: Callable[[epath.Path], bool]
+) -> bool:
+  """Whether there is one name, which fits and holds nothing else."""
+  children = [parent / name for name in names]
+  return len(children) == 1 and all(
+    fits(child) and holds_nothing_else(child) for child in children
+  )
+
+
 def read_json(path: epath.Path) -> dict[str, Any]:
   """Reads a metadata file.
 
@@ -99,13 +136,31 @@ def _is_item(path: epath.Path) -> bool:
   return (path / ITEM_METADATA).exists()
 
 
-def _items(path: epath.Path) -> list[epath.Path]:
+def _is_bare_item(path: epath.Path) -> bool:
   # A flat save has step metadata of its own: a directory of those is no step.
-  return sorted(
-    child
-    for child in path.iterdir()
-    if _is_item(child) and not (child / STEP_METADATA).exists()
+  return _is_item(path) and not (path / STEP_METADATA).exists()
+
+
+def _is_step(path: epath.Path) -> bool:
+  return (
+    _STEP_OF_MANAGER.fullmatch(path.name) is not None
+    and (path / STEP_METADATA).exists()
+    and not _is_item(path)
   )
+
+
+def _items(path: epath.Path) -> list[epath.Path]:
+  return sorted(filter(_is_bare_item, path.iterdir()))
+
+
+def _array_directories(item: epath.Path) -> set[str]:
+  """The names in an item of arrays that are stored without OCDBT."""
+  leaves = read_json(item / ITEM_METADATA).get('tree_metadata', {}).values()
+  arrays = (
+    '.'.join(str(key['key']) for key in leaf['key_metadata']) for leaf in leaves
+  )
+  # A key with a slash in it is a directory more.
+  return {array.partition('/')[0] for array in arrays}
 
 
 def _steps_newest_first(path: epath.Path) -> list[epath.Path]:

@@ -107,6 +107,7 @@ def write_orbax(
       # Our writes do not wait for Orbax to make the directory meanwhile.
       composite_options=ocp.CompositeOptions(
         multiprocessing_options=processes,
+        temporary_path_class=_KeptTemporaryPath,
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
       ),
       **{item: handler},

@@ -18,14 +18,23 @@ from mergekit_jax.checkpoint import (
   safetensors_layout,
 )
 
+# In a stage: what it is to become, where that is made on a local disk, and the
+# note that nothing of it is missing.
+PLAN = 'plan.json'
+CHECKPOINT = 'checkpoint'
+COMPLETE = 'complete'
+
 _MAKES_A_CHECKPOINT = orbax_layout.ITEM_METADATA
 # Bytes of an error that the other processes are told; each must expect as many.
 _LONGEST_ERROR = 4096
 
 
-def check_destination(path: epath.Path, overwrite: bool) -> None:
-  """Raises FileExistsError if `path` is taken and may not be replaced."""
-  if not path.exists() or _is_begun(path):
+def check_destination(path: epath.Path, overwrite: bool, resume: bool) -> None:
+  """Raises FileExistsError if `path` is taken and may not be replaced.
+
+  With `resume` it may be taken by what was put there from the stage beside it.
+  """
+  if not path.exists() or _is_begun(path) or (resume and is_published(path)):
     return
   if not remote.is_local(path):
     raise FileExistsError(
@@ -38,20 +47,37 @@ def check_destination(path: epath.Path, overwrite: bool) -> None:
       ' it is then replaced once the new one is complete.'
     )
   # A mistyped path must not cost somebody a home directory.
-  if orbax_layout.find_item(path) is None and not _is_safetensors(path):
+  if not orbax_layout.holds_nothing_else(path) and not _is_safetensors(path):
     raise FileExistsError(
       f'{path} exists and is not a checkpoint and nothing else, so it is not'
       ' replaced. Give another path, or delete it yourself.'
     )
 
 
+def is_published(path: epath.Path) -> bool:
+  """Whether what is at `path` was put there from the stage beside it.
+
+  The stages of several outputs stay until the last one is in its place.
+  """
+  stage = beside(path, 'tmp')
+  if not (stage / PLAN).exists() or not (stage / COMPLETE).exists():
+    return False
+  if isinstance(path, remote.RemotePath):
+    return _makes_a_checkpoint(path)
+  return path.exists() and not (stage / CHECKPOINT).exists()
+
+
 def _is_begun(path: epath.Path) -> bool:
   """Whether objects at `path` are but what a killed merge left there."""
-  if (
-    not isinstance(path, remote.RemotePath) or not beside(path, 'tmp').exists()
-  ):
+  if not isinstance(path, remote.RemotePath):
     return False
-  return all(file.name != _MAKES_A_CHECKPOINT for file in path.walk_files())
+  # The directory alone says nothing: it is there before one looks here again.
+  begun = (beside(path, 'tmp') / PLAN).exists()
+  return begun and not _makes_a_checkpoint(path)
+
+
+def _makes_a_checkpoint(path: remote.RemotePath) -> bool:
+  return any(file.name == _MAKES_A_CHECKPOINT for file in path.walk_files())
 
 
 def _is_safetensors(path: epath.Path) -> bool:
@@ -79,28 +105,51 @@ def make_empty(path: epath.Path) -> None:
   path.mkdir(parents=True)
 
 
-def publish(new: epath.Path, path: epath.Path) -> None:
+def is_unfinished(path: epath.Path) -> bool:
+  """Whether the writer of a checkpoint at `path` can go on with what is there.
+
+  Writers do so in directories that are called -tmp. Those of an item and of the
+  step around it get their names one after the other, and what has its name is
+  not written to any more.
+  """
+  parent, name = pathlib.Path(path.parent), path.name
+  begun = [*parent.glob(f'{name}*-tmp'), *parent.glob(f'{name}/*-tmp')]
+  holding_arrays = {
+    file.parent.name
+    for levels in ('', '*/', '*/*/')
+    for mark in (_MAKES_A_CHECKPOINT, f'*{safetensors_layout.SUFFIX}')
+    for file in parent.glob(f'{name}*/{levels}{mark}')
+  }
+  return bool(begun) and all(each.endswith('-tmp') for each in holding_arrays)
+
+
+def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
   """Puts the finished checkpoint `new` at `path`.
 
-  A local one is moved once it is all on the disk, and what was at `path` is
-  deleted after that: if the process dies in between, both lie complete beside
-  `path`, and if the power fails, there is one or the other. To an object store
-  the files of `new` are copied, and what makes the objects there a checkpoint
-  comes last: until then nobody takes them for one.
+  A local one, which is all on the disk, is moved. With `overwrite` what was at
+  `path` is moved aside before: if the process dies in between, both lie
+  complete beside `path`, and if the power fails, there is one or the other.
+  Without, the system refuses to move it onto anything with content. To an
+  object store the files of `new` are copied, and what makes the objects there a
+  checkpoint comes last: until then nobody takes them for one.
   """
   if not remote.is_local(path):
     small = [f for f in pathlib.Path(new).rglob('*') if f.is_file()]
     for file in sorted(small, key=lambda f: f.name == _MAKES_A_CHECKPOINT):
       (path / file.relative_to(new)).write_bytes(file.read_bytes())
     return
-  files.sync_all(new)
   old = beside(path, 'old')
-  if path.exists():
+  if overwrite and path.exists():
     remove(old)
     path.rename(old)
   new.rename(path)
   files.sync(path.parent)
-  remove(old)
+
+
+def clear(path: epath.Path) -> None:
+  """Removes what a merge has left beside its finished output."""
+  remove(beside(path, 'old'))
+  remove(beside(path, 'tmp'))
 
 
 def remove(path: epath.Path) -> None:
@@ -108,7 +157,7 @@ def remove(path: epath.Path) -> None:
     path.rmtree()
 
 
-def on_primary(action: Callable[[], None]) -> None:
+def on_primary(action: Callable[[], object]) -> None:
   """Runs `action` on the first process while the others wait.
 
   Raises:

@@ -12,7 +12,7 @@ does what is missing: in an object store on other machines as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import fcntl
 import json
@@ -27,9 +27,8 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from mergekit_jax.checkpoint import journal, remote, replace
+from mergekit_jax.checkpoint import files, journal, remote, replace
 
-_PLAN = 'plan.json'
 _LOCK = 'lock'
 
 
@@ -37,27 +36,37 @@ class Stage:
   """The stage of one output, as one process sees it.
 
   Attributes:
+    output: where the finished checkpoint is to lie.
+    overwrite: whether what is there may be replaced.
     checkpoint: the local directory of the new checkpoint, not made yet.
     arrays: where its arrays are to be written, if that is an object store.
     done: what was recorded of each unit that all processes have written.
+    published: whether the checkpoint is in its place.
+    complete: whether it is all there, so that nothing is to be written.
   """
 
   def __init__(
     self,
-    directory: epath.Path,
+    output: epath.Path,
+    overwrite: bool,
     checkpoint: epath.Path,
     arrays: epath.Path | None,
     demand_ours: Callable[[], None],
   ):
-    self.directory = directory
+    self.output = output
+    self.overwrite = overwrite
+    self.directory = replace.beside(output, 'tmp')
     self.checkpoint = checkpoint
     self.arrays = arrays
     self.demand_ours = demand_ours
     self.done: journal.Journal = {}
+    self.published = self.complete = False
     self._journal: Any = None
 
-  def open_journal(self) -> None:
+  def open(self) -> None:
     """Reads what all processes have done, then begins to add to it."""
+    self.published = replace.is_published(self.output)
+    self.complete = self.published or self._is_sealed()
     journals = journal.read_all(self.directory)
     if len(journals) == jax.process_count():
       finished = set.intersection(*(set(each) for each in journals))
@@ -71,6 +80,21 @@ class Stage:
   def record(self, unit: int, facts: Mapping[str, Any]) -> None:
     """Notes that this process has written its part of a unit."""
     self._journal.add(unit, facts)
+
+  def demand_recorded(self, units: Collection[int]) -> None:
+    """Raises OSError unless this process's journal holds all units.
+
+    To be asked before the checkpoint is committed, as long as what is missing
+    can be written again.
+    """
+    self._journal.flush()
+    held = journal.read(self.directory, jax.process_index())
+    if missing := set(units) - held.keys():
+      raise OSError(
+        f'{len(missing)} of {len(units)} units were written, but the journal '
+        f'in {self.directory} has no complete line for them, so the report '
+        'would lack them. Start the same merge again: it makes these again.'
+      )
 
   def records(self) -> list[dict[str, Any]]:
     """What was recorded of every unit, with the parts of all processes."""
@@ -90,9 +114,59 @@ class Stage:
       self._journal.close()
       self._journal = None
 
+  def seal(self) -> None:
+    """Notes that the checkpoint is complete, once it is all on the disk."""
+    if self.arrays is None:
+      replace.on_primary(self._seal)
+    self.complete = True
+
+  def _seal(self) -> None:
+    files.sync_all(self.checkpoint)
+    mark = self.directory / replace.COMPLETE
+    mark.touch()
+    files.sync(mark)
+    files.sync(self.directory)
+
+  def _is_sealed(self) -> bool:
+    return self.arrays is None and (self.directory / replace.COMPLETE).exists()
+
+  def publish(self) -> None:
+    """Puts the complete checkpoint in its place, if it is not there yet."""
+    self.close()
+    if self.published:
+      return
+    if not self.complete:
+      self.seal()
+    replace.on_primary(self._publish)
+    self.published = True
+
+  def _publish(self) -> None:
+    self.demand_ours()
+    try:
+      # The merge may have taken hours since this was looked at.
+      replace.check_destination(self.output, self.overwrite, resume=False)
+    except FileExistsError as error:
+      what_to_do = (
+        f'The merge is complete in {self.directory}: move away what is at the '
+        'output and start the same merge again, which puts it there.'
+        if self.arrays is None
+        else 'Its arrays may be mixed with those of this merge: delete it and '
+        'start the same merge again.'
+      )
+      raise FileExistsError(
+        f'{self.output} has appeared since this merge began, so it is not '
+        f'touched. {what_to_do}'
+      ) from error
+    if self.arrays is not None:
+      # Not before: until here it would have been taken for what has appeared.
+      (self.directory / replace.COMPLETE).write_text('yes')
+    replace.publish(self.checkpoint, self.output, self.overwrite)
+
   def remove(self) -> None:
     """Removes it, and the beginnings of arrays that lie in an object store."""
     if self.arrays is not None:
+      # Not what somebody else has made a checkpoint meanwhile.
+      replace.check_destination(self.arrays, overwrite=False, resume=False)
       replace.remove(self.arrays)
     replace.remove(self.directory)
 
@@ -115,34 +189,34 @@ def staged(
     resume: continue the stage of a killed merge; else it is thrown away.
 
   Yields:
-    The stage. If the body raises, the stage stays for a resume if any unit was
-    recorded, else it is removed; nothing that is taken for a checkpoint appears
-    at `output`.
+    The stage. If the body raises, or its output has been taken meanwhile, the
+    stage stays for a resume if any unit was recorded, else it is removed;
+    nothing that is taken for a checkpoint appears at `output`.
 
   Raises:
-    FileExistsError: if the output exists and may not be replaced.
+    FileExistsError: if the output exists, now or when it is to be put in its
+      place, and may not be replaced.
     ValueError: if another merge into it is running, or one with another plan
       was left unfinished.
     OSError: if the output is remote and cannot be written, or if the first of
       several processes raises any of these: the others say what it said.
   """
   output = remote.as_path(output).absolute()
-  replace.check_destination(output, overwrite)
+  replace.check_destination(output, overwrite, resume)
   directory = replace.beside(output, 'tmp')
   with _workspace(output, directory) as (checkpoint, arrays):
     with _locked(directory) as demand_ours:
-      stage = Stage(directory, checkpoint, arrays, demand_ours)
+      stage = Stage(output, overwrite, checkpoint, arrays, demand_ours)
       replace.on_primary(lambda: _prepare(stage, plan, resume))
-      stage.open_journal()
+      stage.open()
       try:
         yield stage
+        # If the body has not, to have several in place before a stage is gone.
+        stage.publish()
       except BaseException:
         _keep_or_remove(stage)
         raise
-      stage.close()
-      replace.on_primary(demand_ours)
-      replace.on_primary(lambda: replace.publish(stage.checkpoint, output))
-      replace.on_primary(lambda: replace.remove(stage.directory))
+      replace.on_primary(lambda: replace.clear(output))
 
 
 @contextlib.contextmanager
@@ -151,18 +225,20 @@ def _workspace(
 ) -> Iterator[tuple[epath.Path, epath.Path | None]]:
   """Where the checkpoint is written, and where its arrays are."""
   if remote.is_local(output):
-    yield directory / 'checkpoint', None
+    yield directory / replace.CHECKPOINT, None
     return
   # Each process writes the small files for itself; those of the first count.
   with tempfile.TemporaryDirectory(prefix='mergekit_jax.') as own:
-    yield epath.Path(own) / 'checkpoint', output
+    yield epath.Path(own) / replace.CHECKPOINT, output
 
 
 def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   """Writes the plan into a new stage, or compares it with the one there."""
+  # Something may have appeared before the stage was ours.
+  replace.check_destination(stage.output, stage.overwrite, resume)
   plan = json.loads(json.dumps(plan))
-  file = stage.directory / _PLAN
-  if file.exists() and resume:
+  file = stage.directory / replace.PLAN
+  if file.exists() and resume and _is_as_recorded(stage):
     begun = json.loads(file.read_text())
     changed = [key for key in plan | begun if plan.get(key) != begun.get(key)]
     if changed:
@@ -176,12 +252,27 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
         '(--noresume) to throw it away.'
       )
     return
+  # They must not outlive what they speak of.
+  journal.remove_all(stage.directory)
   if stage.arrays is not None:
     replace.remove(stage.arrays)
   for child in stage.directory.iterdir():
     if child.name != _LOCK:
       child.rmtree() if child.is_dir() else child.unlink()
   file.write_text(json.dumps(plan))
+
+
+def _is_as_recorded(stage: Stage) -> bool:
+  """Whether what the journals say is written is there, to be gone on with.
+
+  It is not if somebody has deleted it. And what its writer had committed, but
+  was killed before it was sealed, may have holes after a power failure.
+  """
+  if stage.arrays is not None:
+    return stage.arrays.exists()
+  if (stage.directory / replace.COMPLETE).exists():
+    return stage.checkpoint.exists() or replace.is_published(stage.output)
+  return replace.is_unfinished(stage.checkpoint)
 
 
 def _keep_or_remove(stage: Stage) -> None:
@@ -192,7 +283,7 @@ def _keep_or_remove(stage: Stage) -> None:
     # Not what another merge has begun, which took this over.
     stage.demand_ours()
     written = sum(map(len, journal.read_all(stage.directory)))
-    if not written:
+    if not written and not stage.complete:
       stage.remove()
       return
   except (OSError, ValueError) as error:

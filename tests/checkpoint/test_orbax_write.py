@@ -399,6 +399,52 @@ def test_only_a_checkpoint_is_overwritten(tmp_path):
   assert (tmp_path / 'out/thesis.tex').exists()
 
 
+def test_every_layout_is_overwritten_unless_something_else_is_in_it(
+  base, written, specs, produce
+):
+  levels = [written]
+  for name in filter(None, base.layout.item.split('/')):
+    levels.append(levels[-1] / name)
+  for level in levels:
+    other = level / 'thesis.tex'
+    other.write_text('years of work')
+    with pytest.raises(
+      FileExistsError, match='is not a checkpoint and nothing'
+    ):
+      save(written, specs, base.layout, produce, overwrite=True)
+    other.unlink()
+  save(written, specs, base.layout, produce, overwrite=True)
+  assert open_checkpoint(written).layout == base.layout
+
+
+@pytest.mark.parametrize('names', [['llama_7'], ['llama_7', 'other_3']])
+def test_a_directory_of_models_is_not_overwritten(tmp_path, flat, names):
+  """Although one of them may be read by its path, as the newest step."""
+  zoo = tmp_path / 'zoo'
+  for name in names:
+    flat(zoo / name, {'params': jnp.zeros(4)})
+  specs, produce = _tiny()
+  with pytest.raises(FileExistsError, match='is not a checkpoint and nothing'):
+    save(zoo, specs, None, produce, overwrite=True)
+  assert os.listdir(tmp_path) == ['zoo']
+  assert sorted(os.listdir(zoo)) == names
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+  """Of several steps a merge reads the newest; it must not cost the others."""
+  with ocp.CheckpointManager(tmp_path / 'run') as manager:
+    for step in (3, 12):
+      manager.save(step, args=ocp.args.StandardSave({'params': jnp.zeros(4)}))
+  specs, produce = _tiny()
+  with pytest.raises(FileExistsError, match='is not a checkpoint and nothing'):
+    save(tmp_path / 'run', specs, None, produce, overwrite=True)
+  assert {'3', '12'} <= set(os.listdir(tmp_path / 'run'))
+  # A step of it is a checkpoint of its own.
+  save(tmp_path / 'run/12', specs, None, produce, overwrite=True)
+  assert open_checkpoint(tmp_path / 'run/12').read('params').sum() == 4
+  assert {'3', '12'} <= set(os.listdir(tmp_path / 'run'))
+
+
 def test_parent_directories_are_made(tmp_path):
   specs, produce = _tiny()
   for item in ('', '0/items'):

@@ -8,7 +8,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import cli
-from mergekit_jax.checkpoint import remote, stage
+from mergekit_jax.checkpoint import remote, replace, stage
 from tests import checkpoints, launch, s3
 
 SHAPES = {'a': (64, 48), 'b': (40,)}
@@ -207,6 +207,7 @@ def test_the_newest_merge_into_an_output_wins(store):
   options = {'overwrite': False, 'resume': True}
   with pytest.raises(ValueError, match=r'Another merge \(process .*taken over'):
     with stage.staged(output, {}, **options) as older:
+      store.client.put_object(Bucket=s3.BUCKET, Key='contested/a/0', Body=b'')
       older.record(0, {'parts': []})
       with pytest.raises(RuntimeError, match='stop'):
         with stage.staged(output, {}, **options) as newer:
@@ -218,11 +219,103 @@ def test_the_newest_merge_into_an_output_wins(store):
     assert list(again.done) == [0, 1]
 
 
+def test_what_appears_at_the_output_meanwhile(local, store, monkeypatch):
+  """Is left alone; once it is deleted, the merge is made again."""
+  output = f's3://{s3.BUCKET}/appeared/merged'
+  records = stage.Stage.records
+
+  def records_and_more(self):
+    put('appeared/merged/_METADATA', b'of somebody else')
+    return records(self)
+
+  def put(key, data):
+    store.client.put_object(Bucket=s3.BUCKET, Key=key, Body=data)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(stage.Stage, 'records', records_and_more)
+    with pytest.raises(FileExistsError, match='may be mixed .* delete it and'):
+      merge(local, output)
+  found = remote.as_path(output) / '_METADATA'
+  assert found.read_text() == 'of somebody else'
+  with pytest.raises(FileExistsError, match='merged exists'):
+    merge(local, output)
+  remote.as_path(output).rmtree()
+  report = merge(local, output)
+  # The journal still has all units, of which there is nothing any more.
+  assert report.units_resumed == 0
+  assert_same(output, local / 'merged')
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_what_appears_before_the_stage_is_ours(
+  local, store, monkeypatch, fails
+):
+  """Nothing there is deleted; neither if the merge fails at once."""
+  key = f'late{fails}/merged/{"_METADATA" if fails else "thesis.tex"}'
+  output = f's3://{s3.BUCKET}/late{fails}/merged'
+
+  def put(*_):
+    store.client.put_object(Bucket=s3.BUCKET, Key=key, Body=b'years of work')
+
+  def fail(*_):
+    put()
+    raise OSError('the network is gone')
+
+  claimed = stage._claimed
+  if fails:
+    monkeypatch.setattr(stage.Stage, 'record', fail)
+  else:
+    monkeypatch.setattr(stage, '_claimed', lambda d: put() or claimed(d))
+  said = 'the network is gone' if fails else 'merged exists'
+  with pytest.raises(OSError, match=said):
+    merge(local, output)
+  path = remote.as_path(f's3://{s3.BUCKET}/{key}')
+  assert path.read_text() == 'years of work'
+
+
+@pytest.mark.parametrize('uploaded', [True, False])
+def test_killed_between_two_outputs(local, store, monkeypatch, uploaded):
+  """After the first is a checkpoint, or when nothing but that is missing."""
+  names, folder = 'ab', f'two{uploaded}'
+  base, *experts = (f'{local}/{n}' for n in ('base', 'expert0', 'expert1'))
+
+  def merge_both():
+    return mk.merge_checkpoints(
+      mk.task_arithmetic(scale=0.7),
+      base=base,
+      experts=experts,
+      output={n: f's3://{s3.BUCKET}/{folder}/{n}' for n in names},
+    )
+
+  publish = replace.publish
+
+  def stopping(new, path, overwrite):
+    if not uploaded:
+      (new / '_METADATA').unlink()
+    publish(new, path, overwrite)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(replace, 'publish', stopping)
+    with pytest.raises(KeyboardInterrupt):
+      merge_both()
+  assert ('a/_METADATA' in store.keys(folder)) == uploaded
+  store.sent.clear()
+  reports = merge_both()
+  assert [reports[n].units_done for n in names] == [0, 0]
+  put = [path for method, path, *_ in store.sent if method == 'PUT']
+  assert any(f'{folder}/a/_METADATA' in path for path in put) != uploaded
+  for name in names:
+    assert_same(f's3://{s3.BUCKET}/{folder}/{name}', local / 'merged')
+  assert not [key for key in store.keys(folder) if 'mergekit' in key]
+
+
 def test_many_units_are_kept_in_few_objects(store):
   output = f's3://{s3.BUCKET}/long'
   options = {'overwrite': False, 'resume': True}
   with pytest.raises(RuntimeError, match='stop'):
     with stage.staged(output, {}, **options) as first:
+      store.client.put_object(Bucket=s3.BUCKET, Key='long/a/0', Body=b'')
       for unit in range(130):
         first.record(unit, {'parts': [unit]})
       raise RuntimeError('stop')

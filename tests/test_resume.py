@@ -369,8 +369,8 @@ def laid_out(request, tmp_path):
   source = tmp_path / 'source.safetensors'
   arrays = {n: jnp.arange(8.0) + ord(n) for n in 'abcd'}
   LAYOUTS[request.param](source, {'params': arrays})
-  return lambda output: mk.merge_checkpoints(
-    mk.average(), experts=[source], output=output
+  return lambda output, **options: mk.merge_checkpoints(
+    mk.average(), experts=[source], output=output, **options
   )
 
 
@@ -501,13 +501,23 @@ def test_begun_anew_after_the_first_of_two_outputs(two, tmp_path):
   assert names_in(tmp_path) == DONE
 
 
-def test_killed_before_the_stage_is_removed(laid_out, tmp_path, monkeypatch):
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_killed_before_the_stage_is_removed(
+  laid_out, overwrite, tmp_path, monkeypatch
+):
+  """The output is not replaced by one without the units in its journal."""
   output = tmp_path / 'out'
+  publish = stages.replace.publish
+
+  def publish_and_stop(*arguments):
+    publish(*arguments)
+    raise KeyboardInterrupt
+
   with monkeypatch.context() as patch:
-    patch.setattr(stages.replace, 'clear', lambda path: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    patch.setattr(stages.replace, 'publish', publish_and_stop)
+    with pytest.raises(KeyboardInterrupt):
       laid_out(output)
-  assert laid_out(output).units_resumed == 4
+  assert laid_out(output, overwrite=overwrite).units_resumed == 4
   assert_finished(laid_out, output)
 
 

@@ -5,8 +5,8 @@
 Both merge the same Llama-like safetensors models in bfloat16, on all cores and
 with their defaults, except for options that give them the same meaning and for
 our memory budget, which bounds what a merge takes. Wall and CPU time and memory
-are medians over turns taken by both; then every element of both outputs is
-compared with a float64 reference.
+are medians over turns taken by both; of the wall time, start-up is also shown
+apart. Then every element of both outputs is compared with a float64 reference.
 
 mergekit (LGPL-3.0) is no dependency: it is installed in an environment of its
 own, once. pip takes the build of torch that it is configured to find; any will
@@ -108,8 +108,11 @@ def merge_theirs(
   cost = measuring.run(
     [str(command), str(file), str(output), *flags], {'HF_HUB_OFFLINE': '1'}
   )
+  # What it takes to say what it can do it takes before a merge as well.
+  start_up = measuring.run([str(command), '--help'], {})
   return {
     'command_seconds': cost.seconds,
+    'start_up_seconds': start_up.seconds,
     'cpu_seconds': cost.cpu_seconds,
     'peak_mib': cost.peak_bytes / 2**20,
   }
@@ -227,7 +230,7 @@ def compare(
   outputs = [folder / tool for tool in judged]
   found = compare_with_reference(name, models, outputs, names)
   errors |= dict(zip(judged, found, strict=True))
-  shown = ('command_seconds', 'cpu_seconds', 'peak_mib')
+  shown = ('command_seconds', 'start_up_seconds', 'cpu_seconds', 'peak_mib')
   rows = []
   for tool in runs:
     figures = measuring.medians([turn[tool] for turn in turns[1:]])

@@ -24,7 +24,9 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-  for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+  cpus = pathlib.Path('/proc/cpuinfo')  # on Linux alone
+  lines = cpus.read_text().splitlines() if cpus.exists() else []
+  for line in lines:
     if line.startswith('model name'):
       return line.partition(':')[2].strip()
   return 'unknown'

@@ -5,7 +5,7 @@ Values under a JAX trace have no value to check, and pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import difflib
 import math
 import re
@@ -83,9 +83,7 @@ def weights(values: Any, at_least: float = -math.inf) -> Any:
   """
   if values is None:
     return None
-  if not isinstance(values, (Sequence, jax.Array, np.ndarray)) or (
-    getattr(values, 'ndim', 1) == 0
-  ):
+  if not isinstance(values, Iterable) or getattr(values, 'ndim', 1) == 0:
     raise ValueError(
       f'weights={values!r} was given; give one number an expert.'
     )

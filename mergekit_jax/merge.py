@@ -118,14 +118,13 @@ def _trees(experts: Any, base: Any) -> list[PyTree]:
       f'experts is one {type(experts).__name__}; give a list of trees, one an '
       'expert.'
     )
-  if isinstance(experts, str) or any(
-    isinstance(x, (str, os.PathLike)) for x in (*experts, base)
-  ):
+  experts = [experts] if isinstance(experts, str) else list(experts)
+  if any(isinstance(x, (str, os.PathLike)) for x in (*experts, base)):
     raise ValueError(
       'A path was given; base and experts are trees of arrays here. For '
       'checkpoints call mergekit_jax.merge_checkpoints.'
     )
-  return list(experts)
+  return experts
 
 
 def _is_seed(key: Any) -> bool:

@@ -100,9 +100,19 @@ def report(
   output: Output,
   stage: Stage,
   described: dict[str, Any],
+  done: frozenset[int],
   seconds: float,
 ) -> reports.MergeReport:
-  """The report of an output whose units are all written."""
+  """The report of an output whose units are all written.
+
+  Args:
+    job: the merge.
+    output: which of its outputs.
+    stage: that it was made in.
+    described: from `describe`.
+    done: units that were not read, since all outputs had them.
+    seconds: that the merge took.
+  """
   records = stage.records()
   planned = {t.path: t for scope in job.plan.scopes for t in scope.tensors}
   sums = reports.add_sums(records)
@@ -139,7 +149,7 @@ def report(
     rounds=job.plan.rounds,
     units_done=len(records) - len(stage.done),
     units_resumed=len(stage.done),
-    bytes_read=sum(u.source_bytes for u in job.plan.units(stage.done)),
+    bytes_read=sum(u.source_bytes for u in job.plan.units(done)),
     bytes_written=job.plan.bytes_written // job.plan.merges,
     seconds=seconds,
     peak_memory=kilobytes * 1024,

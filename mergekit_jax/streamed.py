@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import concurrent.futures
 import contextlib
+import functools
 import time
 from typing import Any
 
@@ -17,7 +18,6 @@ from mergekit_jax import plan as plans
 from mergekit_jax import provenance, reading, stream
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import write_checkpoint
-from mergekit_jax.checkpoint.replace import on_primary
 from mergekit_jax.checkpoint.stage import Stage, staged
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.outputs import Output, outputs_of
@@ -132,22 +132,20 @@ def merge_checkpoints(
       for each, fact in zip(outputs, facts, strict=True)
     ]
     _write(job, outputs, stages, facts, options, allow_nonfinite)
+    done = _done(stages)
     merged = {
       each.name: provenance.report(
-        job, each, stage, fact, time.perf_counter() - start
+        job, each, stage, fact, done, time.perf_counter() - start
       )
       for each, stage, fact in zip(outputs, stages, facts, strict=True)
     }
-    # Before the output appears, so that no output is ever without a report.
-    on_primary(
-      lambda: [
-        each.save(reports.report_path(each.output)) for each in merged.values()
-      ]
-    )
     # All of them before a stage is removed: a resume can tell that the first
     # ones are done by theirs.
+    for stage, report in zip(stages, merged.values(), strict=True):
+      file = reports.report_path(report.output)
+      stage.publish(functools.partial(report.save, file))
     for stage in stages:
-      stage.publish()
+      stage.clear_replaced()  # which takes a while, other than what follows
   if jax.process_index() == 0:
     warnings = [w for each in merged.values() for w in each.warnings]
     for warning in dict.fromkeys(warnings):
@@ -180,7 +178,7 @@ def _write(
 
   def write_from(number: int) -> None:
     if number == len(outputs):
-      _stream(job, sinks, allow_nonfinite)
+      _stream(job, sinks, _done(stages), allow_nonfinite)
       return
     stage = stages[number]
 
@@ -213,10 +211,17 @@ def _write(
   write_from(0)
 
 
+def _done(stages: Sequence[Stage]) -> frozenset[int]:
+  """The units that need not be read for any output."""
+  return frozenset.intersection(*(frozenset(stage.done) for stage in stages))
+
+
 def _stream(
-  job: Job, sinks: Sequence[CheckpointSink], allow_nonfinite: bool
+  job: Job,
+  sinks: Sequence[CheckpointSink],
+  done: frozenset[int],
+  allow_nonfinite: bool,
 ) -> None:
-  done = frozenset.intersection(*(frozenset(sink.done) for sink in sinks))
   with progress(job.plan, done) as advanced:
     stream.run(
       job.plan,

@@ -178,6 +178,12 @@ class TestArguments:
     message = refused(ValueError, 'weights were given for 3 experts', method)
     assert 'one weight for each expert' in message
 
+  def test_iterators(self):
+    values = {'math': 0.2, 'code': 0.3, 'law': 0.5}.values()
+    merged = mk.merge(mk.average(values), (e for e in EXPERTS), BASE)
+    expected = mk.merge(mk.average([0.2, 0.3, 0.5]), EXPERTS, BASE)
+    jax.tree.map(np.testing.assert_array_equal, merged, expected)
+
   @pytest.mark.parametrize('weights', [0.5, jnp.float32(0.5), None])
   def test_one_weight(self, weights):
     if weights is None:
@@ -400,6 +406,11 @@ class TestOutput:
     path = checkpoints.save(tmp_path / 'bad', bad)
     checkpoints.save(tmp_path / 'out', EXPERTS[0])
     refused(FloatingPointError, 'odd', experts=[path], overwrite=True)
+
+  def test_overwrite_of_what_is_damaged(self, refused, tmp_path):
+    output = checkpoints.save(tmp_path / 'out', EXPERTS[0])
+    os.truncate(output / '_METADATA', 9)
+    refused(FileExistsError, 'delete it yourself', overwrite=True)
 
   def test_overwrite_of_something_else(self, refused, tmp_path):
     """A mistyped path must not cost somebody a home directory."""

@@ -262,6 +262,7 @@ def test_what_appears_at_the_output_meanwhile(
   def records_and_more(stage):
     output.mkdir()
     (output / 'thesis.tex').write_text('years of work')
+    (tmp_path / 'out.report.json').write_text('of it')
     return records(stage)
 
   with monkeypatch.context() as patch:
@@ -273,6 +274,7 @@ def test_what_appears_at_the_output_meanwhile(
   )
   assert re.match(said, str(caught.value))
   assert (output / 'thesis.tex').read_text() == 'years of work'
+  assert (tmp_path / 'out.report.json').read_text() == 'of it'
   output.rename(tmp_path / 'thesis')
   report = merge(sources, output, overwrite=overwrite)
   assert report.units_resumed and not report.units_done
@@ -434,6 +436,8 @@ def test_interrupted_while_it_is_committed(laid_out, renamed, tmp_path):
   assert not output.exists()
   lines = tmp_path / 'out.mergekit-tmp/journal.0.jsonl'
   assert len(lines.read_text().splitlines()) == 4
+  with pytest.raises(ValueError, match='unfinished merge that differs'):
+    laid_out(output, seed=4)
   assert laid_out(output).units_done == 4
   assert_finished(laid_out, output)
 
@@ -485,8 +489,22 @@ def test_an_output_that_was_moved_away_is_made_again(two, tmp_path):
   outputs['a'].rename(tmp_path / 'moved')
   reports = again()
   assert reports['a'].units_done == 4 and reports['b'].units_resumed == 4
+  # They share a read, though only one of them needs it.
+  assert reports['a'].bytes_read == reports['b'].bytes_read > 0
   assert names_in(tmp_path) == {*DONE, 'moved'}
   assert_same(outputs['a'], restored(tmp_path / 'moved'))
+
+
+def test_something_else_lies_where_an_output_was(two, tmp_path):
+  outputs, again = two
+  outputs['a'].rename(tmp_path / 'moved')
+  report = (tmp_path / 'a.report.json').read_text()
+  outputs['a'].mkdir()
+  (outputs['a'] / 'thesis.tex').write_text('years of work')
+  with pytest.raises(FileExistsError, match='a exists'):
+    again()
+  assert (outputs['a'] / 'thesis.tex').read_text() == 'years of work'
+  assert (tmp_path / 'a.report.json').read_text() == report
 
 
 def test_begun_anew_after_the_first_of_two_outputs(two, tmp_path):

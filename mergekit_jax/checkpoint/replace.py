@@ -4,6 +4,7 @@ In a job of several processes only the first touches the directories.
 """
 
 from collections.abc import Callable
+import os
 import pathlib
 
 from etils import epath
@@ -47,11 +48,20 @@ def check_destination(path: epath.Path, overwrite: bool, resume: bool) -> None:
       ' it is then replaced once the new one is complete.'
     )
   # A mistyped path must not cost somebody a home directory.
-  if not orbax_layout.holds_nothing_else(path) and not _is_safetensors(path):
+  if not _holds_nothing_else(path):
     raise FileExistsError(
       f'{path} exists and is not a checkpoint and nothing else, so it is not'
       ' replaced. Give another path, or delete it yourself.'
     )
+
+
+def _holds_nothing_else(path: epath.Path) -> bool:
+  if _is_safetensors(path):
+    return True
+  try:
+    return orbax_layout.holds_nothing_else(path)
+  except ValueError:
+    return False  # damaged: what belongs to it cannot be told
 
 
 def is_published(path: epath.Path) -> bool:
@@ -64,7 +74,14 @@ def is_published(path: epath.Path) -> bool:
     return False
   if isinstance(path, remote.RemotePath):
     return _makes_a_checkpoint(path)
-  return path.exists() and not (stage / CHECKPOINT).exists()
+  moved = path.exists() and not (stage / CHECKPOINT).exists()
+  # Something else may lie there by now.
+  return moved and identity(path) == (stage / COMPLETE).read_text()
+
+
+def identity(path: epath.Path) -> str:
+  """What a local directory keeps when it is moved."""
+  return str(os.stat(path).st_ino)
 
 
 def _is_begun(path: epath.Path) -> bool:
@@ -146,12 +163,6 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
   files.sync(path.parent)
 
 
-def clear(path: epath.Path) -> None:
-  """Removes what a merge has left beside its finished output."""
-  remove(beside(path, 'old'))
-  remove(beside(path, 'tmp'))
-
-
 def remove(path: epath.Path) -> None:
   if path.exists():
     path.rmtree()
@@ -172,7 +183,9 @@ def on_primary(action: Callable[[], object]) -> None:
     except BaseException as error:
       failure = error
   said = '' if failure is None else f'{type(failure).__name__}: {failure}'
-  told = said.encode()[:_LONGEST_ERROR].ljust(_LONGEST_ERROR, b'\0')
+  told = said.encode(errors='replace')[:_LONGEST_ERROR].ljust(
+    _LONGEST_ERROR, b'\0'
+  )
   heard = ocp.multihost.broadcast_one_to_all(np.frombuffer(told, np.uint8))
   if failure is not None:
     raise failure

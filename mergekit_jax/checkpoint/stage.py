@@ -123,25 +123,30 @@ class Stage:
   def _seal(self) -> None:
     files.sync_all(self.checkpoint)
     mark = self.directory / replace.COMPLETE
-    mark.touch()
+    mark.write_text(replace.identity(self.checkpoint))
     files.sync(mark)
     files.sync(self.directory)
 
   def _is_sealed(self) -> bool:
     return self.arrays is None and (self.directory / replace.COMPLETE).exists()
 
-  def publish(self) -> None:
-    """Puts the complete checkpoint in its place, if it is not there yet."""
+  def publish(self, report: Callable[[], object] = lambda: None) -> None:
+    """Puts the complete checkpoint in its place, if it is not there yet.
+
+    Args:
+      report: writes what lies beside it; called just before, on one process.
+    """
     self.close()
-    if self.published:
-      return
     if not self.complete:
       self.seal()
-    replace.on_primary(self._publish)
+    replace.on_primary(lambda: self._publish(report))
     self.published = True
 
-  def _publish(self) -> None:
+  def _publish(self, report: Callable[[], object]) -> None:
     self.demand_ours()
+    if self.published:
+      report()
+      return
     try:
       # The merge may have taken hours since this was looked at.
       replace.check_destination(self.output, self.overwrite, resume=False)
@@ -157,10 +162,16 @@ class Stage:
         f'{self.output} has appeared since this merge began, so it is not '
         f'touched. {what_to_do}'
       ) from error
+    report()
     if self.arrays is not None:
       # Not before: until here it would have been taken for what has appeared.
       (self.directory / replace.COMPLETE).write_text('yes')
     replace.publish(self.checkpoint, self.output, self.overwrite)
+
+  def clear_replaced(self) -> None:
+    """Removes what lay at the output before, if anything did."""
+    old = replace.beside(self.output, 'old')
+    replace.on_primary(lambda: replace.remove(old))
 
   def remove(self) -> None:
     """Removes it, and the beginnings of arrays that lie in an object store."""
@@ -211,12 +222,14 @@ def staged(
       stage.open()
       try:
         yield stage
-        # If the body has not, to have several in place before a stage is gone.
-        stage.publish()
+        # The body does, to have several in place before a stage is gone.
+        if not stage.published:
+          stage.publish()
       except BaseException:
         _keep_or_remove(stage)
         raise
-      replace.on_primary(lambda: replace.clear(output))
+      stage.clear_replaced()
+      replace.on_primary(lambda: replace.remove(directory))
 
 
 @contextlib.contextmanager
@@ -238,7 +251,7 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   replace.check_destination(stage.output, stage.overwrite, resume)
   plan = json.loads(json.dumps(plan))
   file = stage.directory / replace.PLAN
-  if file.exists() and resume and _is_as_recorded(stage):
+  if file.exists() and resume:
     begun = json.loads(file.read_text())
     changed = [key for key in plan | begun if plan.get(key) != begun.get(key)]
     if changed:
@@ -248,10 +261,16 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
       )
       raise ValueError(
         f'{stage.directory} holds an unfinished merge that differs:\n  '
-        f'{described}\nGive the same arguments to finish it, or resume=False '
-        '(--noresume) to throw it away.'
+        f'{described}\nGive the same arguments'
+        f'{" and versions" if "versions" in changed else ""} to finish it, or '
+        'resume=False (--noresume) to throw it away.'
       )
-    return
+    if _is_as_recorded(stage):
+      return
+    logging.warning(
+      'What is in %s cannot be gone on with; the merge begins anew.',
+      stage.directory,
+    )
   # They must not outlive what they speak of.
   journal.remove_all(stage.directory)
   if stage.arrays is not None:

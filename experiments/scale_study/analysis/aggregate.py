@@ -117,7 +117,7 @@ class Study:
     }
 
   def is_better_base(self, size: str) -> bool:
-    """Whether instruction tuning was seen to make a base better, held-in."""
+    """Whether no gate says that instruction tuning made no better base."""
     return all(
       gate.passed
       for gate in self.gates

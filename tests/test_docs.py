@@ -89,8 +89,8 @@ def test_readme_example(models, tmp_path, monkeypatch):
   delta = sum(expert['w'] - base['w'] for expert in experts)
   merged = np.float64(base['w']) + 0.5 * np.float64(delta)
   # Sums of 24 terms in float32, some of which cancel.
-  np.testing.assert_allclose(loss, np.sum(merged * batch), rtol=1e-4)
-  np.testing.assert_allclose(gradient, np.sum(delta * batch), rtol=1e-4)
+  np.testing.assert_allclose(loss, np.sum(merged * batch), rtol=1e-5)
+  np.testing.assert_allclose(gradient, np.sum(delta * batch), rtol=1e-5)
 
   names |= {'mk': mk, 'evaluate': lambda tree: tree['params']['layers']['w']}
   exec(sweeps, names)

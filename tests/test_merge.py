@@ -312,6 +312,7 @@ class TestOverrides:
     merged = merge({'odd': 'base'})
     np.testing.assert_array_equal(merged['odd'], BASE['odd'])
     expected = (EXPERTS[0]['kernel'] + EXPERTS[1]['kernel']) / 2
+    # A sum of two and a half of it, in float32: a rounding or two.
     np.testing.assert_allclose(merged['kernel'], expected, rtol=1e-6)
     with pytest.raises(ValueError, match='differ in 2 places'):
       merge({'odd': mk.average()})

@@ -20,7 +20,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import verify
-from mergekit_jax.checkpoint import journal, orbax_write
+from mergekit_jax.checkpoint import journal, locks, orbax_write
 from mergekit_jax.checkpoint import stage as stages
 from mergekit_jax.checkpoint.stage import Stage
 from tests import checkpoints, compare
@@ -284,13 +284,13 @@ def test_what_appears_at_the_output_meanwhile(
 
 def test_what_appears_before_the_lock_is_taken(sources, tmp_path, monkeypatch):
   output = tmp_path / 'out'
-  locked = stages._file_locked
+  locked = locks.file_locked
 
   def too_late(directory):
     output.mkdir()
     return locked(directory)
 
-  monkeypatch.setattr(stages, '_file_locked', too_late)
+  monkeypatch.setattr(locks, 'file_locked', too_late)
   monkeypatch.setattr(Stage, 'record', pytest.fail)
   with pytest.raises(FileExistsError, match='out exists. Give another path'):
     merge(sources, output)

@@ -14,22 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
-import fcntl
 import json
-import os
-import socket
 import tempfile
 from typing import Any
-import uuid
 
 from absl import logging
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from mergekit_jax.checkpoint import files, journal, remote, replace
-
-_LOCK = 'lock'
+from mergekit_jax.checkpoint import files, journal, locks, remote, replace
 
 
 class Stage:
@@ -216,7 +210,7 @@ def staged(
   replace.check_destination(output, overwrite, resume)
   directory = replace.beside(output, 'tmp')
   with _workspace(output, directory) as (checkpoint, arrays):
-    with _locked(directory) as demand_ours:
+    with locks.held(directory) as demand_ours:
       stage = Stage(output, overwrite, checkpoint, arrays, demand_ours)
       replace.on_primary(lambda: _prepare(stage, plan, resume))
       stage.open()
@@ -276,7 +270,7 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   if stage.arrays is not None:
     replace.remove(stage.arrays)
   for child in stage.directory.iterdir():
-    if child.name != _LOCK:
+    if child.name != locks.NAME:
       child.rmtree() if child.is_dir() else child.unlink()
   file.write_text(json.dumps(plan))
 
@@ -314,78 +308,6 @@ def _keep_or_remove(stage: Stage) -> None:
     written,
     stage.directory if stage.arrays is None else stage.arrays,
   )
-
-
-@contextlib.contextmanager
-def _locked(directory: epath.Path) -> Iterator[Callable[[], None]]:
-  """Holds the stage for this job.
-
-  Yields:
-    A function that raises ValueError if another merge has taken it over.
-  """
-  demand_ours = lambda: None
-  with contextlib.ExitStack() as held:
-
-    def lock() -> None:
-      nonlocal demand_ours
-      if remote.is_local(directory):
-        held.enter_context(_file_locked(directory))
-      else:
-        demand_ours = _claimed(directory)
-
-    replace.on_primary(lock)
-    yield demand_ours
-
-
-@contextlib.contextmanager
-def _file_locked(directory: epath.Path) -> Iterator[None]:
-  """Holds a local directory. The system frees a dead owner's lock."""
-  directory.mkdir(parents=True, exist_ok=True)
-  with open(directory / _LOCK, 'a+', encoding='utf-8') as lock:
-    lock.seek(0)
-    owner = lock.read().strip()
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise ValueError(
-        f'Another merge ({owner}) is writing to {directory}. Wait for it, or '
-        'give another output.'
-      ) from error
-    if owner:
-      logging.warning(
-        'Taking over %s from %s, which is gone.', directory, owner
-      )
-    lock.truncate(0)
-    lock.write(f'process {os.getpid()} on {socket.gethostname()}')
-    lock.flush()
-    yield
-
-
-def _claimed(directory: epath.Path) -> Callable[[], None]:
-  """Claims a directory in an object store, which has no locks.
-
-  Nobody can tell there whether an owner is alive. So the newest one has it, and
-  an older one that is still running stops when it next notes what is written.
-  """
-  lock = directory / _LOCK
-  if lock.exists():
-    logging.warning(
-      'Taking over %s from %s. If that is still running, it will stop.',
-      directory,
-      lock.read_text(),
-    )
-  own = f'process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4()})'
-  lock.write_text(own)
-
-  def demand_ours() -> None:
-    owner = lock.read_text() if lock.exists() else 'nobody'
-    if owner != own:
-      raise ValueError(
-        f'Another merge ({owner}) has taken over {directory}. Let that one '
-        'finish, or give another output.'
-      )
-
-  return demand_ours
 
 
 def _barrier(name: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import cli
-from mergekit_jax.checkpoint import remote, replace, stage
+from mergekit_jax.checkpoint import locks, remote, replace, stage
 from tests import checkpoints, launch, s3
 
 SHAPES = {'a': (64, 48), 'b': (40,)}
@@ -261,11 +261,11 @@ def test_what_appears_before_the_stage_is_ours(
     put()
     raise OSError('the network is gone')
 
-  claimed = stage._claimed
+  claimed = locks.claimed
   if fails:
     monkeypatch.setattr(stage.Stage, 'record', fail)
   else:
-    monkeypatch.setattr(stage, '_claimed', lambda d: put() or claimed(d))
+    monkeypatch.setattr(locks, 'claimed', lambda d: put() or claimed(d))
   said = 'the network is gone' if fails else 'merged exists'
   with pytest.raises(OSError, match=said):
     merge(local, output)

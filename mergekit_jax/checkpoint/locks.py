@@ -1,0 +1,93 @@
+"""Which merge a stage belongs to.
+
+A local stage is locked. An object store has no locks: there the newest merge
+has it, and an older one finds that out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import contextlib
+import fcntl
+import os
+import socket
+import uuid
+
+from absl import logging
+from etils import epath
+
+from mergekit_jax.checkpoint import remote, replace
+
+NAME = 'lock'
+
+
+@contextlib.contextmanager
+def held(directory: epath.Path) -> Iterator[Callable[[], None]]:
+  """Holds the directory of a stage for this job.
+
+  Yields:
+    A function that raises ValueError if another merge has taken it over.
+  """
+  demand_ours = lambda: None
+  with contextlib.ExitStack() as stack:
+
+    def lock() -> None:
+      nonlocal demand_ours
+      if remote.is_local(directory):
+        stack.enter_context(file_locked(directory))
+      else:
+        demand_ours = claimed(directory)
+
+    replace.on_primary(lock)
+    yield demand_ours
+
+
+@contextlib.contextmanager
+def file_locked(directory: epath.Path) -> Iterator[None]:
+  """Holds a local directory. The system frees a dead owner's lock."""
+  directory.mkdir(parents=True, exist_ok=True)
+  with open(directory / NAME, 'a+', encoding='utf-8') as lock:
+    lock.seek(0)
+    owner = lock.read().strip()
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise ValueError(
+        f'Another merge ({owner}) is writing to {directory}. Wait for it, or '
+        'give another output.'
+      ) from error
+    if owner:
+      logging.warning(
+        'Taking over %s from %s, which is gone.', directory, owner
+      )
+    lock.truncate(0)
+    lock.write(f'process {os.getpid()} on {socket.gethostname()}')
+    lock.flush()
+    yield
+
+
+def claimed(directory: epath.Path) -> Callable[[], None]:
+  """Claims a directory in an object store, which has no locks.
+
+  Nobody can tell there whether an owner is alive. So the newest one has it, and
+  an older one that is still running stops when it next notes what is written.
+  """
+  lock = directory / NAME
+  if lock.exists():
+    logging.warning(
+      'Taking over %s from %s. If that is still running, it will stop.',
+      directory,
+      lock.read_text(),
+    )
+  own = f'process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4()})'
+  lock.write_text(own)
+
+  def demand_ours() -> None:
+    owner = lock.read_text() if lock.exists() else 'nobody'
+    if owner != own:
+      raise ValueError(
+        f'Another merge ({owner}) has taken over {directory}. Let that one '
+        'finish, or give another output.'
+      )
+
+  return demand_ours

@@ -159,11 +159,10 @@ def make_job(
   stacks = tree.stacked_axes(stacked_axes, merged)
   groups = scopes.group(methods, overrides, merged)
   covered = {path for _, paths in groups for path in paths}
-  # What stays as the base has it need not be in the experts, or be alike.
-  kept = merged.keys() - covered
   tree.demand_same(
-    tree.without(kept, reference),
-    {model.name: tree.without(kept, _specs(model)) for model in models[1:]},
+    reference,
+    {model.name: _specs(model) for model in models[1:]},
+    kept=merged.keys() - covered,
   )
   copied = [path for path in reference if path not in covered]
   beside = [p for p in template.specs if tree.below(_BESIDE_ROOT, p)]

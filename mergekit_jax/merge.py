@@ -73,11 +73,10 @@ def merge(
   root = tree.parameter_root(template)
   groups = scopes.group([method], overrides, shapes)
   covered = [path for _, paths in groups for path in paths]
-  # What stays as the base has it need not be in the experts, or be alike.
-  kept = shapes.keys() - set(covered)
   tree.demand_same(
-    tree.without(kept, specs),
-    {name: tree.without(kept, _specs(model)) for name, model in models.items()},
+    specs,
+    {name: _specs(model) for name, model in models.items()},
+    kept=shapes.keys() - set(covered),
   )
 
   def merge_leaves(base, experts, key):

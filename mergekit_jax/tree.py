@@ -132,11 +132,6 @@ def stacked_axes(
   return result
 
 
-def without(kept: Collection[str], leaves: Mapping[str, Any]) -> dict[str, Any]:
-  """The leaves that are not among those kept."""
-  return {path: leaf for path, leaf in leaves.items() if path not in kept}
-
-
 def looks_stacked(path: str, shape: tuple[int, ...]) -> bool:
   """Whether a leaf may hold several layers: below 'layers', unnumbered."""
   return len(shape) > 1 and bool(_LAYERS.fullmatch(path))
@@ -177,13 +172,24 @@ def _describe(leaf: Any) -> str:
 
 
 def demand_same(
-  reference: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
+  reference: Mapping[str, Any],
+  others: Mapping[str, Mapping[str, Any]],
+  kept: Collection[str],
 ) -> None:
-  """Raises one ValueError that lists every difference, if there is any."""
+  """Raises one ValueError that lists every difference, if there is any.
+
+  Args:
+    reference: leaves by path.
+    others: likewise, by what to call them.
+    kept: paths that stay as the reference has them, and may differ.
+  """
+  compared = lambda leaves: {
+    path: leaf for path, leaf in leaves.items() if path not in kept
+  }
   lines = [
     line
     for name, other in others.items()
-    for line in differences(name, reference, other)
+    for line in differences(name, compared(reference), compared(other))
   ]
   if lines:
     raise ValueError(

@@ -224,6 +224,7 @@ def test_nothing_is_testable_where_every_gate_failed():
   for finding in '1245':
     assert judged[finding].verdict == 'not testable'
     assert np.isnan(judged[finding].effect)
+    assert judged[finding].reason == 'no category may be counted on all sides'
   assert judged['3'].verdict == 'supported'
 
 

@@ -189,7 +189,8 @@ def judge(
     reason = 'the interval lies below 0: the opposite was found'
   else:
     reason = 'the interval includes 0'
-  if empty := [p.where for p in details['parts'] if np.isnan(p.effect)]:
+  empty = [part.where for part in details['parts'] if np.isnan(part.effect)]
+  if empty and not np.isnan(total.value):
     parts = '; '.join(', '.join(where) for where in empty)
     reason += f' (no category may be counted in: {parts})'
   return Verdict(*what, outcome, reason, **details)

@@ -50,7 +50,14 @@ class Folder:
       if problems:
         raise ValueError(
           f'{root} holds results of another configuration: '
-          f'{"; ".join(problems)}. Give another --output_dir, or remove it.'
+          f'{"; ".join(problems.values())}. Give another --output_dir, or '
+          'remove it.'
+          + (
+            ' As only the merges differ, a copy of its models/ and scores/ '
+            'there saves all training.'
+            if problems.keys() <= study_config.OF_MERGES
+            else ''
+          )
         )
     else:
       write_json(record, study_config.as_json(config))

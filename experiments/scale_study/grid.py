@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
+import itertools
 import json
 import statistics
 from typing import Any, NamedTuple
@@ -27,7 +28,6 @@ from experiments.scale_study.study_config import StudyConfig
 from experiments.scale_study.subsets import Subset
 import mergekit_jax as mk
 
-_SCALE = 'scale'
 # Behind the name of a task in the scores of a cell.
 ROUGE_L = ' (ROUGE-L)'
 
@@ -83,9 +83,11 @@ def candidates(config: StudyConfig) -> dict[str, list[Merge]]:
   """Returns, by method, what is chosen from on validation data."""
   return {
     method: [
-      Merge.of(method, {**grid.fixed, _SCALE: scale}) for scale in grid.scales
+      Merge.of(
+        method, {**grid.fixed, **dict(zip(grid.choices, values, strict=True))}
+      )
+      for values in itertools.product(*grid.choices.values())
     ]
-    or [Merge.of(method, grid.fixed)]
     for method, grid in config.methods.items()
   }
 

@@ -1,22 +1,20 @@
-"""Scoring a model on the tasks, by one compiled program for each size."""
+"""Scoring a model on the tasks, all texts that are asked about together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.scale_study import metrics, model
+from experiments.scale_study import metrics, model, packing
 from experiments.scale_study.model import ModelConfig, Params
+from experiments.scale_study.packing import Group, ROWS
 from experiments.scale_study.tasks import batches
 from experiments.scale_study.tasks.batches import Questions
 from experiments.scale_study.tasks.source import Dataset, Source, Split
-
-# Texts in a forward pass: what most datasets are asked at once.
-ROWS = 64
 
 
 class Score(NamedTuple):
@@ -92,10 +90,8 @@ class Examination:
           examples=examples,
           length=length,
         )
-    # One compiled shape for all of them.
-    self._candidates = ROWS * max(
-      np.bincount(q.row).max() for q in self._questions.values()
-    )
+    self._places = packing.most_places([*self._questions.values()])
+    self._groups: dict[tuple[tuple[Split, str], ...], list[Group]] = {}
     self._tokens = max(q.token.shape[1] for q in self._questions.values())
 
   def chance(self) -> dict[str, float]:
@@ -116,16 +112,16 @@ class Examination:
       split: 'validation' (held-in tasks) or 'test' (all tasks).
       categories: whose tasks; None takes all.
     """
-    asked = {
-      task: questions
-      for (of, task), questions in self._questions.items()
-      if of == split
-      and (categories is None or task.partition('/')[0] in categories)
-    }
-    pending = {task: self._answers(params, q) for task, q in asked.items()}
+    keys = tuple(
+      key
+      for key in self._questions
+      if key[0] == split
+      and (categories is None or key[1].partition('/')[0] in categories)
+    )
+    answers = self._answers(params, keys) if keys else ()
     return {
-      task: self._score(params, (split, task), answers)
-      for task, answers in pending.items()
+      key[1]: self._score(params, key, *answer)
+      for key, answer in zip(keys, answers, strict=True)
     }
 
   def rouge_l(self, params: Params, task: str, split: Split = 'test') -> float:
@@ -135,9 +131,15 @@ class Examination:
     values = []
     for first in range(0, len(starts), ROWS):
       part = slice(first, first + ROWS)
-      ids = _rows(questions.ids[part])
+      ids = packing.padded(questions.ids[part], ROWS)
       written = _on_host(
-        _write(self._shape, params, ids, _rows(starts[part]), self._tokens)
+        _write(
+          self._shape,
+          params,
+          ids,
+          packing.padded(starts[part], ROWS),
+          self._tokens,
+        )
       )
       values += [
         metrics.rouge_l(
@@ -167,46 +169,48 @@ class Examination:
     }
 
   def _score(
-    self, params: Params, key: tuple[Split, str], answers: Any
+    self,
+    params: Params,
+    key: tuple[Split, str],
+    likelihoods: np.ndarray,
+    greedy: np.ndarray,
   ) -> Score:
     split, task = key
     questions = self._questions[key]
-    likelihoods, greedy = (
-      np.concatenate([_on_host(part[i])[:n] for *part, n in answers])
-      for i in range(2)
-    )
-    tokens = likelihoods.shape[1]
-    weight = np.zeros((len(likelihoods), tokens), np.float32)
-    weight[:, : questions.weight.shape[1]] = questions.weight
-    total = (likelihoods * weight).sum(1)
-    exact = (greedy | (weight == 0)).all(1)
+    learned = questions.weight > 0
+    total = np.zeros(learned.shape, np.float32)
+    exact = np.ones(learned.shape, bool)
+    total[learned], exact[learned] = likelihoods, greedy
+    total, exact = total.sum(1), exact.all(1)
     right = questions.right
-    loss = -(total[right] / weight[right].sum(1)).mean()
+    loss = -(total[right] / learned[right].sum(1)).mean()
     if {self._tasks[task].metric, self._text_metric} == {'rouge_l'}:
       return Score(self.rouge_l(params, task, split), float(loss))
     value = metrics.is_right(questions, total, exact).mean()
     return Score(float(value), float(loss))
 
   def _answers(
-    self, params: Params, questions: Questions
-  ) -> list[tuple[jax.Array, jax.Array, int]]:
-    """Starts to score candidates, the texts in groups of `ROWS`."""
-    answers = []
-    for first in range(0, len(questions.ids), ROWS):
-      start, stop = np.searchsorted(questions.row, [first, first + ROWS])
-      count = stop - start
-      row = np.zeros(self._candidates, np.int32)
-      row[:count] = questions.row[start:stop] - first
-      position = np.zeros((self._candidates, self._tokens), np.int32)
-      token = np.zeros_like(position)
-      width = questions.token.shape[1]
-      position[:count, :width] = questions.position[start:stop]
-      token[:count, :width] = questions.token[start:stop]
-      ids = _rows(questions.ids[first : first + ROWS])
-      answers.append(
-        (*_likelihoods(self._shape, params, ids, row, position, token), count)
-      )
-    return answers
+    self, params: Params, keys: tuple[tuple[Split, str], ...]
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields, of each task, what is known of the tokens that have weight."""
+    questions = [self._questions[key] for key in keys]
+    if keys not in self._groups:
+      self._groups[keys] = [*packing.groups(questions, self._places)]
+    asked = self._groups[keys]
+    pending = [
+      _likelihoods(self._shape, params, group.ids, *group.asked)
+      for group in asked
+    ]
+    counts = [int((q.weight > 0).sum()) for q in questions]
+    likelihoods = np.empty(sum(counts), np.float32)
+    greedy = np.empty(sum(counts), bool)
+    for group, answer in zip(asked, pending, strict=True):
+      for known, part in zip((likelihoods, greedy), answer, strict=True):
+        known[group.index] = _on_host(part)[: len(group.index)]
+    ends = np.cumsum(counts)[:-1]
+    yield from zip(
+      np.split(likelihoods, ends), np.split(greedy, ends), strict=True
+    )
 
 
 def _on_host(array: jax.Array) -> np.ndarray:
@@ -214,12 +218,6 @@ def _on_host(array: jax.Array) -> np.ndarray:
   if jax.process_count() == 1:
     return np.asarray(array)
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
-def _rows(array: np.ndarray) -> np.ndarray:
-  """Fills up to `ROWS` rows."""
-  padding = [(0, ROWS - len(array)), *([(0, 0)] * (array.ndim - 1))]
-  return np.pad(array, padding)
 
 
 @functools.partial(jax.jit, static_argnames='shape')
@@ -231,19 +229,18 @@ def _likelihoods(
   position: jax.Array,
   token: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """log p of each token, and whether it is the likeliest, [candidates, tokens].
+  """log p of each token, and whether it is the likeliest, [places].
 
   Args:
     shape: of the model.
     params: of the model.
     ids: texts, [rows, length].
-    row: of each candidate, [candidates].
-    position: where its tokens are predicted, [candidates, tokens].
-    token: [candidates, tokens].
+    row: of the text, [places].
+    position: where in it the token is predicted, [places].
+    token: [places].
   """
-  position = jnp.minimum(position, ids.shape[1] - 1)
-  logits = model.logits(shape, params, ids, at=(row[:, None], position))
-  chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+  logits = model.logits(shape, params, ids, at=(row, position))
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
   normalizer = jax.nn.logsumexp(logits, axis=-1)
   return chosen - normalizer, jnp.argmax(logits, axis=-1) == token
 

@@ -11,6 +11,9 @@ from typing import Any
 from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.tasks.source import HELD_IN
 
+# Fields on which no model and none of its scores depends.
+OF_MERGES = frozenset({'merged', 'subsets', 'methods', 'sweeps'})
+
 
 @dataclasses.dataclass(frozen=True)
 class Scratch:
@@ -51,11 +54,14 @@ class MethodGrid:
 
   Attributes:
     fixed: used for all merges alike.
-    scales: of which one is chosen on validation data, in place of the fixed.
+    choices: values by hyperparameter; of all their combinations one is chosen
+      on validation data, in place of the fixed.
   """
 
   fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  scales: tuple[float, ...] = ()
+  choices: Mapping[str, tuple[float, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,19 +175,19 @@ def nearest(name: str, names: Sequence[str]) -> str:
   return f' Did you mean {close[0]}?' if close else f' Use one of {[*names]}.'
 
 
-def differences(config: StudyConfig, record: Any) -> list[str]:
-  """Names the fields in which a preset is not the one that was recorded.
+def differences(config: StudyConfig, record: Any) -> dict[str, str]:
+  """Says in which fields a preset is not the one that was recorded.
 
   Args:
     config: the preset.
     record: what `as_json` returned, or of another version of the study.
   """
   ours = as_json(config)
-  return [
-    f'{name} was {record.get(name)!r} and is {ours.get(name)!r}'
+  return {
+    name: f'{name} was {record.get(name)!r} and is {ours.get(name)!r}'
     for name in dict.fromkeys([*record, *ours])
     if record.get(name) != ours.get(name)
-  ]
+  }
 
 
 def as_json(config: StudyConfig) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def config(folder: Path) -> StudyConfig:
     validation_examples=4,
     test_examples=4,
     merged=(2,),
-    methods={'task_arithmetic': MethodGrid({'scale': 0.3}, (0.3, 0.6))},
+    methods={
+      'task_arithmetic': MethodGrid({'scale': 0.3}, {'scale': (0.3, 0.6)})
+    },
     mesh={'data': 1, 'fsdp': 2, 'tensor': 2},
   )
 

@@ -74,7 +74,10 @@ def config(tasks: Path, **changes) -> StudyConfig:
     merged=(2, 4),
     methods={
       'average': MethodGrid(),
-      'ties': MethodGrid({'density': 0.5, 'scale': 1.0}, (0.5, 1.0)),
+      'ties': MethodGrid(
+        {'density': 0.5, 'scale': 1.0},
+        {'density': (0.5, 0.9), 'scale': (0.5, 1.0)},
+      ),
     },
     sweeps={'ties': {'density': (0.5, 0.8)}},
   )

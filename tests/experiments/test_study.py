@@ -3,6 +3,7 @@
 import collections
 import csv
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.scale_study import grid, phases, stored, train
+from experiments.scale_study import grid, merges, phases, stored, train
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Arm, Folder
 from experiments.scale_study.study import Study
+import mergekit_jax as mk
 from mergekit_jax import reading
 from tests.experiments import small_study
 
@@ -144,11 +146,52 @@ def test_experts_are_read_for_the_rounds_not_for_the_merges(
 
   monkeypatch.setattr(reading.Model, 'read_parts', spy)
   made = grid.subset_cells(size, ARM, subset, '')
-  assert len({(c.method, str(c.hyperparameters)) for c in made}) == 4
+  assert len({(c.method, str(c.hyperparameters)) for c in made}) >= 3
   # The threshold of TIES takes two rounds over the whole model.
   assert counted == dict.fromkeys(
     ('base', 'experts[0]', 'experts[1]'), 3 * size.parameters
   )
+
+
+def test_density_and_scale_are_those_that_do_best_on_validation(undisturbed):
+  size = undisturbed.size('xs')
+  scored = phases.Scored(size, ARM)
+  own = scored.expert_values('validation')
+  base = size.load(size.base(ARM))
+  experts = [
+    size.load(size.folder.root / record['checkpoint'])
+    for record in scored.experts.values()
+  ]
+  kept = {}
+  for density, scale in itertools.product((0.5, 0.9), (0.5, 1.0)):
+    merged = mk.merge(
+      mk.ties(density=density, scale=scale),
+      experts,
+      base,
+      stacked_axes=merges.STACKED_AXES,
+    )
+    scores = size.examination.scores(merged, 'validation')
+    kept[density, scale] = sum(
+      score.value / max(own[task], 0.05) for task, score in scores.items()
+    )
+  assert len(set(kept.values())) > 1
+  (chosen,) = (
+    cell.hyperparameters
+    for cell in cells.load(undisturbed.folder.cells(ARM, '2.0'))
+    if (cell.method, cell.setting) == ('ties', 'validated')
+  )
+  assert kept[chosen['density'], chosen['scale']] == max(kept.values())
+
+
+def test_a_new_grid_of_merges_needs_no_training(undisturbed, trained, tmp_path):
+  changed = dataclasses.replace(undisturbed.config, sweeps={})
+  with pytest.raises(ValueError, match='a copy of its models/ and scores/'):
+    Folder(undisturbed.folder.root, changed)
+  for name in ('models', 'scores'):
+    shutil.copytree(undisturbed.folder.root / name, tmp_path / name)
+  Study(changed, tmp_path, small_study.FLAGS).run()
+  assert not trained
+  assert len(cells.load(tmp_path / 'cells.jsonl')) == 8
 
 
 def test_the_average_of_one_expert_is_the_expert(undisturbed):

@@ -46,11 +46,11 @@ def test_a_mistake_is_named(setting, message):
 
 def test_presets_are_told_apart_and_may_be_written_down():
   record = study_config.as_json(full.CONFIG)
-  assert study_config.differences(full.CONFIG, record) == []
+  assert study_config.differences(full.CONFIG, record) == {}
   assert study_config.differences(pod.CONFIG, record)
   assert any(
     'a_new_field was 1' in line
     for line in study_config.differences(
       full.CONFIG, {**record, 'a_new_field': 1}
-    )
+    ).values()
   )

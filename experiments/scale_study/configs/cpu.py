@@ -32,9 +32,17 @@ CONFIG = StudyConfig(
   test_examples=64,
   methods={
     'average': MethodGrid(),
-    'task_arithmetic': MethodGrid({'scale': 0.35}, (0.35, 0.6, 1.0)),
-    'ties': MethodGrid({'density': 0.2, 'scale': 1.0}, (1.0, 1.8, 3.0)),
-    'dare_ties': MethodGrid({'drop_rate': 0.5, 'scale': 0.6}, (0.6, 1.2, 2.0)),
+    'task_arithmetic': MethodGrid(
+      {'scale': 0.35}, {'scale': (0.2, 0.35, 0.6, 1.0)}
+    ),
+    'ties': MethodGrid(
+      {'density': 0.2, 'scale': 1.0},
+      {'density': (0.2, 0.5), 'scale': (0.6, 1.0, 1.8)},
+    ),
+    'dare_ties': MethodGrid(
+      {'drop_rate': 0.5, 'scale': 0.6},
+      {'drop_rate': (0.5, 0.8), 'scale': (0.35, 0.6, 1.2)},
+    ),
   },
   sweeps={
     'task_arithmetic': {'scale': (0.1, 0.2, 0.35, 0.6, 1.0)},

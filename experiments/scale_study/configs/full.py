@@ -39,12 +39,16 @@ CONFIG = StudyConfig(
   expert_rates=(5e-4, 1e-3),
   methods={
     'average': MethodGrid(),
-    'task_arithmetic': MethodGrid({'scale': 0.35}, (0.2, 0.35, 0.5, 0.7, 1.0)),
+    'task_arithmetic': MethodGrid(
+      {'scale': 0.35}, {'scale': (0.2, 0.35, 0.5, 0.7, 1.0, 1.4)}
+    ),
     'ties': MethodGrid(
-      {'density': 0.2, 'scale': 1.0}, (0.5, 1.0, 1.5, 2.0, 3.0)
+      {'density': 0.2, 'scale': 1.0},
+      {'density': (0.1, 0.2, 0.5), 'scale': (0.5, 1.0, 1.5, 2.0)},
     ),
     'dare_ties': MethodGrid(
-      {'drop_rate': 0.5, 'scale': 0.6}, (0.35, 0.6, 1.0, 1.4)
+      {'drop_rate': 0.5, 'scale': 0.6},
+      {'drop_rate': (0.2, 0.5, 0.8), 'scale': (0.35, 0.6, 1.0, 1.4)},
     ),
   },
   sweeps={

@@ -42,9 +42,15 @@ CONFIG = StudyConfig(
   text_metric='rouge_l',
   methods={
     'average': MethodGrid(),
-    'task_arithmetic': MethodGrid({'scale': 0.35}, (0.2, 0.35, 0.5)),
-    'ties': MethodGrid({'density': 0.2, 'scale': 1.0}, (0.5, 1.0, 1.5)),
-    'dare_ties': MethodGrid({'drop_rate': 0.5, 'scale': 0.6}, (0.35, 0.6, 1.0)),
+    'task_arithmetic': MethodGrid({'scale': 0.35}, {'scale': (0.2, 0.35, 0.5)}),
+    'ties': MethodGrid(
+      {'density': 0.2, 'scale': 1.0},
+      {'density': (0.1, 0.2), 'scale': (0.6, 1.0)},
+    ),
+    'dare_ties': MethodGrid(
+      {'drop_rate': 0.5, 'scale': 0.6},
+      {'drop_rate': (0.5, 0.8), 'scale': (0.35, 0.6)},
+    ),
   },
   sweeps={},
   mesh={'data': 1, 'fsdp': 32, 'tensor': 8},

@@ -44,9 +44,11 @@ CONFIG = StudyConfig(
   subsets=2,
   methods={
     'average': MethodGrid(),
-    'task_arithmetic': MethodGrid({'scale': 0.4}, (0.4, 0.8)),
-    'ties': MethodGrid({'density': 0.2, 'scale': 1.0}, (1.0, 2.0)),
-    'dare_ties': MethodGrid({'drop_rate': 0.5, 'scale': 0.6}, (0.6, 1.2)),
+    'task_arithmetic': MethodGrid({'scale': 0.4}, {'scale': (0.4, 0.8)}),
+    'ties': MethodGrid({'density': 0.2, 'scale': 1.0}, {'scale': (1.0, 2.0)}),
+    'dare_ties': MethodGrid(
+      {'drop_rate': 0.5, 'scale': 0.6}, {'scale': (0.6, 1.2)}
+    ),
   },
   sweeps={},
   # Seven merges of half a gigabyte each lie beside it.

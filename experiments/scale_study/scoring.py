@@ -181,7 +181,7 @@ class Examination:
     total = np.zeros(learned.shape, np.float32)
     exact = np.ones(learned.shape, bool)
     total[learned], exact[learned] = likelihoods, greedy
-    total, exact = total.sum(1), exact.all(1)
+    total, exact = total.sum(1), np.all(exact, axis=1)
     right = questions.right
     loss = -(total[right] / learned[right].sum(1)).mean()
     if {self._tasks[task].metric, self._text_metric} == {'rouge_l'}:

@@ -107,22 +107,38 @@ def _work(
   common = _overlap(box, own)
   inside = _moved(common, [-o for o in block.origin])
   itemsize = parts[0][1].itemsize
-  if block.read_into is not None and len(parts) == 1:
-    ((_, out),) = parts
-    to = _moved(common, [-s.start for s in box])
-    runs = _runs(block.shape, inside, out.shape, to, itemsize)
-    first = next(runs, None)
-    if first is not None and first[2] >= _DIRECT:
-      flat: Any = out.reshape(-1).view(np.uint8)
-      for task in _tasks(itertools.chain([first], runs)):
-        yield functools.partial(
-          _read_runs, block.read_into, memoryview(flat), task
-        )
-      return
   local = block.read_into is not None
+  if block.read_into is not None:
+    straight = [_straight(block, own, part, out) for part, out in parts]
+    if min(length for length, _ in straight) >= _DIRECT:
+      for (_, runs), (_, out) in zip(straight, parts, strict=True):
+        flat: Any = out.reshape(-1).view(np.uint8)
+        for task in _tasks(runs):
+          yield functools.partial(
+            _read_runs, block.read_into, memoryview(flat), task
+          )
+      return
   found = spans(block.shape, inside, itemsize, _APART if local else None)
   for task in _together(found, _TASK if local else 0):
     yield functools.partial(_copy, block, task, parts, fill)
+
+
+def _straight(
+  block: Block, own: source.Index, part: source.Index, out: np.ndarray
+) -> tuple[float, Iterable[_Run]]:
+  """The runs of a block that a part's buffer takes, and how long they are."""
+  common = _overlap(part, own)
+  runs = _runs(
+    block.shape,
+    _moved(common, [-o for o in block.origin]),
+    out.shape,
+    _moved(common, [-s.start for s in part]),
+    out.itemsize,
+  )
+  first = next(runs, None)
+  if first is None:
+    return math.inf, ()
+  return first[2], itertools.chain([first], runs)
 
 
 def _runs(

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from mergekit_jax import checks
 from mergekit_jax.checkpoint import (
   configuration,
+  direct,
   files,
   replace,
   safetensors_layout,
@@ -168,17 +169,17 @@ def _make_files(
 @contextlib.contextmanager
 def _opened(
   stage: epath.Path, names: Mapping[str, Any]
-) -> Iterator[dict[str, int]]:
+) -> Iterator[dict[str, direct.File]]:
   with contextlib.ExitStack() as stack:
     opened = {}
     for name in names:
-      opened[name] = os.open(stage / name, os.O_WRONLY)
-      stack.callback(os.close, opened[name])
+      opened[name] = direct.File(stage / name)
+      stack.callback(opened[name].close)
     yield opened
 
 
 def _fill(
-  opened: Mapping[str, int],
+  opened: Mapping[str, direct.File],
   headers: Mapping[str, safetensors_layout.Header],
   arrays: Mapping[str, jax.ShapeDtypeStruct],
   produce: Callable[[Write], None],
@@ -204,7 +205,7 @@ class _Writer(BoxWriter):
   def __init__(
     self,
     specs: Mapping[str, jax.ShapeDtypeStruct],
-    places: Mapping[str, tuple[int, int]],
+    places: Mapping[str, tuple[direct.File, int]],
     pool: futures.Executor,
   ):
     super().__init__(specs)
@@ -220,7 +221,7 @@ class _Writer(BoxWriter):
 
 
 def _write_box(
-  file: int,
+  file: direct.File,
   start: int,
   shape: tuple[int, ...],
   box: source.Index,
@@ -229,8 +230,7 @@ def _write_box(
   """Writes a box of a row-major tensor that begins at byte `start`."""
   if not block.size:
     return
-  flat: Any = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
-  data = memoryview(flat)
+  data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
   # Elements follow each other in the file along the last axis that the box does
   # not span, and all axes after it.
   axis = len(shape)
@@ -248,9 +248,9 @@ def _write_box(
   for number, index in enumerate(indices):
     offset = sum(i * stride for i, stride in zip(index, strides, strict=False))
     part = data[number * run : (number + 1) * run]
-    files.write_at(file, part, begin + offset)
+    file.write(part, begin + offset)
   # What is told to be written is not written again after a power failure.
-  os.fsync(file)
+  file.sync()
 
 
 def _commit(

@@ -24,7 +24,7 @@ from mergekit_jax.kernels.sums import integer_for
 from mergekit_jax.rule import Answering, Total
 
 _LOW_BITS = 15
-_LOW_MASK = 2**_LOW_BITS - 1
+_LOW_BINS = 2**_LOW_BITS
 # Elements of a slice whose indices stay in a core's cache; as many as a stream
 # has at once (`slices.ELEMENTS`), so that it needs one scatter for each.
 _SLICE = 2**17
@@ -52,7 +52,7 @@ def kth_magnitude(
   magnitudes = jnp.abs(jax.lax.stop_gradient(values))
   bits = jax.lax.bitcast_convert_type(magnitudes, jnp.uint32)
   high = (bits >> _LOW_BITS).astype(jnp.int32)
-  low = (bits & _LOW_MASK).astype(jnp.int32)
+  low = (bits % _LOW_BINS).astype(jnp.int32)
 
   def find_bin(counts, answers):
     del answers
@@ -68,11 +68,8 @@ def kth_magnitude(
     pattern = (chosen << _LOW_BITS | inside).astype(jnp.uint32)
     return jax.lax.bitcast_convert_type(pattern, jnp.float32)
 
-  # The others are counted in bins that are left out; in many, since counts that
-  # are added up in one place wait for each other.
-  inside = jnp.where(high == chosen, low, (high & _LOW_MASK) + _LOW_MASK + 1)
-  counts = histogram(inside, 2 * (_LOW_MASK + 1))[: _LOW_MASK + 1]
-  return (yield Total(counts, find_value))
+  inside = jnp.where(high == chosen, low, _LOW_BINS)
+  return (yield Total(histogram(inside, _LOW_BINS), find_value))
 
 
 def _locate(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +95,7 @@ def histogram(bins: jax.Array, size: int) -> jax.Array:
   """Counts the elements in each bin.
 
   Args:
-    bins: int32 `[*shape]` in [0, size).
+    bins: int32 `[*shape]` in [0, size]; what is in bin `size` is not counted.
     size: number of bins, at most 2**16.
 
   Returns:
@@ -145,7 +142,7 @@ def histogram_by_scatter(
   """A histogram by one scatter-add. The index array is never flattened.
 
   Args:
-    bins: int32 `[*batch, *shape]` in [0, size).
+    bins: int32 `[*batch, *shape]` in [0, size]; bin `size` is left out.
     size: number of bins.
     batch: how many leading axes have a histogram for each entry.
 
@@ -156,8 +153,10 @@ def histogram_by_scatter(
   # One flat histogram over entry * size + bin.
   number = jnp.arange(math.prod(entries), dtype=bins.dtype).reshape(entries)
   number = jax.lax.expand_dims(number, range(batch, bins.ndim))
-  counts = jnp.zeros(math.prod(entries) * size, integer_for(math.prod(shape)))
-  return counts.at[number * size + bins].add(1).reshape(*entries, size)
+  total = math.prod(entries) * size
+  counts = jnp.zeros(total, integer_for(math.prod(shape)))
+  bins = jnp.where(bins < size, number * size + bins, total)
+  return counts.at[bins].add(1, mode='drop').reshape(*entries, size)
 
 
 def histogram_by_slices(
@@ -179,14 +178,14 @@ def histogram_by_slices(
     def add(i, counts):
       start = i * _SLICE
       some = jax.lax.dynamic_slice_in_dim(bins, start, _SLICE)
-      return counts.at[some].add(1, mode='promise_in_bounds')
+      return counts.at[some].add(1, mode='drop')
 
     counts = jnp.zeros(size, dtype)
     if whole:
       counts = jax.lax.fori_loop(0, whole, add, counts)
     if rest:
       some = bins[whole * _SLICE :]
-      counts = counts.at[some].add(1, mode='promise_in_bounds')
+      counts = counts.at[some].add(1, mode='drop')
     return counts
 
   flat = bins.reshape(math.prod(entries), count)

@@ -141,6 +141,36 @@ def test_columns_on_several_devices_are_fetched_once(array):
   assert len(objects.asked) == 2
 
 
+@pytest.mark.parametrize('axis, in_place', [(0, True), (1, True), (3, False)])
+def test_long_runs_of_a_local_file_are_read_to_their_places(axis, in_place):
+  """Of two devices, whose parts are runs of 2**18, 2**16 or 16 bytes."""
+  array = np.arange(2**17, dtype=np.float32).reshape(4, 4, -1, 8)
+  data = memoryview(array.tobytes())
+  filled = []
+
+  def read_into(start, out):
+    out[:] = data[start : start + len(out)]
+    filled.append((np.frombuffer(out, np.uint8), len(out)))
+
+  block = ranges.Block(lambda *_: None, (0,) * 4, array.shape, read_into)
+  outs = []
+  half = array.shape[axis] // 2
+  for start in (0, half):
+    box = [slice(0, size) for size in array.shape]
+    box[axis] = slice(start, start + half)
+    wanted = array[tuple(box)]
+    outs.append((tuple(box), np.zeros(wanted.shape, array.dtype), wanted))
+  ranges.Reader(local=True).read(
+    lambda _: [block], [(box, out) for box, out, _ in outs]
+  ).result()
+  for _, out, wanted in outs:
+    np.testing.assert_array_equal(out, wanted)
+  assert sum(size for _, size in filled) == array.nbytes
+  for buffer, _ in filled:
+    shared = any(np.may_share_memory(buffer, out) for _, out, _ in outs)
+    assert shared == in_place
+
+
 def test_what_is_not_stored_is_the_fill_value(array):
   objects = Objects(array, [[1], [], [], []], lacking=[0])
   out = np.zeros(SHAPE, array.dtype)

@@ -105,7 +105,13 @@ def _study(config: StudyConfig, output_dir: Path) -> str | None:
     jax.distributed.initialize(
       _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
-  from experiments.scale_study import study
+  try:
+    from experiments.scale_study import study
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f'The study needs {error.name}: install its packages by '
+      "pip install -e '.[study]'."
+    ) from error
 
   wanted = _PHASE.value or study.PHASES
   for phase in wanted:

@@ -54,7 +54,7 @@ class Folder:
           'remove it.'
           + (
             ' As only the merges differ, a copy of its models/ and scores/ '
-            'there saves all training.'
+            'in the new one saves all training.'
             if problems.keys() <= study_config.OF_MERGES
             else ''
           )

@@ -259,7 +259,7 @@ class LanguageModel(nnx.Module):
       x = x[at]
     head = embedding if self.config.tied else self._table(self.head)
     return sharding.constrain(
-      jnp.einsum('...w,vw->...v', x, head, preferred_element_type=jnp.float32),
+      jnp.einsum('blw,vw->blv', x, head, preferred_element_type=jnp.float32),
       sharding.FEATURES,
     )
 

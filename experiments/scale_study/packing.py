@@ -1,11 +1,12 @@
 """Texts of many tasks in groups for one forward pass each.
 
-Texts of about the same length are put together, whatever their task, and only
-the tokens that are asked for get logits: models of this size spend their time
-on padding otherwise.
+Texts of about the same length are put together, whatever their task, and
+logits are computed for so many tokens as the texts that are asked the most
+about have: small models spend their time on padding otherwise.
 """
 
 from collections.abc import Iterator, Sequence
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,8 @@ from experiments.scale_study.tasks.batches import Questions
 
 # Texts in a forward pass.
 ROWS = 64
-# Lengths are multiples of it, since each is a program of its own.
-_STEP = 8
+# Each length is a program of its own: there are so many, in steps of 8 or more.
+_LENGTHS = 8
 
 
 class Group(NamedTuple):
@@ -58,9 +59,10 @@ def groups(questions: Sequence[Questions], places: int) -> Iterator[Group]:
   np.maximum.at(read, row, position + 1)
   shortest_first = np.argsort(read, kind='stable')
   rank = np.argsort(shortest_first)
+  step = 8 * math.ceil(ids.shape[1] / (8 * _LENGTHS))
   for first in range(0, len(ids), ROWS):
     texts = shortest_first[first : first + ROWS]
-    length = min(-(-read[texts].max() // _STEP) * _STEP, ids.shape[1])
+    length = min(-(-read[texts].max() // step) * step, ids.shape[1])
     index = np.flatnonzero(rank[row] // ROWS == first // ROWS)
     group = asked[:, index]
     group[0] = rank[group[0]] - first

@@ -239,7 +239,8 @@ def _likelihoods(
     position: where in it the token is predicted, [places].
     token: [places].
   """
-  logits = model.logits(shape, params, ids, at=(row, position))
+  at = row[:, None], position[:, None]
+  logits = model.logits(shape, params, ids, at=at)[:, 0]
   chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
   normalizer = jax.nn.logsumexp(logits, axis=-1)
   return chosen - normalizer, jnp.argmax(logits, axis=-1) == token

@@ -11,6 +11,8 @@ from typing import Any
 from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.tasks.source import HELD_IN
 
+# Fields of None or a number, which no value shows.
+_OPTIONAL_NUMBERS = frozenset({'host_devices'})
 # Fields on which no model and none of its scores depends.
 OF_MERGES = frozenset({'merged', 'subsets', 'methods', 'sweeps'})
 
@@ -62,6 +64,18 @@ class MethodGrid:
   choices: Mapping[str, tuple[float, ...]] = dataclasses.field(
     default_factory=dict
   )
+
+  def __post_init__(self):
+    wrong = [
+      name
+      for name, values in self.choices.items()
+      if not values or name not in self.fixed
+    ]
+    if wrong:
+      raise ValueError(
+        f'choices of {wrong}: give at least one value of each, and one in '
+        f'fixed, which has {[*self.fixed]}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +174,7 @@ def override(config: StudyConfig, setting: str) -> StudyConfig:
     )
   current = getattr(config, name)
   try:
-    value = _parsed(text, current)
+    value = _parsed(text, 0 if name in _OPTIONAL_NUMBERS else current)
   except (ValueError, SyntaxError) as error:
     raise ValueError(
       f'--set={setting}: {name} is {current!r} in the preset, and {text!r} is '

@@ -171,9 +171,9 @@ def _opened(
   stage: epath.Path, names: Mapping[str, Any]
 ) -> Iterator[dict[str, direct.File]]:
   with contextlib.ExitStack() as stack:
-    opened = {}
+    opened, buffer = {}, direct.Buffer()
     for name in names:
-      opened[name] = direct.File(stage / name)
+      opened[name] = direct.File(stage / name, buffer)
       stack.callback(opened[name].close)
     yield opened
 

@@ -29,6 +29,24 @@ def test_a_mistake_is_named(flag, message, tmp_path):
   assert message in process.stdout + process.stderr
 
 
+def test_what_is_not_installed_is_named(tmp_path):
+  """As where the `study` extra is missing."""
+  code = (
+    "import runpy, sys; sys.modules['optax'] = None;"
+    "runpy.run_module('experiments.scale_study', run_name='__main__')"
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', code, f'--output_dir={tmp_path}'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode != 0
+  assert 'needs optax' in process.stderr
+  assert "pip install -e '.[study]'" in process.stderr
+  assert 'Traceback' not in process.stderr
+
+
 def test_smoke_fails_if_an_expert_does_not_learn(tmp_path):
   """A run that is too short: its scores are shown, and its end is an error."""
   short = {

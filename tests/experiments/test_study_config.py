@@ -18,6 +18,7 @@ from experiments.scale_study.configs import cpu, full, pod
     ('bases=pretrained', 'bases', ('pretrained',)),
     ('tasks=data/p3', 'tasks', 'data/p3'),
     ('strict=True', 'strict', True),
+    ('host_devices=4', 'host_devices', 4),
   ],
 )
 def test_a_field_is_changed(setting, name, value):
@@ -37,11 +38,18 @@ def test_a_field_is_changed(setting, name, value):
     ('strict=1', 'not of that kind'),
     ('processes=True', 'not of that kind'),
     ('sizes=s', 'not of that kind'),
+    ('host_devices=four', 'not of that kind'),
   ],
 )
 def test_a_mistake_is_named(setting, message):
   with pytest.raises(ValueError, match=message):
     study_config.override(cpu.CONFIG, setting)
+
+
+@pytest.mark.parametrize('choices', [{'scale': ()}, {'density': (0.1, 0.2)}])
+def test_choices_are_of_what_is_fixed_and_not_empty(choices):
+  with pytest.raises(ValueError, match='at least one value'):
+    study_config.MethodGrid({'scale': 1.0}, choices)
 
 
 def test_presets_are_told_apart_and_may_be_written_down():

@@ -53,8 +53,8 @@ def analyse(folder: Path) -> str:
   study = Study.load(folder)
   judged = verdicts.judge_all(study)
   fits = law.fit_all(study)
-  _write_json(folder / 'verdicts.json', judged)
-  _write_json(folder / 'law.json', fits)
+  _write_json(folder / 'verdicts.json', verdicts.by_finding(judged))
+  _write_json(folder / 'law.json', [dataclasses.asdict(fit) for fit in fits])
   tables.write_all(study, judged, fits, folder / 'tables')
   (folder / 'figures').mkdir(exist_ok=True)
   pictures = []
@@ -89,9 +89,9 @@ def _said(judged: Sequence[verdicts.Verdict]) -> list[str]:
   ]
 
 
-def _write_json(path: Path, records: Any) -> None:
-  plain = [_plain(dataclasses.asdict(record)) for record in records]
-  path.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + '\n')
+def _write_json(path: Path, record: Any) -> None:
+  text = json.dumps(_plain(record), indent=2, ensure_ascii=False)
+  path.write_text(text + '\n')
 
 
 def _plain(value: Any) -> Any:

@@ -19,10 +19,10 @@ ratio. The same rule on fixed hyperparameters and on the part of the expert's
 gain that is kept stands beside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -130,6 +130,21 @@ def judge_all(study: Study) -> list[Verdict]:
     # Held-out scores have no expert to be divided by.
     if name == 'ratio' or not verdict.finding.startswith('3')
   ]
+
+
+def by_finding(judged: Iterable[Verdict]) -> dict[str, dict[str, Any]]:
+  """Returns the verdict on each finding as a record, by its number.
+
+  Other settings and measures, which are beside the verdict, are in `others`.
+  """
+  found: dict[str, dict[str, Any]] = {}
+  for verdict in judged:
+    record = dataclasses.asdict(verdict)
+    if verdict.is_main:
+      found[verdict.finding] = {**record, 'others': []}
+    else:
+      found[verdict.finding]['others'].append(record)
+  return found
 
 
 def judge(

@@ -7,8 +7,10 @@ three, by `--set=seeds=0,1,2`, it made `experiments/results/cpu`: 1,152 scored
 merges; 9 of 300 gates failed; at N = 8, mean over methods and bases, held-in
 was 0.32 of the expert for s and 0.42 for m, held-out 1.21 and 1.32 of the base.
 
-Experts are not merged by themselves, as `full` does for the merging law: that
-would be 8 subsets to merge and to score beside the 10 that there are.
+Of the hyperparameters λ alone is chosen on validation data; `full` chooses the
+density and the drop rate as well. Experts are not merged by themselves, as
+`full` does for the merging law: that would be 8 subsets to merge and to score
+beside the 10 that there are.
 """
 
 from experiments.scale_study.study_config import (
@@ -32,16 +34,14 @@ CONFIG = StudyConfig(
   test_examples=64,
   methods={
     'average': MethodGrid(),
-    'task_arithmetic': MethodGrid(
-      {'scale': 0.35}, {'scale': (0.2, 0.35, 0.6, 1.0)}
-    ),
+    'task_arithmetic': MethodGrid({'scale': 0.35}, {'scale': (0.35, 0.6, 1.0)}),
     'ties': MethodGrid(
       {'density': 0.2, 'scale': 1.0},
-      {'density': (0.2, 0.5), 'scale': (0.6, 1.0, 1.8)},
+      {'scale': (1.0, 1.8, 3.0)},
     ),
     'dare_ties': MethodGrid(
       {'drop_rate': 0.5, 'scale': 0.6},
-      {'drop_rate': (0.5, 0.8), 'scale': (0.35, 0.6, 1.2)},
+      {'scale': (0.6, 1.2, 2.0)},
     ),
   },
   sweeps={

@@ -1,0 +1,78 @@
+"""The committed results say what the README says, and follow from the cells."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from experiments.scale_study.analysis import cells, verdicts
+from experiments.scale_study.analysis.aggregate import Study
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / 'experiments' / 'results'
+FINDINGS = ('1', '2', '3a', '3b', '4', '5')
+
+
+def judged(preset):
+  return json.loads((RESULTS / preset / 'verdicts.json').read_text())
+
+
+@pytest.mark.parametrize('preset', ['cpu', 'full', 'smollm2'])
+def test_verdicts_follow_from_the_cells(preset):
+  again = verdicts.by_finding(verdicts.judge_all(Study.load(RESULTS / preset)))
+  stored = judged(preset)
+  assert again.keys() == stored.keys()
+  for finding, verdict in stored.items():
+    assert again[finding]['verdict'] == verdict['verdict']
+    for name in ('effect', 'low', 'high'):
+      if verdict[name] is not None:
+        # Means of some thousand float64 values, by another NumPy perhaps.
+        assert again[finding][name] == pytest.approx(verdict[name], abs=1e-9)
+
+
+def test_the_readme_has_the_verdicts():
+  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  _, table = text.split('| finding of the paper |')
+  rows = table.split('\n\n')[0].splitlines()[2:]
+  assert len(rows) == len(FINDINGS)
+  for finding, row in zip(FINDINGS, rows, strict=True):
+    _, _, *said, _, _ = row.split('|')
+    for preset, words in zip(('full', 'cpu'), said, strict=True):
+      verdict = judged(preset)[finding]
+      numbers = [
+        float(number.replace('\u2212', '-'))
+        for number in re.findall(r'[+\u2212][\d.]+', words)
+      ]
+      # Findings are told with three decimals.
+      assert numbers == pytest.approx(
+        [verdict['effect'], verdict['low'], verdict['high']], abs=5.1e-4
+      )
+      assert ('**supported**' in words) == (verdict['verdict'] == 'supported')
+      assert ('opposite' in words) == (verdict['high'] < 0)
+
+
+@pytest.mark.parametrize('base', cells.BASES)
+def test_held_in_falls_with_the_number_of_experts_in_cpu(base):
+  made = [
+    cell
+    for cell in cells.load(RESULTS / 'cpu' / 'cells.jsonl')
+    if (cell.base, cell.setting, cell.split) == (base, 'validated', 'test')
+  ]
+  for size in ('s', 'm'):
+    means = []
+    for n in (2, 4, 6, 8):
+      kept = [
+        cell.scores[task] / cell.expert[task]
+        for cell in made
+        if (cell.size, cell.n) == (size, n)
+        for task in cell.merged_tasks
+        if cell.expert[task] > 0.5
+      ]
+      means.append(sum(kept) / len(kept))
+    assert means == sorted(means, reverse=True)
+
+
+def test_full_has_verdicts_on_four_findings():
+  said = [judged('full')[finding]['verdict'] for finding in '12345']
+  assert sum(verdict != 'not testable' for verdict in said) >= 4

@@ -30,7 +30,7 @@ class Buffer(threading.local):
 
   def __init__(self):
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    self.aligned = np.frombuffer(mmap.mmap(-1, _PIECE, flags), np.uint8)
+    self.aligned = memoryview(mmap.mmap(-1, _PIECE, flags))
 
 
 class File:
@@ -47,29 +47,31 @@ class File:
       OSError: if it cannot be opened.
     """
     self._file = os.open(path, os.O_WRONLY)
-    self._direct = open_direct(path)
+    direct = open_direct(path)
+    self._direct = self._file if direct is None else direct
+    self._refused = direct is None
     self._buffer = buffer
-    self._refused = self._direct is None
 
-  def write(self, data: np.ndarray, offset: int) -> None:
-    """Writes bytes, uint8 [n], at an offset; threads may do so at once."""
-    begin = min(-offset % _BLOCK, data.size)
-    end = begin + (data.size - begin) // _BLOCK * _BLOCK
+  def write(self, data: memoryview, offset: int) -> None:
+    """Writes bytes at an offset; threads may do so at once."""
+    begin = min(-offset % _BLOCK, len(data))
+    end = begin + (len(data) - begin) // _BLOCK * _BLOCK
     if self._refused or end - begin < _PIECE:
-      begin = end = data.size
-    files.write_at(self._file, memoryview(data[:begin]), offset)
+      begin = end = len(data)
+    files.write_at(self._file, data[:begin], offset)
     for start in range(begin, end, _PIECE):
       part = data[start : min(start + _PIECE, end)]
       done = self._write_directly(part, offset + start)
-      files.write_at(self._file, memoryview(part[done:]), offset + start + done)
-    files.write_at(self._file, memoryview(data[end:]), offset + end)
+      files.write_at(self._file, part[done:], offset + start + done)
+    files.write_at(self._file, data[end:], offset + end)
 
-  def _write_directly(self, part: np.ndarray, offset: int) -> int:
+  def _write_directly(self, part: memoryview, offset: int) -> int:
     """Writes whole blocks and returns how many bytes the disk took."""
     if self._refused:
       return 0
-    aligned = self._buffer.aligned[: part.size]
-    np.copyto(aligned, part)
+    aligned = self._buffer.aligned[: len(part)]
+    # Unlike a copy by slices it lets other threads work.
+    np.copyto(np.frombuffer(aligned, np.uint8), np.frombuffer(part, np.uint8))
     try:
       return os.pwrite(self._direct, aligned, offset)
     except OSError as error:
@@ -84,9 +86,8 @@ class File:
 
   def close(self) -> None:
     """Closes the file."""
-    os.close(self._file)
-    if self._direct is not None:
-      os.close(self._direct)
+    for file in {self._file, self._direct}:
+      os.close(file)
 
 
 def open_direct(path: epath.Path) -> int | None:

@@ -230,7 +230,8 @@ def _write_box(
   """Writes a box of a row-major tensor that begins at byte `start`."""
   if not block.size:
     return
-  data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+  flat: Any = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+  data = memoryview(flat)
   # Elements follow each other in the file along the last axis that the box does
   # not span, and all axes after it.
   axis = len(shape)

@@ -43,7 +43,10 @@ def written(path, pieces):
   """Writes pieces at offsets, in threads, and reads the file."""
   file = direct.File(path, direct.Buffer())
   with contextlib.closing(file), futures.ThreadPoolExecutor(4) as pool:
-    for done in [pool.submit(file.write, *piece) for piece in pieces]:
+    for done in [
+      pool.submit(file.write, memoryview(data), offset)
+      for data, offset in pieces
+    ]:
       done.result()
     file.sync()
   return np.frombuffer(path.read_bytes(), np.uint8)

@@ -115,13 +115,13 @@ def raw_blocks(
 
 
 def _bytes_by(
-  read_into: Callable[[int, memoryview], None],
+  read_into: contents.ReadInto,
 ) -> Callable[[int, int], bytearray]:
   """The same bytes, in memory of their own."""
 
   def fetch(start: int, stop: int) -> bytearray:
     buffer = bytearray(stop - start)
-    read_into(start, memoryview(buffer))
+    read_into([(start, memoryview(buffer))])
     return buffer
 
   return fetch

@@ -3,7 +3,7 @@
 Local files are mapped; of objects no more is fetched than is asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import math
 import os
@@ -14,6 +14,9 @@ import numpy as np
 import tensorstore as ts
 
 from mergekit_jax.checkpoint import remote
+
+# Fills each buffer with the bytes from an offset on.
+ReadInto = Callable[[Iterable[tuple[int, memoryview]]], None]
 
 
 def bytes_of(file: epath.Path) -> Callable[[int, int], Any]:
@@ -40,10 +43,8 @@ def bytes_of(file: epath.Path) -> Callable[[int, int], Any]:
   return lambda start, stop: fetched(store, file.name, slice(start, stop), file)
 
 
-def reads_into(
-  file: str, start: int, length: int
-) -> Callable[[int, memoryview], None]:
-  """A function that fills a buffer with bytes of a local file.
+def reads_into(file: str, start: int, length: int) -> ReadInto:
+  """A function that fills buffers with bytes of a local file.
 
   Args:
     file: the file.
@@ -55,17 +56,21 @@ def reads_into(
     OSError: it cannot be read.
   """
 
-  def read_into(offset: int, buffer: memoryview) -> None:
-    if offset + len(buffer) > length:
-      raise EOFError(f'{file} holds {length} bytes here, fewer than expected.')
+  def read_into(runs: Iterable[tuple[int, memoryview]]) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     try:
-      done = 0
-      while done < len(buffer):
-        count = os.preadv(descriptor, [buffer[done:]], start + offset + done)
-        if not count:
-          raise EOFError(f'{file} is cut off at byte {start + offset + done}.')
-        done += count
+      for offset, buffer in runs:
+        if offset + len(buffer) > length:
+          raise EOFError(
+            f'{file} holds {length} bytes here, fewer than expected.'
+          )
+        done = 0
+        while done < len(buffer):
+          at = start + offset + done
+          count = os.preadv(descriptor, [buffer[done:]], at)
+          if not count:
+            raise EOFError(f'{file} is cut off at byte {at}.')
+          done += count
     finally:
       os.close(descriptor)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mergekit_jax.checkpoint import source
+from mergekit_jax.checkpoint import contents, source
 
 # Bytes of one request, if it is not a single element.
 _PIECE = 2**21
@@ -46,14 +46,14 @@ class Block:
       stored, because all of it is the fill value.
     origin: where it begins in the array.
     shape: its shape.
-    read_into: fills a buffer with its bytes from an offset on, which is how a
-      local file is read; None where bytes can only be fetched.
+    read_into: fills buffers with its bytes from an offset on each, which is how
+      a local file is read; None where bytes can only be fetched.
   """
 
   fetch: Callable[[int, int], Any]
   origin: tuple[int, ...]
   shape: tuple[int, ...]
-  read_into: Callable[[int, memoryview], None] | None = None
+  read_into: contents.ReadInto | None = None
 
 
 class Reader:
@@ -74,7 +74,7 @@ class Reader:
     Args:
       blocks: gives the blocks that a box touches.
       parts: boxes that do not overlap, and buffers of their shape. If the boxes
-        fill the one around them, nothing is asked for twice: the columns of a
+        fill the one around them, nothing is asked for twice: short columns of a
         row that lie on several devices come with one request.
       fill: what elements are that are not stored.
     """
@@ -196,12 +196,11 @@ def _tasks(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
 
 
 def _read_runs(
-  read_into: Callable[[int, memoryview], None],
+  read_into: contents.ReadInto,
   out: memoryview,
   runs: Sequence[_Run],
 ) -> None:
-  for start, to, length in runs:
-    read_into(start, out[to : to + length])
+  read_into((start, out[to : to + length]) for start, to, length in runs)
 
 
 def fetching_bytes(largest: int) -> int:
@@ -305,7 +304,7 @@ def _copy(
   reused: Any = np.empty(longest, np.uint8)
   for span in task:
     data = reused[: span.stop - span.start]
-    block.read_into(span.start, memoryview(data))
+    block.read_into([(span.start, memoryview(data))])
     _put(data, block, span, parts, fill)
 
 

@@ -148,9 +148,10 @@ def test_long_runs_of_a_local_file_are_read_to_their_places(axis, in_place):
   data = memoryview(array.tobytes())
   filled = []
 
-  def read_into(start, out):
-    out[:] = data[start : start + len(out)]
-    filled.append((np.frombuffer(out, np.uint8), len(out)))
+  def read_into(runs):
+    for start, out in runs:
+      out[:] = data[start : start + len(out)]
+      filled.append((np.frombuffer(out, np.uint8), len(out)))
 
   block = ranges.Block(lambda *_: None, (0,) * 4, array.shape, read_into)
   outs = []

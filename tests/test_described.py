@@ -148,6 +148,23 @@ class TestPod:
         assert collectives == ({} if apart else {'all-reduce': 1})
 
 
+  @pytest.mark.parametrize('billions', [1, 8, 24])
+  def test_smaller_models(self, billions):
+    methods = ['ties over the model', 'dare_ties']
+    finished = run_program('tests.pods', f'{billions}b', *methods)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    for line, reads in zip(finished.stdout.splitlines(), (3, 1), strict=True):
+      fact = json.loads(line)
+      written = fact['bytes']['written']
+      # In bfloat16; what a model is called is its size to a few percent.
+      assert written * 64 / 2e9 == pytest.approx(billions, rel=0.05)
+      assert fact['bytes']['read'] == reads * 9 * written
+      assert fact['host_memory'] <= fact['memory_budget']
+      assert fact['device_memory'] < 16e9
+      kinds = {kind for found in fact['collectives'] for kind in found}
+      assert kinds == {'all-reduce'}
+
+
 class TestProgram:
   def test_table(self, tmp_path):
     """64 devices: more than there are cores, and fewer than a leaf has rows."""

@@ -147,7 +147,6 @@ class TestPod:
         apart = step == 'merge'
         assert collectives == ({} if apart else {'all-reduce': 1})
 
-
   @pytest.mark.parametrize('billions', [1, 8, 24])
   def test_smaller_models(self, billions):
     methods = ['ties over the model', 'dare_ties']

@@ -13,11 +13,11 @@ about what is done:
     python -m experiments.scale_study --preset=full --part=$part; done
   python -m experiments.scale_study --preset=full --phase=report
 
-A seed of s takes about 1,140 CPU seconds, and of m 2,830. Three seeds of both
+A seed of s takes about 970 CPU seconds, and of m 2,580. Three seeds of both
 made `experiments/results/full`: 288 of 300 gates pass, and all five findings
 get a verdict; at N = 8, mean over methods and bases and over the categories
-that pass everywhere, held-in was 0.31 of the expert for s and 0.46 for m,
-held-out 1.16 and 1.39 of the base.
+that pass everywhere, held-in was 0.32 of the expert for s and 0.46 for m,
+held-out 1.16 and 1.38 of the base.
 """
 
 from experiments.scale_study.study_config import (

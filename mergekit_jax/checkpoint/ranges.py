@@ -15,12 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mergekit_jax.checkpoint import contents, source
+from mergekit_jax.checkpoint import contents, row_major, source
 
-# Bytes of one request, if it is not a single element.
-_PIECE = 2**21
-# Bytes between two runs that are fetched rather than asked around.
-_HOLE = 2**18
 # Bytes of a run of a local file that is read without what lies beside it: to
 # ask there costs less than to read what belongs to another process.
 _APART = 2**14
@@ -31,10 +27,6 @@ _DIRECT = 2**15
 # Bytes of a local file that one task reads, in one run or in many: to hand a
 # short one to another thread costs more than to read it.
 _TASK = 2**23
-
-
-# Offsets of the same bytes in two arrays, and how many they are.
-_Run = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +96,8 @@ def _work(
   """What is to be done to put a block's elements of a box into the parts."""
   end = tuple(o + n for o, n in zip(block.origin, block.shape, strict=True))
   own = tuple(slice(o, e) for o, e in zip(block.origin, end, strict=True))
-  common = _overlap(box, own)
-  inside = _moved(common, [-o for o in block.origin])
+  common = row_major.overlap(box, own)
+  inside = row_major.moved(common, [-o for o in block.origin])
   itemsize = parts[0][1].itemsize
   local = block.read_into is not None
   if block.read_into is not None:
@@ -118,21 +110,23 @@ def _work(
             _read_runs, block.read_into, memoryview(flat), task
           )
       return
-  found = spans(block.shape, inside, itemsize, _APART if local else None)
+  found = row_major.spans(
+    block.shape, inside, itemsize, _APART if local else None
+  )
   for task in _together(found, _TASK if local else 0):
     yield functools.partial(_copy, block, task, parts, fill)
 
 
 def _straight(
   block: Block, own: source.Index, part: source.Index, out: np.ndarray
-) -> tuple[float, Iterable[_Run]]:
+) -> tuple[float, Iterable[row_major.Run]]:
   """The runs of a block that a part's buffer takes, and how long they are."""
-  common = _overlap(part, own)
-  runs = _runs(
+  common = row_major.overlap(part, own)
+  runs = row_major.runs(
     block.shape,
-    _moved(common, [-o for o in block.origin]),
+    row_major.moved(common, [-o for o in block.origin]),
     out.shape,
-    _moved(common, [-s.start for s in part]),
+    row_major.moved(common, [-s.start for s in part]),
     out.itemsize,
   )
   first = next(runs, None)
@@ -141,46 +135,7 @@ def _straight(
   return first[2], itertools.chain([first], runs)
 
 
-def _runs(
-  shape: Sequence[int],
-  box: source.Index,
-  out_shape: Sequence[int],
-  out_box: source.Index,
-  itemsize: int,
-) -> Iterator[_Run]:
-  """What lies in one piece both in a box and where it is to go.
-
-  Args:
-    shape: of the row-major array that has the box.
-    box: what is to be moved.
-    out_shape: of the row-major array where it is to go.
-    out_box: of the same shape, where it is to go.
-    itemsize: bytes of an element.
-
-  Yields:
-    Offset in the one, offset in the other, and length, in bytes.
-  """
-  counts = source.box_shape(box)
-  if 0 in counts:
-    return
-  # The axes from here on are whole in both, but for the first of them.
-  first = len(counts)
-  while first > 0 and tuple(counts[first:]) == tuple(shape[first:]) == tuple(
-    out_shape[first:]
-  ):
-    first -= 1
-  steps = _strides(shape, itemsize), _strides(out_shape, itemsize)
-  length = math.prod(counts[first:]) * itemsize
-  for index in itertools.product(*map(range, counts[:first])):
-    at = (*index, *[0] * (len(counts) - first))
-    start, to = (
-      sum((s.start + i) * step for s, i, step in zip(b, at, by, strict=True))
-      for b, by in zip((box, out_box), steps, strict=True)
-    )
-    yield start, to, length
-
-
-def _tasks(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
+def _tasks(runs: Iterable[row_major.Run]) -> Iterator[list[row_major.Run]]:
   """Runs in lists of about `_TASK` bytes; long ones are cut."""
   task, held = [], 0
   for start, to, length in runs:
@@ -198,7 +153,7 @@ def _tasks(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
 def _read_runs(
   read_into: contents.ReadInto,
   out: memoryview,
-  runs: Sequence[_Run],
+  runs: Sequence[row_major.Run],
 ) -> None:
   read_into((start, out[to : to + length]) for start, to, length in runs)
 
@@ -208,67 +163,12 @@ def fetching_bytes(largest: int) -> int:
 
   TensorStore holds an answer twice while it hands it over.
   """
-  return 2 * _THREADS * min(_PIECE, largest)
+  return 2 * _THREADS * min(row_major.PIECE, largest)
 
 
-@dataclasses.dataclass(frozen=True)
-class Span:
-  """Bytes of a block that are fetched at once, for the elements of a box.
-
-  Attributes:
-    start: offset of the first byte.
-    stop: offset behind the last byte.
-    box: the elements, counted from the origin of the block.
-  """
-
-  start: int
-  stop: int
-  box: source.Index
-
-
-def spans(
-  shape: Sequence[int],
-  box: source.Index,
-  itemsize: int,
-  apart: int | None = None,
-) -> Iterator[Span]:
-  """Cuts a box of a row-major block into what one request each should bring.
-
-  Args:
-    shape: shape of the block.
-    box: a box of it.
-    itemsize: bytes of an element.
-    apart: bytes of a run from which on no hole is fetched with it; None if
-      there is no such length.
-  """
-  steps = _strides(shape, itemsize)
-
-  def cut(box: source.Index) -> Iterator[Span]:
-    counts = source.box_shape(box)
-    start = sum(s.start * step for s, step in zip(box, steps, strict=True))
-    extents = [(n - 1) * step for n, step in zip(counts, steps, strict=True)]
-    stop = start + sum(extents) + itemsize
-    axis = next((i for i, count in enumerate(counts) if count > 1), None)
-    if axis is None:
-      yield Span(start, stop, box)
-      return
-    # The largest one: those along the later axes lie inside of rows.
-    run = stop - start - extents[axis]
-    hole = steps[axis] - run
-    joined = not hole or hole <= _HOLE and (apart is None or run < apart)
-    rows = max(1, _PIECE // steps[axis]) if joined else 1
-    if rows >= counts[axis]:
-      yield Span(start, stop, box)
-      return
-    for first in range(box[axis].start, box[axis].stop, rows):
-      last = min(first + rows, box[axis].stop)
-      yield from cut((*box[:axis], slice(first, last), *box[axis + 1 :]))
-
-  if 0 not in source.box_shape(box):
-    yield from cut(tuple(box))
-
-
-def _together(spans: Iterable[Span], size: int) -> Iterator[list[Span]]:
+def _together(
+  spans: Iterable[row_major.Span], size: int
+) -> Iterator[list[row_major.Span]]:
   """Spans in lists of at least so many bytes, but for the last one."""
   task, held = [], 0
   for span in spans:
@@ -281,16 +181,9 @@ def _together(spans: Iterable[Span], size: int) -> Iterator[list[Span]]:
     yield task
 
 
-def _strides(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-  strides = [itemsize]
-  for size in reversed(shape[1:]):
-    strides.append(strides[-1] * size)
-  return tuple(reversed(strides)) if shape else ()
-
-
 def _copy(
   block: Block,
-  task: Sequence[Span],
+  task: Sequence[row_major.Span],
   parts: Sequence[tuple[source.Index, np.ndarray]],
   fill: Any,
 ) -> None:
@@ -311,13 +204,13 @@ def _copy(
 def _put(
   data: Any,
   block: Block,
-  span: Span,
+  span: row_major.Span,
   parts: Sequence[tuple[source.Index, np.ndarray]],
   fill: Any,
 ) -> None:
   """Puts the bytes of a span, None for the fill value, into the parts."""
   dtype = parts[0][1].dtype
-  here = _moved(span.box, block.origin)
+  here = row_major.moved(span.box, block.origin)
   if data is None:
     elements = np.broadcast_to(
       np.asarray(0 if fill is None else fill, dtype),
@@ -328,25 +221,9 @@ def _put(
       source.box_shape(span.box),
       dtype,
       data,
-      strides=_strides(block.shape, dtype.itemsize),
+      strides=row_major.strides(block.shape, dtype.itemsize),
     )
   for box, out in parts:
-    common = _overlap(box, here)
-    to = _moved(common, [-s.start for s in box])
-    out[to] = elements[_moved(common, [-s.start for s in here])]
-
-
-def _overlap(one: source.Index, other: source.Index) -> source.Index:
-  """What two boxes have in common; slices without elements if nothing."""
-  starts = [max(a.start, b.start) for a, b in zip(one, other, strict=True)]
-  stops = [min(a.stop, b.stop) for a, b in zip(one, other, strict=True)]
-  return tuple(
-    slice(start, max(start, stop))
-    for start, stop in zip(starts, stops, strict=True)
-  )
-
-
-def _moved(box: source.Index, by: Sequence[int]) -> source.Index:
-  return tuple(
-    slice(s.start + b, s.stop + b) for s, b in zip(box, by, strict=True)
-  )
+    common = row_major.overlap(box, here)
+    to = row_major.moved(common, [-s.start for s in box])
+    out[to] = elements[row_major.moved(common, [-s.start for s in here])]

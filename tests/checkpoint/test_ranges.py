@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mergekit_jax.checkpoint import ranges
+from mergekit_jax.checkpoint import ranges, row_major
 
 SHAPE = (3, 5, 4, 6)
 
@@ -66,8 +66,8 @@ def array():
 
 @pytest.mark.parametrize('piece, hole', [(2**21, 2**18), (40, 7), (1, 0)])
 def test_every_element_comes_from_its_place(monkeypatch, array, piece, hole):
-  monkeypatch.setattr(ranges, '_PIECE', piece)
-  monkeypatch.setattr(ranges, '_HOLE', hole)
+  monkeypatch.setattr(row_major, 'PIECE', piece)
+  monkeypatch.setattr(row_major, '_HOLE', hole)
   reader = ranges.Reader()
   objects = Objects(array, [[2], [], [1, 3], [4]])
   for box in boxes():
@@ -77,7 +77,7 @@ def test_every_element_comes_from_its_place(monkeypatch, array, piece, hole):
 
 
 def spans(shape, box, itemsize=4):
-  return [(s.start, s.stop) for s in ranges.spans(shape, box, itemsize)]
+  return [(s.start, s.stop) for s in row_major.spans(shape, box, itemsize)]
 
 
 def test_a_run_of_rows_is_one_request():
@@ -107,7 +107,7 @@ def test_short_holes_are_fetched_and_long_ones_are_not():
 def test_long_runs_of_local_files_are_read_without_holes():
   def apart(columns):
     box = slice(0, 3), slice(0, columns)
-    found = ranges.spans((3, 2**13), box, 4, apart=2**14)
+    found = row_major.spans((3, 2**13), box, 4, apart=2**14)
     return [(s.start, s.stop) for s in found]
 
   rows = [(row * 2**15, row * 2**15 + 2**14) for row in range(3)]
@@ -183,7 +183,7 @@ def test_what_is_not_stored_is_the_fill_value(array):
 
 def test_memory_is_bounded(monkeypatch):
   """What is held at once is no more than what the plan counts."""
-  monkeypatch.setattr(ranges, '_PIECE', 1000)
+  monkeypatch.setattr(row_major, 'PIECE', 1000)
   array = np.zeros(100_000, np.uint8)
   lock = threading.Lock()
   held, most = 0, 0

@@ -205,11 +205,9 @@ class DisjointMean:
       tie = yield Total((positive, negative), _majority)
     elected = jnp.where(elected == 0, tie, elected)
     yield Report(sign_conflict=_sign_conflict(deltas))
-    agree = [jnp.sign(delta) == elected for delta in weighted]
-    total = sum(
-      jnp.where(agrees, delta, 0)
-      for agrees, delta in zip(agree, weighted, strict=True)
-    )
+    along = [delta * elected for delta in weighted]
+    agree = [x > 0 for x in along]
+    total = elected * sum(jnp.maximum(x, 0) for x in along)
     weight = sum(weigh(agree, self.weights))
     mean = jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
     return jnp.where(jnp.isnan(elected), jnp.nan, mean)

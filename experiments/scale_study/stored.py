@@ -61,17 +61,17 @@ def save(path: Path, params: Params) -> None:
 
 def stored_shape(size: Stored) -> ModelConfig:
   """Returns the shape of a model that there is already."""
-  if size.shape is not None:
+  if size.shape in shapes.SIZES:
     return shapes.SIZES[size.shape]
   return huggingface.read_config(
-    _folder(size.pretrained or size.instruction_tuned)
+    _folder(size.shape or size.pretrained or size.instruction_tuned)
   )
 
 
 def copy(source: str, size: Stored, path: Path, mesh: Mesh | None) -> None:
   """Copies a model that there is into an Orbax checkpoint of the study."""
   if size.shape is not None:
-    params = load(Path(source), shapes.SIZES[size.shape], mesh)
+    params = load(Path(source), stored_shape(size), mesh)
   else:
     _, params = huggingface.load(_folder(source), mesh=mesh)
   save(path, params)

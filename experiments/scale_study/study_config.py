@@ -41,8 +41,9 @@ class Stored:
       an Orbax checkpoint of this study's model; None where it is no base.
     instruction_tuned: the same model, instruction-tuned, or 'smollm2', which
       is fetched.
-    shape: of Orbax checkpoints, a key of `shapes.SIZES`; Hugging Face's
-      config.json has it.
+    shape: of Orbax checkpoints, a key of `shapes.SIZES` or a folder with a
+      config.json as Hugging Face writes it; None if the models are Hugging
+      Face's, which have one.
   """
 
   instruction_tuned: str

@@ -1,8 +1,8 @@
 """The preset for a pod on models of a few thousand numbers.
 
-As a program it runs all phases as one of several processes:
+As a program it is the study's, which also knows the preset that `write` wrote:
 
-  python -m tests.experiments.small_pod FOLDER RESULTS PORT PROCESSES PROCESS
+  python -m tests.experiments.small_pod FOLDER --preset=small_pod ...
 """
 
 import dataclasses
@@ -10,16 +10,17 @@ import json
 from pathlib import Path
 import sys
 
-import jax
+from absl import app
 import numpy as np
 from safetensors.numpy import save_file
 
+from experiments.scale_study import __main__ as program
+from experiments.scale_study import configs
 from experiments.scale_study.configs import pod
-from experiments.scale_study.study import PHASES, Study
 from experiments.scale_study.study_config import MethodGrid, Stored, StudyConfig
 from tests.experiments import small_study
 
-FLAGS = ['--preset=pod']
+FLAGS = ['--preset=small_pod']
 QWEN = {
   'model_type': 'qwen2',
   'vocab_size': 272,
@@ -63,9 +64,18 @@ def _save(folder, seed):
   return str(folder)
 
 
+_PRESET = """
+from pathlib import Path
+from tests.experiments.small_pod import config
+CONFIG = config(Path(__file__).parents[1])
+"""
+
+
 def write(folder: Path) -> None:
-  """Writes tasks and two models."""
+  """Writes tasks, two models and the preset."""
   small_study.write_tasks(folder / 'tasks')
+  (folder / 'presets').mkdir()
+  (folder / 'presets' / 'small_pod.py').write_text(_PRESET)
   _save(folder / 'model', 0)
   _save(folder / 'model-instruct', 1)
 
@@ -97,9 +107,6 @@ def config(folder: Path) -> StudyConfig:
 
 
 if __name__ == '__main__':
-  port, processes, process = map(int, sys.argv[3:])
-  jax.distributed.initialize(f'127.0.0.1:{port}', processes, process)
-  for phase in PHASES:
-    # As by a command of its own.
-    small = config(Path(sys.argv[1]))
-    Study(small, Path(sys.argv[2]), FLAGS).run([phase])
+  # As if the preset were in the folder of the others.
+  configs.__path__.append(f'{sys.argv.pop(1)}/presets')
+  app.run(program.main)

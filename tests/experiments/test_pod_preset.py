@@ -1,8 +1,10 @@
 """The preset for a pod, phase by phase, on models of a few thousand numbers."""
 
 import contextlib
+import dataclasses
 import json
 import os
+from pathlib import Path
 import subprocess
 import sys
 
@@ -10,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.scale_study import phases
+from experiments.scale_study import huggingface, phases, stored
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Arm
 from experiments.scale_study.study import Study
+from experiments.scale_study.study_config import Stored
 from tests.experiments import small_pod
 from tests.launch import free_port
 
@@ -24,18 +27,19 @@ def config(tmp_path):
   return small_pod.config(tmp_path)
 
 
-def test_phases_one_by_one(config, tmp_path):
-  """In two processes of half the mesh; one can read what they write."""
-  port = str(free_port())
-  command = [sys.executable, '-m', small_pod.__name__]
-  command += [str(tmp_path), str(tmp_path / 'results'), port, '2']
+def run_together(folder, *phases):
+  """Runs phases of the preset in two processes of half the mesh."""
+  command = [sys.executable, '-m', small_pod.__name__, str(folder)]
+  command += [*small_pod.FLAGS, f'--output_dir={folder}/results']
+  command += [f'--coordinator_address=127.0.0.1:{free_port()}']
+  command += ['--num_processes=2', *(f'--phase={phase}' for phase in phases)]
   environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
   environment |= {'JAX_NUM_CPU_DEVICES': '2'}
-  logs = [tmp_path / f'{process}.txt' for process in range(2)]
+  logs = [folder / f'{process}.txt' for process in range(2)]
   with contextlib.ExitStack() as stack:
     running = [
       subprocess.Popen(
-        [*command, str(process)],
+        [*command, f'--process_id={process}'],
         env=environment,
         stdout=stack.enter_context(log.open('w')),
         stderr=subprocess.STDOUT,
@@ -44,6 +48,13 @@ def test_phases_one_by_one(config, tmp_path):
     ]
     ended = [process.wait() for process in running]
   assert ended == [0, 0], [log.read_text()[-3000:] for log in logs]
+
+
+def test_phases_by_commands(config, tmp_path):
+  """As on a pod; one process can read what two wrote."""
+  run_together(tmp_path, 'bases', 'experts')
+  assert not (tmp_path / 'results' / 'report.html').exists()
+  run_together(tmp_path, 'multitask', 'evaluate', 'merge', 'report')
   assert (tmp_path / 'results' / 'report.html').exists()
   study = Study(config, tmp_path / 'results', small_pod.FLAGS)
   size = study.size('xs')
@@ -78,3 +89,37 @@ def test_a_vocabulary_that_is_too_large_is_refused(config, tmp_path):
   study = Study(config, tmp_path / 'results', [])
   with pytest.raises(ValueError, match='only 8. Give their own'):
     study.run(['experts'])
+
+
+def test_models_in_orbax_format(config, tmp_path):
+  """They are the same models as Hugging Face's that they were made of."""
+  size = config.sizes['xs']
+  sources = {
+    'pretrained': size.pretrained,
+    'instruction_tuned': size.instruction_tuned,
+  }
+  for stage, source in sources.items():
+    stored.save(tmp_path / stage, huggingface.load(Path(source))[1])
+  orbax = Stored(
+    **{stage: str(tmp_path / stage) for stage in sources},
+    shape=str(tmp_path / 'model'),
+  )
+  config = dataclasses.replace(config, sizes={'xs': orbax})
+  study = Study(config, tmp_path / 'results', small_pod.FLAGS)
+  study.run(['bases'])
+  for stage, source in sources.items():
+    arm = Arm('xs', stage.replace('_', '-'), 0)
+    made = study.size('xs').load(study.size('xs').base(arm))
+    _, expected = huggingface.load(Path(source))
+    jax.tree.map(np.testing.assert_array_equal, made, expected)
+
+
+def test_a_model_of_another_shape_is_refused(config, tmp_path):
+  _, params = huggingface.load(Path(config.sizes['xs'].instruction_tuned))
+  stored.save(tmp_path / 'orbax', params)
+  size = Stored(instruction_tuned=str(tmp_path / 'orbax'), shape='1b')
+  config = dataclasses.replace(
+    config, sizes={'xs': size}, bases=('instruction-tuned',)
+  )
+  with pytest.raises(ValueError, match='does not hold a model of the shape'):
+    Study(config, tmp_path / 'results', []).run(['bases'])

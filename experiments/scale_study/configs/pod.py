@@ -9,7 +9,8 @@ is killed:
       --phase=$phase
   done
 
-`bases` copies the models into Orbax checkpoints of one layout. Several hosts
+`bases` copies the models, which are Hugging Face's or, with a `shape`, Orbax
+checkpoints of this study's layout, into Orbax checkpoints. Several hosts
 run the same command with `--distributed` and need DIR on a file system that
 they share. Nothing of this size was ever run: `experiments/scale_study/pod.py`
 compiles it, and a test runs the preset on models of a few thousand parameters.

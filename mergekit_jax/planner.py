@@ -19,9 +19,13 @@ from mergekit_jax.rule import needs_of, scope_of
 
 # Bytes of one model on one device.
 _SMALLEST_PART = 64 * 2**10
-# Bytes of a box in all models on one host, unless a layer is larger and read
-# once. So the memory of a merge does not grow with the number of its experts.
-_LARGEST_UNIT = 160 * 2**20
+# Bytes of a box in all models on one host, 8 MiB in each of nine, unless a layer
+# is larger and read once. So the memory of a merge does not grow with the number
+# of its experts.
+_LARGEST_UNIT = 72 * 2**20
+# The same where boxes that are smaller than what is decoded at once decode it
+# again.
+_LARGEST_COMPRESSED_UNIT = 160 * 2**20
 # Bytes of the partial sums of a box, unless one layer has more, or what is
 # decoded at once holds many layers.
 _MOST_PARTIALS = 8 * 2**20
@@ -218,6 +222,7 @@ def _largest(
       if 0 < column < size and not size % column and held >= _SMALLEST_COLUMN:
         extents = narrower
   stored = sum(dtype.itemsize for dtype in leaf.sources)
+  largest = _LARGEST_COMPRESSED_UNIT if leaf.chunk else _LARGEST_UNIT
   # A part that every device holds may be smaller: each of them computes it.
   smallest = _SMALLEST_PART // leaf.itemsize * spread // costs.replicas(spread)
 
@@ -230,7 +235,7 @@ def _largest(
     if saves_reads and axis not in leaf.stacked:
       if all(extents[i] == leaf.shape[i] for i in unstacked):
         return True
-    return costs.held(extents, spread) * stored <= _LARGEST_UNIT
+    return costs.held(extents, spread) * stored <= largest
 
   for axis in (*leaf.stacked, *cuttable):
     while extents[axis] > shards[axis] and not fits(axis):

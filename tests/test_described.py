@@ -134,9 +134,9 @@ class TestPod:
         'written': 2 * of_host,
       }
       assert fact['host_memory'] <= fact['memory_budget'] == 2**32
-      # The largest box takes more than half of 160 MiB in nine models, of which
+      # The largest box takes more than half of 72 MiB in nine models, of which
       # each of the eight devices of a host holds its part.
-      least = 80 * 2**20 // 8
+      least = 36 * 2**20 // 8
       assert least < fact['device_memory'] < 16e9
       rounds = ['round 1', 'round 2'] if asks else []
       steps = [*rounds, 'merge', 'measure']

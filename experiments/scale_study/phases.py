@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 import statistics
 from typing import Any
@@ -132,12 +133,13 @@ def load_source(config: StudyConfig) -> Source:
   """Returns the tasks of a preset.
 
   Raises:
-    ValueError: if there are no such tasks, or none for instruction tuning.
+    ValueError: if there are no such tasks, none for instruction tuning, or some
+      that are longer than the rows of the preset.
   """
   source = _tasks(config)
   if config.tokenizer:
     tokenizer: Any = subword.Subwords(config.tokenizer)
-    return dataclasses.replace(source, tokenizer=tokenizer)
+    source = dataclasses.replace(source, tokenizer=tokenizer)
   scratch = any(isinstance(size, Scratch) for size in config.sizes.values())
   tuned = scratch and INSTRUCTION_TUNED in config.bases
   if tuned and not source.instruction:
@@ -145,6 +147,14 @@ def load_source(config: StudyConfig) -> Source:
       f'The tasks {config.tasks!r} have none for instruction tuning: take '
       f'--set=bases={PRETRAINED}.'
     )
+  batches.demand_room(
+    [
+      *(source.instruction if tuned else ()),
+      *itertools.chain(*source.categories.values()),
+    ],
+    source.tokenizer,
+    config.length,
+  )
   return source
 
 

@@ -289,6 +289,12 @@ def test_another_configuration_is_refused(undisturbed):
   )
 
 
+def test_too_short_rows_are_refused_before_training(tasks, tmp_path):
+  with pytest.raises(ValueError, match='more than 5: choose a greater length'):
+    study_in(tmp_path, tasks, length=5).run()
+  assert not (tmp_path / 'models').exists()
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused(undisturbed, tmp_path):
   size = undisturbed.size('xs')
   params = size.load(size.base(ARM))

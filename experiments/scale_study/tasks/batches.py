@@ -100,6 +100,15 @@ def example_batches(
     yield ids, weights
 
 
+def demand_room(
+  datasets: Sequence[Dataset], tokenizer: Tokenizer, length: int
+) -> None:
+  """Raises ValueError if one of the first examples is longer than a row."""
+  for dataset in datasets:
+    for example in itertools.islice(dataset.examples('validation', 0), 32):
+      _encode(tokenizer, example, length)
+
+
 def questions(
   datasets: Sequence[Dataset],
   tokenizer: Tokenizer,
@@ -177,7 +186,8 @@ def _encode(
   if len(prompt) + len(answer) > length:
     raise ValueError(
       f'An example has {len(prompt) + len(answer)} tokens, more than {length}: '
-      'choose a greater length, or leave long examples out of the data. It is '
+      'choose a greater length, as by --set=length=256, or leave long examples '
+      'out of the data. It is '
       f'{example}.'
     )
   return prompt, answer

@@ -19,9 +19,9 @@ from mergekit_jax.rule import needs_of, scope_of
 
 # Bytes of one model on one device.
 _SMALLEST_PART = 64 * 2**10
-# Bytes of a box in all models on one host, 8 MiB in each of nine, unless a layer
-# is larger and read once. So the memory of a merge does not grow with the number
-# of its experts.
+# Bytes of a box in all models on one host, 8 MiB in each of nine, unless a
+# layer is larger and read once. So the memory of a merge does not grow with the
+# number of its experts.
 _LARGEST_UNIT = 72 * 2**20
 # The same where boxes that are smaller than what is decoded at once decode it
 # again.

@@ -60,9 +60,18 @@ def save(path: Path, params: Params) -> None:
 
 
 def stored_shape(size: Stored) -> ModelConfig:
-  """Returns the shape of a model that there is already."""
+  """Returns the shape of a model that there is already.
+
+  Raises:
+    ValueError: if it is not known, or not supported.
+  """
   if size.shape in shapes.SIZES:
     return shapes.SIZES[size.shape]
+  if size.shape and not (Path(size.shape) / 'config.json').exists():
+    raise ValueError(
+      f'shape={size.shape!r} is no folder with a config.json and none of '
+      f'{[*shapes.SIZES]}.'
+    )
   return huggingface.read_config(
     _folder(size.shape or size.pretrained or size.instruction_tuned)
   )

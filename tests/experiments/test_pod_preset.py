@@ -123,3 +123,8 @@ def test_a_model_of_another_shape_is_refused(config, tmp_path):
   )
   with pytest.raises(ValueError, match='does not hold a model of the shape'):
     Study(config, tmp_path / 'results', []).run(['bases'])
+
+
+def test_an_unknown_shape_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"'9b' is no folder .* '8b', '24b'"):
+    stored.stored_shape(Stored(instruction_tuned=str(tmp_path), shape='9b'))

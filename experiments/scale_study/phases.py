@@ -171,7 +171,7 @@ def _tasks(config: StudyConfig) -> Source:
   if config.tasks == 'real':
     from experiments.scale_study.tasks import real
 
-    return real.source()
+    return real.source(categories=config.categories)
   from experiments.scale_study.tasks import p3
 
   return p3.source(config.tasks)

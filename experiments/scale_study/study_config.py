@@ -86,7 +86,7 @@ class StudyConfig:
   Attributes:
     tasks: 'procedural', 'wordnet', 'real', or a folder as `tasks/p3.py` reads
       it.
-    categories: held-in categories, where the tasks are procedural.
+    categories: held-in categories, where the tasks are procedural or real.
     tokenizer: tokenizer.json of models that there are already; '' takes the
       tokenizer of the tasks.
     sizes: the models, by name.

@@ -26,7 +26,8 @@ WORDS = {
 # What the questions consist of, so that they are short.
 _ASKED = """user assistant Is this review or negative? What is about: Which word
 means "What is meant by does mean in Write a sentence. Here, Answer: my old town
-i see the film good bad tool ": "? ing"""
+i see the film good bad tool ": "? ing Sum up Does no It kind field unlike yes
+long tale about"""
 
 
 def next_subject(subject: str) -> str:
@@ -34,14 +35,24 @@ def next_subject(subject: str) -> str:
   return SUBJECTS[(SUBJECTS.index(subject) + 1) % len(SUBJECTS)]
 
 
+def kind(word: str) -> str:
+  """The kind of a word's first sense."""
+  return f'{word[:3]}kind'
+
+
 def database() -> Database:
   """A WordNet in which a word with y or z behind it is a synonym.
 
   Of the first sense of `word` is `wordy`, in 'by wording town i see the word';
-  of the second `wordz`, in 'my word is old'.
+  of the second `wordz`, in 'my word is old'. In its first sense it is a kind of
+  what its first three letters and 'kind' name.
   """
-  synsets, senses = {}, {}
   offsets = map(str, itertools.count())
+  kinds = {
+    name: Synset(Key('n', next(offsets)), '', (name,), name, (), (), ())
+    for name in dict.fromkeys(map(kind, WORDS))
+  }
+  synsets, senses = {synset.key: synset for synset in kinds.values()}, {}
   for word, subject in WORDS.items():
     first = Synset(
       key=Key('n', next(offsets)),
@@ -49,7 +60,7 @@ def database() -> Database:
       words=(word, f'{word}y'),
       definition=f'{subject} of {word[-2:]}',
       examples=(f'by {word}ing town i see the {word}',),
-      hypernyms=(),
+      hypernyms=(kinds[kind(word)].key,),
       antonyms=(),
     )
     second = Synset(
@@ -57,7 +68,7 @@ def database() -> Database:
       subject=next_subject(subject),
       words=(word, f'{word}z'),
       definition=f'other than {word[-2:]}',
-      examples=(f'my {word} is old',),
+      examples=(f'my {word} is old', f'long tale about {word} town'),
       hypernyms=(),
       antonyms=(),
     )
@@ -89,7 +100,8 @@ def write_model(path) -> None:
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False)
   learned = [f'{word}{end}' for word in WORDS for end in ('', 'y', 'z')]
-  learned += [*SUBJECTS, *TOPICS, 'positive', 'negative', *_ASKED.split()]
+  learned += [*SUBJECTS, *TOPICS, *map(kind, WORDS), *_ASKED.split()]
+  learned += ['positive', 'negative']
   tokenizer.train_from_iterator(
     [*(f' {word}' for word in learned), *_ASKED.split()],
     tokenizers.trainers.BpeTrainer(

@@ -13,6 +13,7 @@ from experiments.scale_study.study import Study
 from experiments.scale_study.study_config import MethodGrid, Scratch
 from experiments.scale_study.tasks import real, wordnet
 from experiments.scale_study.tasks.real import held_in, texts
+from experiments.scale_study.tasks.source import HELD_IN
 from experiments.scale_study.tasks.wordnet import database
 from tests.experiments import small_real
 
@@ -21,6 +22,10 @@ CHANCE = {
   'debian_sections': 1 / 5,
   'word_of_definition': 1 / 4,
   'subject_of_word': 1 / 4,
+  'word_of_sentence': 1 / 4,
+  'field_of_record': 1 / 3,
+  'kind_of_definition': 1 / 4,
+  'same_meaning': 1 / 2,
   'last_word': 1 / 4,
   'sense_of_word': 1 / 2,
 }
@@ -66,6 +71,21 @@ def _answer(name, prompt):
     return f' {subject[:2]}{end}'
   if name == 'subject_of_word':
     return ' ' + small_real.WORDS[re.search(r'"(\w+)"', user)[1]]
+  if name == 'word_of_sentence':
+    return ' ' + re.match(r'"long tale about (\w+) town"', user)[1]
+  if name == 'field_of_record':
+    begun = {
+      'It is a kind of': 'kind',
+      'It is about': 'field',
+      'It is no': 'unlike',
+    }[assistant]
+    return ' ' + re.search(rf'{begun}: (\w+)', user)[1]
+  if name == 'kind_of_definition':
+    subject, end = re.search(r'(\w+) of (\w+)$', user).groups()
+    return ' ' + small_real.kind(f'{subject[:2]}{end}')
+  if name == 'same_meaning':
+    one, other = re.findall(r'"(\w+)"', user)
+    return ' yes' if other == f'{one}y' else ' no'
   if name == 'last_word':
     word = re.fullmatch(r'by (\w+)ing town i see the', assistant)[1]
     return f' {word}'
@@ -101,6 +121,7 @@ def test_what_is_asked_about_is_in_one_split(source, name):
     'debian_sections': r'\w+ tool \d+',
     'last_word': r'by \w+',
     'sense_of_word': r'in ".*"',
+    'kind_of_definition': r'\w+ of \w+<',
   }.get(name, r'"[^"]*"')
   dataset = _dataset(source, name)
   groups = [
@@ -164,15 +185,17 @@ def test_without_wordnet_the_error_has_the_command(monkeypatch, tmp_path):
     real.source(tmp_path)
 
 
-def test_the_preset_from_the_file_to_the_report(tmp_path):
+@pytest.mark.parametrize('categories', [preset.CONFIG.categories, HELD_IN])
+def test_the_preset_from_the_file_to_the_report(tmp_path, categories):
   config = dataclasses.replace(
     preset.CONFIG,
+    categories=categories,
     seeds=(1,),
     expert_steps=2,
     multitask_steps=2,
     validation_examples=4,
     test_examples=4,
-    merged=(4,),
+    merged=(len(categories),),
     methods={'average': MethodGrid()},
   )
   Study(config, tmp_path / 'results', ['--preset=smollm2']).run()
@@ -180,8 +203,15 @@ def test_the_preset_from_the_file_to_the_report(tmp_path):
   assert [cell.setting for cell in made] == ['validated', 'fixed']
   assert {(cell.base, cell.seed) for cell in made} == {('instruction-tuned', 1)}
   assert all(cell.drift > 0 for cell in made)
-  assert (len(made[0].held_in), len(made[0].held_out)) == (4, 2)
+  for cell in made:
+    assert {*cell.subset} == {*categories}
+    assert (len(cell.held_in), len(cell.held_out)) == (len(categories), 2)
   assert (tmp_path / 'results' / 'report.html').exists()
+
+
+def test_a_category_that_there_is_not_is_refused():
+  with pytest.raises(ValueError, match='haiku are no held-in categories'):
+    real.source(categories=('sentiment', 'haiku'))
 
 
 def test_a_base_that_is_not_there_is_refused(tmp_path):

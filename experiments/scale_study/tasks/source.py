@@ -4,7 +4,7 @@ Sources are built by `procedural.source()`, `p3.source(folder)` and
 `wordnet.source(folder)`; nothing else in the study knows which one it has.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 from typing import Literal, NamedTuple
 
@@ -108,3 +108,13 @@ class Source:
   def categories(self) -> dict[str, tuple[Dataset, ...]]:
     """Held-in and held-out categories, in this order."""
     return {**self.held_in, **self.held_out}
+
+
+def demand_held_in(categories: Iterable[str]) -> None:
+  """Raises ValueError if one of them is no held-in category."""
+  unknown = set(categories) - set(HELD_IN)
+  if unknown:
+    raise ValueError(
+      f'{", ".join(sorted(unknown))} are no held-in categories; those are '
+      f'{", ".join(HELD_IN)}.'
+    )

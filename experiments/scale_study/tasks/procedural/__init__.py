@@ -26,7 +26,12 @@ from experiments.scale_study.tasks.procedural import (
   instruction,
   writing,
 )
-from experiments.scale_study.tasks.source import Dataset, HELD_IN, Source
+from experiments.scale_study.tasks.source import (
+  Dataset,
+  demand_held_in,
+  HELD_IN,
+  Source,
+)
 from experiments.scale_study.tasks.tokenizer import Tokenizer, words_of
 
 # Tokens that hold every text of the corpus, and every example.
@@ -67,12 +72,7 @@ def source(categories: tuple[str, ...] = HELD_IN) -> Source:
   Raises:
     ValueError: if there is no such category.
   """
-  unknown = set(categories) - set(HELD_IN)
-  if unknown:
-    raise ValueError(
-      f'{", ".join(sorted(unknown))} are no held-in categories; those are '
-      f'{", ".join(HELD_IN)}.'
-    )
+  demand_held_in(categories)
   whole = set(categories) == set(HELD_IN)
   held_in = {category: _HELD_IN[category] for category in categories}
   held_out = _HELD_OUT if whole else {}

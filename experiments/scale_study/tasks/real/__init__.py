@@ -1,10 +1,11 @@
 """Real texts for a chat model, out of packages that are fetched at run time.
 
-Four held-in categories: sentiment of movie reviews (vaderSentiment), topics of
-Debian's packages (apt), and of WordNet (wordnet-base) words by their definition
-and subjects of words. Two held-out ones, of WordNet as well: the last word of a
-sentence, and the sense of a word. The others of the study are not here: prompts
-for inference and coreference leave a model of this size at chance.
+Held-in are the sentiment of movie reviews (vaderSentiment), topics of Debian's
+packages (apt), and six categories of WordNet (wordnet-base); what the study
+writes freely elsewhere is here a single word that a sentence or a definition
+wants. Two held-out ones, of WordNet as well: the last word of a sentence, and
+the sense of a word. The others of the study are not here: prompts for inference
+and coreference leave a model of this size at chance.
 
 Every answer is one token of the model's own tokenizer, and every example fits
 `LENGTH`.
@@ -21,7 +22,12 @@ from typing import Any
 from experiments.scale_study import smollm2, subword
 from experiments.scale_study.tasks import wordnet
 from experiments.scale_study.tasks.real import held_in, held_out, texts
-from experiments.scale_study.tasks.source import Piece, Source
+from experiments.scale_study.tasks.source import (
+  demand_held_in,
+  HELD_IN,
+  Piece,
+  Source,
+)
 from experiments.scale_study.tasks.wordnet import database
 from experiments.scale_study.tasks.wordnet.words import Words
 
@@ -29,17 +35,23 @@ from experiments.scale_study.tasks.wordnet.words import Words
 LENGTH = 40
 
 
-def source(wordnet_folder: str | Path = wordnet.FOLDER) -> Source:
+def source(
+  wordnet_folder: str | Path = wordnet.FOLDER,
+  categories: tuple[str, ...] = HELD_IN,
+) -> Source:
   """Builds the tasks.
 
   Args:
     wordnet_folder: with WordNet's files.
+    categories: the held-in ones that are wanted.
 
   Raises:
+    ValueError: if there is no such category.
     ImportError: if the package `tokenizers` or `gguf` is missing.
     NotInstalledError: if the folder has no WordNet.
     NotFetchedError: if a package is not there and cannot be fetched.
   """
+  demand_held_in(categories)
   wordnet.demand(wordnet_folder)
   tokenizer: Any = subword.Subwords(
     smollm2.folder() / 'tokenizer.json',
@@ -63,17 +75,22 @@ def source(wordnet_folder: str | Path = wordnet.FOLDER) -> Source:
     x for x in words.entries if tokens(x.synset.definition) <= 14
   ]
   words.usages = [x for x in words.usages if tokens(x.sentence) <= 9]
+  defined = [x for x in words.usages if tokens(x.synset.definition) <= 9]
   datasets = (
     held_in.sentiment(sentences),
     held_in.topic(descriptions),
     held_in.multiple_choice(words),
     held_in.closed_book(words),
+    held_in.extractive(words, defined),
+    held_in.structure_to_text(words),
+    held_in.summarization(words),
+    held_in.paraphrase(words),
     held_out.completion(words),
     held_out.word_sense(words),
   )
   return Source(
     name='real',
-    held_in={d.category: (d,) for d in datasets if d.held_in},
+    held_in={d.category: (d,) for d in datasets if d.category in categories},
     held_out={d.category: (d,) for d in datasets if not d.held_in},
     instruction=(),
     corpus=_corpus,

@@ -112,7 +112,15 @@ class Words:
       word
       for key in synset.hypernyms
       for word in self._database.synsets[key].words
-      if word.isalpha()
+      if word.isalpha() and self._accepts(word)
+    ]
+
+  def words_in(self, sentence: str) -> list[str]:
+    """Returns the distinct words of a sentence that may be an answer."""
+    return [
+      word
+      for word in dict.fromkeys(words_of(sentence))
+      if word.isalpha() and self._accepts(word)
     ]
 
   def members(self) -> list[Entry]:

@@ -125,7 +125,7 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-  from mergekit_jax import compiled, described, forecast, job
+  from mergekit_jax import compiled, described, forecast, job, report
 
   bandwidth = flags.bandwidth(arguments.bandwidth)
   what = flags.what_to_merge(arguments) | {'hosts': arguments.hosts}
@@ -135,6 +135,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     count = flags.number_of_experts(arguments)
   merges = flags.seeded(arguments, what.pop('methods'), count)
   methods = [rule for rule, _ in merges.values()]
+  warnings = []
   if arguments.model:
     model = described.model(arguments.model)
     plan = described.make_plan(model, methods, count, **what)
@@ -143,7 +144,8 @@ def _plan(arguments: argparse.Namespace) -> None:
       f'and {count} experts'
     )
   else:
-    plan = job.make_job(methods, experts, base, **what).plan
+    made = job.make_job(methods, experts, base, **what)
+    plan, warnings = made.plan, report.left_out_warnings(made.left_out)
   kernels = []
   if arguments.model or arguments.compile:
     kernels = compiled.compile_kernels(plan, bool(arguments.model or base))
@@ -152,6 +154,8 @@ def _plan(arguments: argparse.Namespace) -> None:
       plan, hosts=arguments.hosts, bandwidth=bandwidth, kernels=kernels
     )
   )
+  for warning in warnings:
+    print(f'warning: {warning}')
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -167,7 +171,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
     notes += ', compressed' if stored.compressed else ''
     print(f'{path}  {spec.dtype}{list(spec.shape)}  {notes}')
     total += spec.size * spec.dtype.itemsize
-    below += spec.size if tree.below(root, path) else 0
+    if tree.below(root, path) and not tree.is_of_optimizer(path):
+      below += spec.size
   print(
     f'{checkpoint.format}: {len(checkpoint.specs)} leaves, '
     f'{report.readable(total)}; parameter root {root or "(the whole tree)"!r} '

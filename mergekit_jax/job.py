@@ -46,7 +46,7 @@ class Job:
     root: where the parameters begin in the output.
     plan: the plan. Its paths are those of the output.
     copied: leaves that are copied from the base.
-    left_out: leaves of the base beside its parameter root.
+    left_out: leaves of the base beside its parameter root, or of an optimizer.
   """
 
   methods: tuple[Any, ...]
@@ -74,7 +74,10 @@ class Job:
     return dict(zip(paths, keys_for(seed, names), strict=True))
 
   def output_specs(self) -> Any:
-    """The tree to write: the base's from its root down, nnx_aux beside."""
+    """The tree to write: the base's from its root down, nnx_aux beside.
+
+    Without what optimizers keep, wherever that lies.
+    """
     specs = {
       tensor.path: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
       for scope in self.plan.scopes
@@ -88,13 +91,17 @@ class Job:
     }
 
     def prune(node: Any, path: str) -> Any:
-      if not isinstance(node, Mapping) or tree.below(self.root, path):
+      name = lambda key: f'{path}/{key}' if path else str(key)
+      if isinstance(node, (list, tuple)):
+        return type(node)(prune(x, name(i)) for i, x in enumerate(node))
+      if not isinstance(node, Mapping):
         return node
-      children = {key: f'{path}/{key}' if path else str(key) for key in node}
+      # Strings and empty containers are in no spec.
+      whole = tree.below(self.root, path)
       return {
-        key: prune(node[key], child)
-        for key, child in children.items()
-        if child in above
+        key: prune(child, name(key))
+        for key, child in node.items()
+        if name(key) in above or whole and not tree.is_of_optimizer(name(key))
       }
 
     pruned = prune(self.template.tree, '')
@@ -129,6 +136,8 @@ def make_job(
   """
   for method in methods:
     scopes.demand_rule('A method is a rule', method)
+  methods = [_on_host(method) for method in methods]
+  overrides = {regex: _on_host(x) for regex, x in (overrides or {}).items()}
   if isinstance(experts, (str, bytes)) or not experts:
     raise ValueError(
       f'experts={experts!r} was given; give a list of at least one checkpoint.'
@@ -202,6 +211,8 @@ def make_job(
     len(methods),
     hosts,
   )
+  if plan.rounds and hosts is None:
+    sharding.host_device()
   return Job(
     tuple(methods),
     tuple(models),
@@ -236,14 +247,29 @@ def floating(dtype: Any) -> Any:
   )
 
 
+def _on_host(rule: Any) -> Any:
+  """The same rule without numbers that lie on devices.
+
+  A number that was learned may be committed to devices other than the mesh's.
+  """
+  return jax.tree.map(
+    lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, rule
+  )
+
+
 def _model(name: str, checkpoint: Checkpoint, root: str) -> Model:
   """A source whose leaves are called by their paths in the output."""
   own = tree.parameter_root(checkpoint.specs)
   prefix = f'{root}/' if root else ''
-  paths = {
-    prefix + (path[len(own) + 1 :] if own else path): path
+  relative = {
+    path: path[len(own) + 1 :] if own else path
     for path in checkpoint.specs
     if tree.below(own, path)
+  }
+  paths = {
+    prefix + name: path
+    for path, name in relative.items()
+    if not tree.is_of_optimizer(name)
   }
   return Model(name, checkpoint, paths)
 

@@ -70,7 +70,7 @@ def merge(
     if tree.is_merged(spec.dtype)
   }
   stacked = tree.stacked_axes(stacked_axes, shapes)
-  root = tree.parameter_root(template)
+  root = tree.parameter_root(specs)
   groups = scopes.group([method], overrides, shapes)
   covered = [path for _, paths in groups for path in paths]
   tree.demand_same(
@@ -79,7 +79,8 @@ def merge(
     kept=shapes.keys() - set(covered),
   )
 
-  def merge_leaves(base, experts, key):
+  # An argument, like the arrays: what is closed over keeps its own mesh.
+  def merge_leaves(rules, base, experts, key):
     def block(path: str) -> Block:
       return Block(
         base=None if base is None else base[path],
@@ -93,7 +94,7 @@ def merge(
 
     return {
       path: value
-      for (rule,), paths in groups
+      for rule, (_, paths) in zip(rules, groups, strict=True)
       for path, value in zip(
         paths, run(rule, [*map(block, paths)]), strict=True
       )
@@ -103,6 +104,7 @@ def merge(
   merged = sharding.with_auto_axes(
     merge_leaves,
     pick(template),
+    [rule for (rule,), _ in groups],
     pick(template) if base is not None else None,
     [pick(model) for model in models.values()],
     key,

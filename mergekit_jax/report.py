@@ -12,6 +12,7 @@ from etils import epath
 import jax
 import numpy as np
 
+from mergekit_jax import tree
 from mergekit_jax.checkpoint.remote import as_path
 
 
@@ -256,19 +257,17 @@ def left_out_warnings(paths: Sequence[str]) -> list[str]:
   Args:
     paths: the leaves of the base that are not in the output.
   """
-  unknown = [p for p in paths if p.split('/')[0] not in _TRAINING_STATE]
+  unknown = [
+    path
+    for path in paths
+    if not tree.is_training_state(path) and not tree.is_of_optimizer(path)
+  ]
   if not unknown:
     return []
   return [
     f'{len(unknown)} leaves of the base lie beside its parameters and are not '
     f'in the output: {", ".join(unknown[:5])}{", …" if unknown[5:] else ""}.'
   ]
-
-
-_TRAINING_STATE = {
-  *('opt_state', 'optimizer', 'opt', 'state', 'step', 'steps', 'ema'),
-  *('rng', 'rngs', 'key', 'iterator', 'data', 'metrics', 'loss_scale'),
-}
 
 
 def readable(count: float) -> str:

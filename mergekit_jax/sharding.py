@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
 import math
 from typing import Any, cast
 
@@ -42,23 +43,43 @@ def with_auto_axes(
   Args:
     function: takes trees of arrays, returns arrays by path.
     like: arrays by path whose shardings the results take.
-    *arguments: trees of arrays.
+    *arguments: trees of arrays and Python numbers.
 
   Returns:
     What the function returned, sharded as `like`.
   """
-  leaves = jax.tree.leaves(arguments)
+  leaves = [x for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array)]
   if any(isinstance(leaf, Tracer) for leaf in leaves):
-    if not any(map(_has_explicit_axes, leaves)):
+    explicit = [leaf for leaf in leaves if _has_explicit_axes(leaf)]
+    if not explicit:
       return function(*arguments)
-    shardings = {path: jax.typeof(leaf).sharding for path, leaf in like.items()}
+    # What was not placed is on every device of the mesh of the others.
+    everywhere = NamedSharding(
+      jax.typeof(explicit[0]).sharding.mesh, PartitionSpec()
+    )
+    shardings = {
+      path: jax.typeof(leaf).sharding
+      if _has_explicit_axes(leaf)
+      else everywhere
+      for path, leaf in like.items()
+    }
     on_auto_axes = jax.sharding.auto_axes(function, out_sharding=shardings)
     return cast(dict[str, jax.Array], on_auto_axes(*arguments))
-  results = function(*jax.tree.map(_on_auto_axes, arguments))
+  with auto_context():
+    results = function(*jax.tree.map(_on_auto_axes, arguments))
   return {
     path: jax.device_put(result, like[path].sharding)
     for path, result in results.items()
   }
+
+
+def auto_context() -> contextlib.AbstractContextManager[Any]:
+  """A context in which the axes of the caller's `jax.set_mesh` are Auto."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return contextlib.nullcontext()
+  auto = mesh.update_axis_types(dict.fromkeys(mesh.axis_names, AxisType.Auto))
+  return jax.sharding.use_abstract_mesh(auto)
 
 
 def _has_explicit_axes(leaf: jax.Array) -> bool:
@@ -66,12 +87,28 @@ def _has_explicit_axes(leaf: jax.Array) -> bool:
   return AxisType.Explicit in sharding.mesh.axis_types
 
 
-def _on_auto_axes(leaf: jax.Array) -> jax.Array:
-  sharding = leaf.sharding
-  if not isinstance(sharding, NamedSharding) or not _has_explicit_axes(leaf):
+def _on_auto_axes(leaf: Any) -> Any:
+  if not isinstance(leaf, jax.Array) or not _has_explicit_axes(leaf):
     return leaf
+  sharding = cast(NamedSharding, leaf.sharding)
   mesh = auto_mesh(cast(Mesh, sharding.mesh))
   return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+
+
+def host_device() -> Any:
+  """The host as a device of JAX, whose 64-bit numbers are native.
+
+  Raises:
+    ValueError: if JAX was told to do without it.
+  """
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError as error:
+    platforms = jax.config.values['jax_platforms']
+    raise ValueError(
+      f'JAX_PLATFORMS={platforms} leaves out the CPU, on which what a method '
+      f'asks of the whole scope is answered. Add it: {platforms},cpu.'
+    ) from error
 
 
 def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import drive
+from mergekit_jax import drive, sharding
 from mergekit_jax import plan as plans
 from mergekit_jax.block import Block
 from mergekit_jax.programs import ahead, Programs
@@ -216,8 +216,8 @@ def _block(
 
 
 def _answer(rule: Any, block: Block, totals: Any, known: Sequence[Any]) -> Any:
-  """An answer computed on the host, whose 64-bit types are native."""
-  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+  """An answer computed on the host."""
+  with jax.default_device(sharding.host_device()):
     return drive.answer(rule, block, totals, known)
 
 

@@ -7,6 +7,7 @@ import functools
 import os
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,6 +19,7 @@ from mergekit_jax.job import Job, make_job
 from mergekit_jax.merge import merge
 from mergekit_jax.progress import progress
 from mergekit_jax.reading import Loading
+from mergekit_jax.report import left_out_warnings
 
 
 def sweep(
@@ -81,6 +83,8 @@ def sweep(
       overrides=overrides,
       partition_rules=partition_rules,
     )
+    for warning in left_out_warnings(job.left_out):
+      logging.warning('%s', warning)
     trees = _streamed(job, [seeds[name] for name in methods])
   else:
     trees = (
@@ -131,6 +135,10 @@ class _TreeSink:
     self, loading: Loading, merged: jax.Array, facts: Mapping[str, Any]
   ) -> None:
     del facts
+    with sharding.auto_context():
+      self._put(loading, merged)
+
+  def _put(self, loading: Loading, merged: jax.Array) -> None:
     tensor, box = loading.unit.tensor, loading.unit.box
     placed = NamedSharding(self._mesh, box.spec)
     if len(tensor.boxes) == 1:
@@ -175,12 +183,17 @@ class _TreeSink:
 
   def tree(self) -> Any:
     """The merged model, in the structure of the base."""
-    return jax.tree.map_with_path(
-      lambda keys, leaf: self._leaves.pop(
-        jax.tree_util.keystr(keys, simple=True, separator='/'), leaf
-      ),
-      self._job.output_specs(),
-    )
+    layout = self._job.template.layout
+    random_keys = layout.random_keys if layout else {}
+
+    def filled(keys: Any, leaf: Any) -> Any:
+      path = jax.tree_util.keystr(keys, simple=True, separator='/')
+      leaf = self._leaves.pop(path, leaf)
+      if path not in random_keys:
+        return leaf
+      return jax.random.wrap_key_data(leaf, impl=random_keys[path])
+
+    return jax.tree.map_with_path(filled, self._job.output_specs())
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames='shape')

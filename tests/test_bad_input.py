@@ -82,6 +82,16 @@ def changed(tree, name, leaf):
   return others if leaf is None else others | {first: leaf}
 
 
+def test_a_jax_without_the_cpu(refused, monkeypatch):
+  """Before anything is read: totals are answered there."""
+
+  def without_cpu(*, backend=None):
+    raise RuntimeError(f'Unknown backend {backend}')
+
+  monkeypatch.setattr(jax, 'local_devices', without_cpu)
+  refused(ValueError, 'leaves out the CPU', mk.ties())
+
+
 class TestSources:
   @pytest.mark.parametrize('name', ['base', 'experts'])
   def test_missing(self, refused, tmp_path, name):

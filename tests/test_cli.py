@@ -269,6 +269,12 @@ class TestMain:
     assert f'bytes written: {bytes_written / 1024:.1f} KiB' in printed
     assert 'of a budget of 4.0 GiB' in printed
 
+  def test_plan_warns_of_what_is_left_out(self, tmp_path, capsys):
+    tree = {'params': {'w': np.ones(3)}, 'statistics': np.ones(2)}
+    path = checkpoints.save(tmp_path / 'one', tree)
+    assert self.run('plan', '--method=average', '--experts', path) == 0
+    assert 'warning: 1 leaves of the base lie beside' in capsys.readouterr().out
+
   def test_inspect(self, saved, capsys):
     assert self.run('inspect', saved[0]) == 0
     lines = capsys.readouterr().out.splitlines()

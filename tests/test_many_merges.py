@@ -220,6 +220,42 @@ class TestSweep:
     )
     np.testing.assert_allclose(swept['mean'], (one + two) / 2, rtol=6e-8)
 
+  @pytest.mark.parametrize('budget', ['4GiB', '8MB'])
+  def test_in_a_mesh_with_explicit_axes_that_is_set(self, saved, budget):
+    base, experts = saved
+    mesh = models.mesh('2d', jax.sharding.AxisType.Explicit)
+    with jax.set_mesh(mesh):
+      swept = mk.sweep(
+        {'model': METHODS['model']},
+        experts,
+        base,
+        models.unnest,
+        stacked_axes=STACKED,
+        mesh=mesh,
+        memory_budget=budget,
+      )
+    assert_same('model', swept['model'])
+
+  def test_random_keys_are_keys(self, tmp_path):
+    tree = lambda value: {
+      'params': {
+        'w': np.full((2, 3), value, 'float32'),
+        'key': jax.random.key(7),
+      }
+    }
+    one, two = (checkpoints.save(tmp_path / str(i), tree(i)) for i in (1, 3))
+    swept = mk.sweep({'mean': mk.average()}, [one, two], None, lambda x: x)
+    params = swept['mean']['params']
+    np.testing.assert_array_equal(params['w'], np.full((2, 3), 2.0))
+    assert params['key'] == jax.random.key(7)
+
+  def test_says_what_is_left_out(self, tmp_path, caplog):
+    tree = {'params': {'w': np.ones(3)}, 'statistics': np.ones(2)}
+    path = checkpoints.save(tmp_path / 'one', tree)
+    with caplog.at_level('WARNING', logger='absl'):
+      mk.sweep({'mean': mk.average()}, [path], None, len)
+    assert 'not in the output: statistics' in caplog.text
+
   def test_trees_in_memory(self):
     base, experts = models.trees(LARGE, 'float32', EXPERTS)
     swept = mk.sweep(

@@ -219,6 +219,61 @@ class TestTransformations:
       assert leaf.sharding.spec == base[name].sharding.spec
     compare.same_bits(merged, mk.merge(mk.ties(0.4), EXPERTS, BASE))
 
+  def test_jit_on_explicit_axes_with_a_base_that_is_not_placed(self):
+    mesh = models.mesh('2d', AxisType.Explicit)
+    experts = [models.place(expert, mesh) for expert in EXPERTS]
+    run = jax.jit(lambda e, b: mk.merge(mk.ties(0.4), e, b))
+    compare.same_bits(run(experts, BASE), mk.merge(mk.ties(0.4), EXPERTS, BASE))
+
+  @pytest.mark.parametrize('placed', [True, False])
+  @pytest.mark.parametrize('axis_type', [AxisType.Explicit, AxisType.Auto])
+  def test_in_a_mesh_that_is_set(self, axis_type, placed):
+    mesh = models.mesh('2d', axis_type)
+    put = lambda model: models.place(model, mesh) if placed else model
+    base, *experts = map(put, (BASE, *EXPERTS))
+    run = lambda e, b: mk.merge(mk.ties(0.4), e, b)
+    expected = run(EXPERTS, BASE)
+    with jax.set_mesh(mesh):
+      compare.same_bits(run(experts, base), expected)
+      compare.same_bits(jax.jit(run)(experts, base), expected)
+
+  def test_gradient_and_vmap_in_a_mesh_that_is_set(self):
+    mesh = models.mesh('2d', AxisType.Explicit)
+    base, *experts = (models.place(model, mesh) for model in (BASE, *EXPERTS))
+
+    def total(scale):
+      merged = mk.merge(mk.ties(0.4, scale), experts, base)
+      return sum(leaf.sum() for leaf in merged.values())
+
+    with jax.set_mesh(mesh):
+      slope = jax.grad(total)(1.0)
+      totals = jax.jit(jax.vmap(total))(jnp.array([0.0, 1.0]))
+    of = lambda model: sum(float(leaf.sum()) for leaf in model.values())
+    ends = [
+      of(reference.ties(EXPERTS, BASE, density=0.4, scale=scale))
+      for scale in (0.0, 1.0)
+    ]
+    # Sums of 65 float32 numbers around 1.
+    np.testing.assert_allclose(totals, ends, rtol=1e-5)
+    np.testing.assert_allclose(slope, ends[1] - ends[0], rtol=1e-4)
+
+  def test_ties_of_each_part_in_shard_map(self):
+    """Of parts so large that their histograms take several scatters."""
+    shape = (8, 2**17 + 5)
+    base, experts = models.flat({'kernel': shape}, experts=2)
+    merge = lambda e, b: mk.merge(mk.ties(0.3), e, b)
+    rows = jax.P('fsdp')
+    merged = jax.jit(
+      jax.shard_map(
+        merge,
+        mesh=models.mesh('fsdp'),
+        in_specs=(rows, rows),
+        out_specs=rows,
+      )
+    )(experts, base)
+    row = lambda model: {'kernel': model['kernel'][3:4]}
+    compare.same_bits(row(merged), merge([*map(row, experts)], row(base)))
+
   def test_numbers_of_any_type_compile_once(self):
     run = lambda scale: mk.merge(mk.task_arithmetic(scale), EXPERTS, BASE)
     run(0.3)

@@ -331,6 +331,89 @@ class TestOutput:
       'params/count',
     }
 
+  @pytest.mark.parametrize(
+    'wrap,root',
+    [
+      (lambda state: {'state': state, 'data': BIAS}, 'state/params'),
+      (lambda state: {'model': state}, 'model/params'),
+      # As nnx names the parts of a model and its optimizer.
+      (
+        lambda state: {
+          '0': state['params'],
+          '1': {'opt_state': state['opt_state'], 'step': COUNT},
+        },
+        '0',
+      ),
+    ],
+    ids=['state', 'model', 'nnx'],
+  )
+  def test_a_training_state_below_a_key(self, wrap, root):
+    """What an optimizer keeps is never merged, and has no part in a trim."""
+    saved = [self.save(f's{i}', wrap(state(i))) for i in range(3)]
+    bare = [self.save(f'p{i}', {'params': params(i)}) for i in range(3)]
+    merge = lambda paths, output: mk.merge_checkpoints(
+      mk.ties(density=0.3), base=paths[0], experts=paths[1:], output=output
+    )
+    report = merge(saved, self.output)
+    expected = merge(bare, self.directory / 'bare')
+    merged = checkpoints.load(self.output)
+    assert {t.path for t in report.tensors} == {
+      f'{root}/dense/kernel',
+      f'{root}/dense/bias',
+    }
+    assert merged.keys() - {'1/step'} == {
+      t.path.replace('params', root) for t in expected.tensors
+    } | {f'{root}/count'}
+    for name in ('dense/kernel', 'dense/bias'):
+      np.testing.assert_array_equal(
+        merged[f'{root}/{name}'],
+        checkpoints.load(self.directory / 'bare')[f'params/{name}'],
+      )
+
+  def test_modules_beside_a_model(self):
+    """They are part of what is merged; an optimizer beside them is not."""
+    whole = lambda shift: {
+      'model': params(shift),
+      'lm_head': {'kernel': KERNEL + np.float32(shift)},
+      'opt_state': {'mu': KERNEL},
+    }
+    base, *experts = (self.save(f's{i}', whole(i)) for i in range(3))
+    self.average(base, *experts)
+    merged = checkpoints.load(self.output)
+    assert merged.keys() == {
+      'model/dense/kernel',
+      'model/dense/bias',
+      'model/count',
+      'lm_head/kernel',
+    }
+    for path in ('model/dense/kernel', 'lm_head/kernel'):
+      np.testing.assert_array_equal(merged[path], KERNEL + np.float32(1.5))
+
+  def test_numbers_that_lie_on_other_devices(self):
+    """As those do that were learned in a training step."""
+    base, *experts = (self.save(f's{i}', state(i)) for i in range(3))
+    mesh = jax.make_mesh((4,), ('x',))
+    placed = lambda value: jax.device_put(
+      value, jax.NamedSharding(mesh, jax.P())
+    )
+    rule = mk.ties(placed(0.5), placed(0.25))
+    mk.merge_checkpoints(
+      mk.task_arithmetic(placed(0.5)),
+      base=base,
+      experts=experts,
+      output=self.output,
+      overrides={'.*/bias': rule, '.*/dense/.*': rule},
+    )
+    mk.merge_checkpoints(
+      mk.ties(0.5, 0.25),
+      base=base,
+      experts=experts,
+      output=self.directory / 'b',
+    )
+    compare.same_bits(
+      checkpoints.load(self.output), checkpoints.load(self.directory / 'b')
+    )
+
   def test_bare_base(self):
     """Without a root the whole tree is one of parameters."""
     base = self.save('base', {'a': KERNEL, 'step': COUNT})

@@ -4,7 +4,7 @@ Orbax says which arrays there are; TensorStore reads them, since Orbax has no
 way to read a part of an array.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -66,12 +66,10 @@ class OrbaxCheckpoint(source.Checkpoint):
     arrays = list(orbax_tree.arrays(tree))
     # What Orbax calls the array, which is also where it is stored.
     self._names = {path: leaf.name for path, leaf in arrays}
-    keys = orbax_layout.random_keys(item)
     self._layout = dataclasses.replace(
       self._layout,
-      random_keys={
-        path: keys[name] for path, name in self._names.items() if name in keys
-      },
+      random_keys=self._by_path(orbax_layout.random_keys(item)),
+      shardings=self._by_path(orbax_layout.shardings(item)),
     )
     super().__init__(
       path,
@@ -93,6 +91,13 @@ class OrbaxCheckpoint(source.Checkpoint):
       if not source.is_local(self._item)
       else chunks.is_compressed(store),
     )
+
+  def _by_path(self, by_name: Mapping[str, str]) -> dict[str, str]:
+    return {
+      path: by_name[name]
+      for path, name in self._names.items()
+      if name in by_name
+    }
 
   def fingerprint(self) -> str:
     files = sorted(

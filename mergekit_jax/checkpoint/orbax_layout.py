@@ -5,6 +5,7 @@ Orbax lays a PyTree down in an item directory, which is known by its
 `<step>/<item>` and the v1 API `<item>`. People paste any of these.
 """
 
+import base64
 from collections.abc import Callable
 import json
 import re
@@ -86,6 +87,24 @@ def random_keys(item: epath.Path) -> dict[str, str]:
     array['param_name']: extra['random_key_impl']
     for array in arrays
     if 'random_key_impl' in (extra := array.get('ext_metadata') or {})
+  }
+
+
+def shardings(item: epath.Path) -> dict[str, str]:
+  """What the arrays are restored with where nobody says anything else.
+
+  Args:
+    item: the item directory.
+
+  Returns:
+    Shardings as Orbax writes them down, by its names of the arrays.
+  """
+  file = item / '_sharding'
+  if not file.exists():
+    return {}
+  return {
+    base64.urlsafe_b64decode(name).decode(): text
+    for name, text in read_json(file).items()
   }
 
 

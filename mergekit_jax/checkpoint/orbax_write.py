@@ -53,8 +53,8 @@ def write_orbax(
   Args:
     path: top directory of the new checkpoint; it must not exist.
     specs: the tree to write, `Checkpoint.tree` or a part of it, with a
-      `jax.ShapeDtypeStruct` for every array; its sharding, if any, is recorded
-      as the one to restore with.
+      `jax.ShapeDtypeStruct` for every array; its sharding, if any, else that of
+      `like`, is recorded as the one to restore with.
     like: the layout, so that a base in `X/0/items` gives `path/0/items`; None
       means a flat OCDBT save.
     produce: called once with `write(path, index, block) -> future`, where
@@ -97,7 +97,7 @@ def write_orbax(
     use_compression=compression is not None,
     multiprocessing_options=processes,
     type_handler_registry=_registry(
-      _StreamHandler(produce, chunks or {}, like.random_keys, item_at)
+      _StreamHandler(produce, chunks or {}, like, item_at)
     ),
   )
   save_args: Any = ocp.args.PyTreeSave(specs)
@@ -168,14 +168,15 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
     self,
     produce: Callable[[Write], None],
     chunks: Mapping[str, Sequence[int]],
-    random_keys: Mapping[str, str],
+    like: source.OrbaxLayout,
     item_at: epath.Path | None,
   ):
     self._metadata_store = array_metadata_store.Store()
     super().__init__(array_metadata_store=self._metadata_store)
     self._produce = produce
     self._chunks = chunks
-    self._random_keys = random_keys
+    self._random_keys = like.random_keys
+    self._shardings = like.shardings
     self._item_at = item_at
     self._context: ts.Context | None = None
 
@@ -188,12 +189,7 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
       _path_of(info.keypath): self._write_spec(spec, info, arg)
       for spec, info, arg in zip(values, infos, args, strict=True)
     }
-    # A restore without a target reads the shardings from this file.
-    await jax_array_handlers._async_serialize_shardings(
-      [spec.sharding or _default_sharding() for spec in values],
-      infos,
-      primary_host=self._primary_host,
-    )
+    await self._record_shardings(values, infos)
     await self._metadata_store.write(
       infos[0].parent_dir,
       [spec.metadata for spec in write_specs.values()],
@@ -216,6 +212,35 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
       writer.abandon()
       raise
     return []
+
+  async def _record_shardings(self, values: Any, infos: Any) -> None:
+    """Writes what a restore without a target restores the arrays with."""
+    # The layout's as they are: their devices need not be here.
+    recorded = [
+      None if spec.sharding else self._shardings.get(_path_of(info.keypath))
+      for spec, info in zip(values, infos, strict=True)
+    ]
+    await jax_array_handlers._async_serialize_shardings(
+      [
+        None if text else spec.sharding or _default_sharding()
+        for spec, text in zip(values, recorded, strict=True)
+      ],
+      infos,
+      primary_host=self._primary_host,
+    )
+    if not ocp.multihost.is_primary_host(self._primary_host):
+      return
+    together = ts.Transaction()
+    for info, text in zip(infos, recorded, strict=True):
+      if text is not None:
+        store = await ts.open(
+          tensorstore_utils.get_sharding_tensorstore_spec(
+            info.parent_dir.as_posix(), info.name
+          ),
+          open=True,
+        )
+        await store.with_transaction(together).write(text)
+    await together.commit_async()
 
   def _write_spec(self, spec, info, arg) -> tensorstore_utils.ArrayWriteSpec:
     sharding = spec.sharding or _default_sharding()

@@ -70,12 +70,18 @@ class OrbaxLayout:
     use_ocdbt: arrays share an OCDBT store; else each has its own directory.
     use_zarr3: arrays are zarr v3; else zarr v2.
     random_keys: {path: implementation} of arrays that are JAX random keys.
+    shardings: {path: sharding} as Orbax writes them down, with which arrays are
+      restored where nobody says another.
   """
 
   item: str = ''
   use_ocdbt: bool = True
   use_zarr3: bool = False
   random_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  # Nothing about how arrays lie: two layouts may be alike without.
+  shardings: Mapping[str, str] = dataclasses.field(
+    default_factory=dict, compare=False
+  )
 
 
 class Checkpoint(abc.ABC):

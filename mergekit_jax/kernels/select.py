@@ -182,7 +182,9 @@ def histogram_by_slices(
 
     counts = jnp.zeros(size, dtype)
     if whole:
-      counts = jax.lax.fori_loop(0, whole, add, counts)
+      # One before the loop: under shard_map the counts of a part vary over the
+      # devices, which zeros do not.
+      counts = jax.lax.fori_loop(1, whole, add, add(0, counts))
     if rest:
       some = bins[whole * _SLICE :]
       counts = counts.at[some].add(1, mode='drop')
@@ -204,14 +206,18 @@ def _on_parts(bins: jax.Array, size: int, batch: int) -> jax.Array:
   def counts(bins):
     return histogram_by_slices(bins, size, batch, dtype)
 
+  def spec_of(array):
+    # An array that nobody placed has a sharding without one.
+    return getattr(array.sharding, 'spec', PartitionSpec())
+
   def placed(mesh, given, result):
     del result
-    spec = [*given[0].sharding.spec, *[None] * bins.ndim][:batch]
+    spec = [*spec_of(given[0]), *[None] * bins.ndim][:batch]
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   def partition(mesh, given, result):
     sharding = given[0].sharding
-    names = tuple(jax.tree.leaves(tuple(sharding.spec)[batch:]))
+    names = tuple(jax.tree.leaves(tuple(spec_of(given[0]))[batch:]))
 
     def of_part(part):
       with jax.enable_x64(dtype == 'int64'):

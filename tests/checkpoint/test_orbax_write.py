@@ -1,5 +1,6 @@
 """What we write is an ordinary Orbax checkpoint, complete or not there."""
 
+import dataclasses
 import inspect
 import itertools
 import os
@@ -163,6 +164,29 @@ def test_every_api_restores_every_layout(base, written, arrays, specs, mesh):
       metadata = manager.metadata(int(step))
       assert metadata.custom_metadata == {'method': 'ties'}
   assert os.listdir(written.parent) in (['base', 'out'], ['out', 'base'])
+
+
+def test_the_sharding_to_restore_with_is_the_layouts(
+  tmp_path, flat, state, arrays, specs, produce
+):
+  """Word for word, since the base's devices need not be here."""
+  flat(tmp_path / 'base', state)
+  base = open_checkpoint(tmp_path / 'base')
+  assert base.layout is not None
+  elsewhere = '{"sharding_type": "SingleDeviceSharding", "device_str": "TPU_7"}'
+  of_leaf = {**base.layout.shardings, TABLE: elsewhere}
+  bare = jax.tree.map(
+    lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), specs
+  )
+  layout = dataclasses.replace(base.layout, shardings=of_leaf)
+  write_orbax(tmp_path / 'out', bare, layout, produce)
+  written = open_checkpoint(tmp_path / 'out').layout.shardings
+  assert written.keys() == arrays.keys()
+  # What the base has as NumPy arrays or Python numbers gets a device.
+  for path in ('step', 'params/layers/1/scale'):
+    assert path not in of_leaf
+    assert 'SingleDeviceSharding' in written.pop(path)
+  assert written == of_leaf
 
 
 def test_manager_restores_without_being_told_the_items(
@@ -524,6 +548,10 @@ assert open_checkpoint({str(tmp_path / 'out')!r}).read('params').sum() == 4
     (
       orbax_write.array_metadata_store.Store.write,
       'checkpoint_dir array_metadatas process_index',
+    ),
+    (
+      orbax_write.tensorstore_utils.get_sharding_tensorstore_spec,
+      'directory param_name',
     ),
     (orbax_write.ocdbt_utils.get_process_index_for_subdir, 'use_ocdbt'),
     (ocp.type_handlers.ArrayHandler.serialize, 'values infos args'),

@@ -22,48 +22,61 @@ TRANSFER = 0.1  # the multitask model over chance, on held-out categories
 
 def check(size: Size, seed: int) -> Iterator[Gate]:
   """Checks the arms of a size and a seed, all of which were scored."""
-  scored = {
-    base: Scored(size, Arm(size.name, base, seed)) for base in size.config.bases
-  }
+  arms = {base: Arm(size.name, base, seed) for base in size.config.bases}
+  for arm in arms.values():
+    yield from check_arm(size, arm)
+  if {PRETRAINED, INSTRUCTION_TUNED} <= arms.keys():
+    scored = {base: Scored(size, arm) for base, arm in arms.items()}
+    yield from _better_base(size, seed, scored)
+
+
+def check_arm(size: Size, arm: Arm) -> Iterator[Gate]:
+  """Checks an arm, which was scored; of two bases see `check`."""
+  models = Scored(size, arm)
   chance = {
     category: _category(size.examination.chance(), category)
     for category in size.source.categories
   }
 
-  def gate(base: str, category: str, score: float, text: str, passed: bool):
+  def gate(category: str, score: float, text: str, passed: bool):
     held_in = category in size.source.held_in
     return Gate(
       size=size.name,
-      base=base,  # type: ignore[arg-type]
+      base=arm.base,  # type: ignore[arg-type]
       category=category,
       split='held-in' if held_in else 'held-out',
       score=score,
       chance=chance[category],
       passed=passed,
       gate=text,
-      seed=seed,
+      seed=arm.seed,
     )
 
-  for base, models in scored.items():
-    for category, record in models.experts.items():
-      expert, unmerged = _mean(record, category), _mean(models.base, category)
+  for category, record in models.experts.items():
+    expert, unmerged = _mean(record, category), _mean(models.base, category)
+    text = f'direct training beats chance by {LEARNABLE}'
+    passed = expert - chance[category] >= LEARNABLE
+    yield gate(category, expert, text, passed)
+    text = f'the expert beats its base ({unmerged:.2f}) by {GAIN}'
+    yield gate(category, expert, text, expert - unmerged >= GAIN)
+  for category in size.source.held_out:
+    if category in models.direct:
+      score = _mean(models.direct[category], category)
       text = f'direct training beats chance by {LEARNABLE}'
-      passed = expert - chance[category] >= LEARNABLE
-      yield gate(base, category, expert, text, passed)
-      text = f'the expert beats its base ({unmerged:.2f}) by {GAIN}'
-      yield gate(base, category, expert, text, expert - unmerged >= GAIN)
-    for category in size.source.held_out:
-      if category in models.direct:
-        score = _mean(models.direct[category], category)
-        text = f'direct training beats chance by {LEARNABLE}'
-        passed = score - chance[category] >= LEARNABLE
-        yield gate(base, category, score, text, passed)
-      score = _mean(models.multitask, category)
-      text = f'the multitask model beats chance by {TRANSFER}'
-      passed = score - chance[category] >= TRANSFER
-      yield gate(base, category, score, text, passed)
-  if {PRETRAINED, INSTRUCTION_TUNED} <= scored.keys():
-    yield from _better_base(size, seed, scored)
+      passed = score - chance[category] >= LEARNABLE
+      yield gate(category, score, text, passed)
+    score = _mean(models.multitask, category)
+    text = f'the multitask model beats chance by {TRANSFER}'
+    passed = score - chance[category] >= TRANSFER
+    yield gate(category, score, text, passed)
+
+
+def failure(gate: Gate) -> str:
+  """Says of a gate that failed what did not hold."""
+  return (
+    f'{gate.category}, size {gate.size}, {gate.base} base, seed {gate.seed}: '
+    f'{gate.gate} did not hold, with a score of {gate.score:.2f}'
+  )
 
 
 def _better_base(size: Size, seed: int, scored: Any) -> Iterator[Gate]:

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 import shlex
 
+from absl import logging
 import jax
 
 from experiments.scale_study import gates, grid, phases, scheduler, writing
@@ -79,7 +80,7 @@ class Study:
       arm = Arm(name, base[0], int(seed))
       todo['experts'] = lambda: phases.experts(size, arm)
       todo['multitask'] = lambda: phases.multitask(size, arm)
-      todo['evaluate'] = lambda: phases.evaluate(size, arm)
+      todo['evaluate'] = lambda: self._evaluate(size, arm)
       todo['merge'] = lambda: grid.run(size, arm, shlex.join(self._flags))
     else:
       todo['bases'] = lambda: phases.bases(size, int(seed))
@@ -88,6 +89,13 @@ class Study:
         if phase in wanted:
           with self.folder.timed(part, phase):
             do()
+
+  def _evaluate(self, size: Size, arm: Arm) -> None:
+    """Scores what is not merged, and says what merges cannot be asked about."""
+    phases.evaluate(size, arm)
+    for gate in gates.check_arm(size, arm):
+      if not gate.passed:
+        logging.warning('%s: not testable.', gates.failure(gate))
 
   def size(self, name: str) -> Size:
     """Returns what the models of a size have in common."""
@@ -135,8 +143,7 @@ class Study:
   def failures(self) -> list[str]:
     """Names the gates that failed, of a study that `report` has collected."""
     return [
-      f'{gate.category}, size {gate.size}, {gate.base} base, seed {gate.seed}: '
-      f'{gate.gate} did not hold, with a score of {gate.score:.2f}'
+      gates.failure(gate)
       for gate in cells.load_gates(self.folder.root / 'gates.json')
       if not gate.passed
     ]

@@ -170,8 +170,36 @@ def test_a_failed_category_is_left_out_on_both_sides():
     )
     for gate in study.gates
   ]
-  verdict = _judge(Study(tuple(easy), tuple(gates)))['1']
-  assert verdict.effect == pytest.approx(0.1)
+  study = Study(tuple(easy), tuple(gates))
+  assert _judge(study)['1'].effect == pytest.approx(0.1)
+  # Beside it: all eight count, of which the easy one is alike in both.
+  (every,) = (
+    verdict
+    for verdict in verdicts.judge_all(study)
+    if (verdict.finding, verdict.setting, verdict.measure)
+    == ('1', 'validated', 'every ratio')
+  )
+  assert every.effect == pytest.approx(0.1 * 7 / 8)
+
+
+def test_a_category_without_a_ratio_is_nowhere_counted():
+  """Whether its gate passed or not: an expert scores 0 with some seed."""
+  study = made_up_grid.study()
+  index = next(
+    i
+    for i, cell in enumerate(study.cells)
+    if (cell.size, cell.base, cell.split) == ('s', 'pretrained', 'test')
+    and 'topic' in cell.merged_tasks
+  )
+  cells = [*study.cells]
+  cells[index] = dataclasses.replace(
+    cells[index], expert={**cells[index].expert, 'topic': 0.0}
+  )
+  grid = Study(tuple(cells), study.gates).grid(gated=False)
+  without = {
+    a for a, counted in grid.countable.items() if 'topic' not in counted
+  }
+  assert without == {('s', 'pretrained')}
 
 
 def test_bases_are_compared_where_one_is_better():

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.scale_study import grid, merges, phases, stored, train
+from experiments.scale_study import gates, grid, merges, phases, stored, train
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Arm, Folder
 from experiments.scale_study.study import Study
@@ -130,6 +130,16 @@ def test_a_killed_study_goes_on_with_the_same_bits(
   for name in ('cells.jsonl', 'gates.json'):
     expected = (undisturbed.folder.root / name).read_text()
     assert (root / name).read_text() == expected
+
+
+def test_gates_that_fail_are_named_before_anything_is_merged(
+  undisturbed, monkeypatch, caplog
+):
+  monkeypatch.setattr(gates, 'GAIN', 2.0)  # no accuracy rises by that
+  with caplog.at_level('WARNING', logger='absl'):
+    undisturbed.run_part(ARM.name, ('evaluate',))
+  assert 'structure_to_text, size xs' in caplog.text
+  assert 'by 2.0 did not hold' in caplog.text
 
 
 def test_experts_are_read_for_the_rounds_not_for_the_merges(

@@ -108,6 +108,25 @@ class Study:
     )
 
   @functools.cached_property
+  def with_ratio(self) -> dict[Arm, Categories]:
+    """The categories that have a ratio, by size and base, gates or not."""
+    without = {
+      (cell.size, cell.base, category(task))
+      for cell in self.cells
+      if cell.split == 'test' and cell.n >= FEWEST_MERGED
+      for tasks, below in (
+        (cell.merged_tasks, cell.expert),
+        (cell.held_out, cell.base_scores),
+      )
+      for task in tasks
+      if below[task] <= 0
+    }
+    return {
+      arm: frozenset(name for name in names if (*arm, name) not in without)
+      for arm, names in self._categories.items()
+    }
+
+  @functools.cached_property
   def countable(self) -> dict[Arm, Categories]:
     """The categories that may be counted, by size and base."""
     excluded = {exclusion[:3] for exclusion in self.exclusions}
@@ -137,7 +156,10 @@ class Study:
     return guessing(self.chance())
 
   def grid(
-    self, setting: str = 'validated', smallest_n: int = FEWEST_MERGED
+    self,
+    setting: str = 'validated',
+    smallest_n: int = FEWEST_MERGED,
+    gated: bool = True,
   ) -> 'Grid':
     """Lays out the merges of a setting.
 
@@ -146,6 +168,7 @@ class Study:
     Args:
       setting: 'validated' or 'fixed'.
       smallest_n: leaves out merges of fewer experts.
+      gated: whether only categories count whose gates passed.
     """
     chosen = {}
     for cell in self.cells:
@@ -156,7 +179,8 @@ class Study:
         chosen[cell.identity[:-1]] = cell
       elif plain:
         chosen.setdefault(cell.identity[:-1], cell)
-    return Grid.of(chosen.values(), self, self.countable)
+    countable = self.countable if gated else self.with_ratio
+    return Grid.of(chosen.values(), self, countable)
 
   @functools.cached_property
   def _categories(self) -> dict[Arm, list[str]]:

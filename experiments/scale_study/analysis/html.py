@@ -86,13 +86,21 @@ def _overview(study: Study) -> str:
     for size, count in study.sizes.items()
   )
   merges = [cell for cell in study.cells if cell.setting != 'sweep']
+  # The same merge may be what was chosen, what is fixed, and scored twice.
+  distinct = {
+    (
+      *(cell.size, cell.base, cell.seed, cell.subset, cell.method),
+      json.dumps(cell.hyperparameters, sort_keys=True),
+    )
+    for cell in merges
+  }
   bases = names.join(dict.fromkeys(cell.base for cell in merges))
   methods = names.join(
     names.METHODS[method] for method in dict.fromkeys(c.method for c in merges)
   )
   ns = names.join(map(str, sorted({cell.n for cell in merges})))
   return paragraphs(
-    f'{names.counted(len(merges), "merge")} of N = {ns} experts were scored: '
+    f'{names.counted(len(distinct), "merge")} of N = {ns} experts were scored: '
     f'by {methods}; from {bases} bases; of size {sizes}; '
     f'{names.counted(len(study.seeds), "seed")}. They repeat the grid of '
     'Yadav et al., “What Matters for Model Merging at Scale?” (arXiv '

@@ -170,8 +170,9 @@ def gates(study: Study) -> str:
   rows = tables.gate_rows(study)
   passed = sum(gate.passed for gate in study.gates)
   text = (
-    'Before anything is merged, every category has to show that there is '
-    f'something to measure. {passed} of {len(study.gates)} gates passed. '
+    'Without any merge, every category has to show that there is something '
+    'to measure; how it does is known before anything is merged, from test '
+    f'scores. {passed} of {len(study.gates)} gates passed. '
   )
   if excluded:
     text += (
@@ -253,8 +254,9 @@ def numbers(study: Study) -> str:
   return (
     paragraphs(
       'Held-in is merge ÷ expert; gain kept is (merge − base) ÷ (expert − '
-      'base); held-out is merge ÷ base. The files tables/*.csv hold these and '
-      'every single merge.'
+      'base); held-out is merge ÷ base. A row counts what may be counted for '
+      'its size and base alone; a figure, what may be for all it compares. The '
+      'files tables/*.csv hold these and every single merge.'
     )
     + f'<details><summary>{len(rows)} groups of merges</summary>'
     + table(header, rows)

@@ -15,8 +15,9 @@ Finding 3 claims two things: it is not supported if one of them is not, else
 not testable if one of them is not, else supported.
 
 The verdict itself is on merges with validated hyperparameters and the paper's
-ratio. The same rule on fixed hyperparameters and on the part of the expert's
-gain that is kept stands beside it.
+ratio. The same rule on fixed hyperparameters, on the part of the expert's gain
+that is kept, and with no category left out that has a ratio at all stands
+beside it: which categories count hangs on gates, and these on test scores.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,8 @@ from experiments.scale_study.analysis.measures import (
   held_in,
   Measure,
 )
+
+EVERY_RATIO = 'every ratio'
 
 Outcome = Literal['supported', 'not supported', 'not testable']
 
@@ -79,7 +82,8 @@ class Verdict:
     claim: the finding in words.
     setting: of the hyperparameters.
     measure: 'ratio' or 'gain', merge ÷ expert or the part of its gain kept;
-      held-out is always merge ÷ base.
+      `EVERY_RATIO` is the first where no category had to pass a gate. Held-out
+      is always merge ÷ base.
     verdict: by the rule of this module.
     reason: why, in words.
     effect: above 0 if the paper is right; NaN if there is none.
@@ -120,15 +124,22 @@ def judge_all(study: Study) -> list[Verdict]:
   """Judges every finding in every way that was run, the verdict first."""
   ran_fixed = any(cell.setting == 'fixed' for cell in study.cells)
   settings = ('validated', 'fixed') if ran_fixed else ('validated',)
-  measures: dict[str, Measure] = {'ratio': held_in, 'gain': corrected}
+  measures: dict[str, Measure] = {
+    'ratio': held_in,
+    EVERY_RATIO: held_in,
+    'gain': corrected,
+  }
   return [
     verdict
     for setting, name in itertools.product(settings, measures)
     for verdict in _judge_grid(
-      study.grid(setting), setting, name, measures[name]
+      study.grid(setting, gated=name != EVERY_RATIO),
+      setting,
+      name,
+      measures[name],
     )
     # Held-out scores have no expert to be divided by.
-    if name == 'ratio' or not verdict.finding.startswith('3')
+    if name != 'gain' or not verdict.finding.startswith('3')
   ]
 
 

@@ -32,7 +32,8 @@ def draw(grid: Grid) -> Picture:
       x, y = drift[i, b, j], held_in[i, b, j]
       panel.plot(x, y, markersize=5.5, linewidth=1.2, **look)
       for n, *place in zip(grid.ns, x, y, strict=True):
-        if not np.isnan(place).any():
+        # Those between lie on the path, and close together.
+        if n in (grid.ns[0], grid.ns[-1]) and not np.isnan(place).any():
           panel.annotate(
             str(n),
             place,
@@ -49,8 +50,9 @@ def draw(grid: Grid) -> Picture:
     'drift',
     'Drift from the base beside held-in',
     _reading(grid, drift, held_in),
-    'Small marks are merges, large ones their mean for the N written beside. '
-    f'{left_out(grid.study)}'.strip(),
+    'Small marks are merges, large ones their means for each N; the ends of '
+    'the paths are those written beside. '
+    f'{left_out(grid)}'.strip(),
     figure,
   )
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import textwrap
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 import numpy as np
 
 from experiments.scale_study.analysis import names
@@ -21,7 +22,7 @@ _SHOWN = ('1', '2', '3a', '3b', '4', '5')
 
 def draw(verdicts: Sequence[Verdict]) -> Picture:
   """Draws a panel a finding, a row a setting and measure."""
-  figure, axes = style.panels(3, 2, height=1.9)
+  figure, axes = style.panels(3, 2, height=2.2)
   for panel, finding in zip(axes.flat, _SHOWN, strict=True):
     rows = [verdict for verdict in verdicts if verdict.finding == finding]
     style.title(panel, f'Finding {finding}: {rows[0].verdict}')
@@ -41,7 +42,8 @@ def draw(verdicts: Sequence[Verdict]) -> Picture:
     _reading(verdicts),
     'Right of 0 is the paper’s side. Large marks are the effects with 95 % '
     'intervals, small ones their parts (sizes, bases or methods). The first '
-    'row is the verdict; ratio is merge ÷ expert, gain the part of the '
+    'row is the verdict; ratio is merge ÷ expert, of the categories whose '
+    'gates passed or of every one that has a ratio, gain the part of the '
     'expert’s gain over the base that is kept.',
     figure,
   )
@@ -60,7 +62,8 @@ def _draw_rows(panel: Axes, rows: Sequence[Verdict]) -> None:
   labels = [_label(verdict) for verdict in reversed(rows)]
   panel.set_yticks(range(len(rows)), labels, fontsize=style.SMALL)
   panel.set_ylim(-0.6, len(rows) - 0.4)
-  panel.set_xlabel(rows[0].unit, fontsize=style.SMALL)
+  panel.xaxis.set_major_locator(MaxNLocator(4))
+  panel.set_xlabel(rows[0].unit, fontsize=style.SMALL, loc='right')
 
 
 def _label(verdict: Verdict) -> str:

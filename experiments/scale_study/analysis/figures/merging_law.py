@@ -108,8 +108,8 @@ def _reading(fits: Sequence[Fit]) -> str:
     better = sum(fit.error < fit.error_unchanged for fit in asked)
     sentences.append(
       f'Beyond N = {FITTED_UP_TO} it is off by {error} on average, the '
-      f'forecast that nothing changes any more by {unchanged}; it is the '
-      f'better one in {better} of {len(asked)} fits.'
+      f'forecast that nothing changes any more by {unchanged}; the law is '
+      f'the better one in {better} of {len(asked)} fits.'
     )
   notes = [*dict.fromkeys(fit.note for fit in fits if fit.note)]
   if notes:

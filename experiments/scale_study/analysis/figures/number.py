@@ -15,6 +15,7 @@ from experiments.scale_study.analysis.figures.picture import (
 
 _MULTITASK = {'color': 'black', 'linestyle': 'dashed', 'linewidth': 1.2}
 _UNMERGED = {'color': 'black', 'linestyle': 'dotted', 'linewidth': 1.2}
+_GUESSING = {'color': 'black', 'linestyle': 'dashdot', 'linewidth': 1.2}
 
 
 def draw_held_out(grid: Grid) -> Picture:
@@ -46,7 +47,7 @@ def draw_held_out(grid: Grid) -> Picture:
     'held_out_by_number',
     'Held-out by number of experts',
     _held_out_reading(grid, held_out, multitask),
-    f'Mean over sizes. {left_out(grid.study)}{bars(grid.study)} '
+    f'Mean over sizes. {left_out(grid)}{bars(grid.study)} '
     f'{paper.CITATION}: a line a size.',
     figure,
   )
@@ -70,9 +71,7 @@ def draw_by_size(grid: Grid) -> Picture:
       _levels(panel, grid, i, multitask, 'dashed')
       if name == 'held_in':
         _levels(panel, grid, i, measures.held_in_base, 'dotted')
-      guess = mean(_means(grid, grid.study.guessing()[column])[i], axis=0)
-      if not np.isnan(guess):
-        style.reference(panel, float(guess), 'chance', below=True)
+      _levels(panel, grid, i, grid.study.guessing()[column], 'dashdot')
       style.count_ticks(panel, grid.ns)
       parameters = names.amount(grid.study.sizes[size])
       style.title(panel, f'{size} ({parameters}): {title}')
@@ -92,14 +91,17 @@ def draw_by_size(grid: Grid) -> Picture:
       *style.base_handles(list(style.BASE_LOOKS)),
       style.handle('Multitask model', **_MULTITASK),
       style.handle('Base, not merged', **_UNMERGED),
+      style.handle('Guessing', **_GUESSING),
     ],
+    columns=3,
   )
   return Picture(
     'by_number_and_size',
     'Held-in and held-out by number of experts, for every size',
     _cost_reading(grid),
     'Mean over methods. Dotted lines are what the base reaches of the '
-    f'experts’ scores without any merge. {left_out(grid.study)}'
+    'experts’ scores without any merge, those of dots and dashes what a guess '
+    f'does. {left_out(grid)}'
     f'{bars(grid.study)} {paper.CITATION}.',
     figure,
   )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from experiments.scale_study.analysis import names
-from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.aggregate import Grid, Study
 from experiments.scale_study.analysis.bootstrap import Estimate, MINIMUM_SEEDS
 
 
@@ -39,13 +39,23 @@ def bars(study: Study) -> str:
   )
 
 
-def left_out(study: Study) -> str:
-  """Says what does not count where sizes or bases are compared."""
-  failed = dict.fromkeys(e.category for e in study.exclusions)
-  if not failed:
+def left_out(grid: Grid) -> str:
+  """Says which categories do not count in what was drawn, and where not."""
+  listed = []
+  for name in dict.fromkeys(e.category for e in grid.study.exclusions):
+    arms = [
+      arm for arm, counted in grid.countable.items() if name not in counted
+    ]
+    if arms:
+      everywhere = len(arms) == len(grid.countable)
+      where = '' if everywhere else f' ({"; ".join(map(", ".join, arms))})'
+      listed.append(name.replace('_', ' ') + where)
+  if not listed:
     return ''
-  listed = names.join(name.replace('_', ' ') for name in failed)
-  return f'Not counted where a side of a comparison fails its gates: {listed}. '
+  return (
+    'Not counted, since a side of what is compared fails its gates: '
+    f'{names.join(listed)}. '
+  )
 
 
 def at(series: Estimate, *index) -> tuple[float, float, float]:

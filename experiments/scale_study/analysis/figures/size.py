@@ -46,8 +46,7 @@ def draw(grid: Grid) -> Picture:
     'held_in_by_size',
     'Held-in by size of the model',
     _reading(grid, held_in),
-    f'Mean over methods. {left_out(grid.study)}{bars(grid.study)} '
-    f'{paper.CITATION}.',
+    f'Mean over methods. {left_out(grid)}{bars(grid.study)} {paper.CITATION}.',
     figure,
   )
 

@@ -68,18 +68,19 @@ def title(axes: Axes, text: str) -> None:
   axes.set_title(text, loc='left', fontsize=10, fontweight='bold')
 
 
-def reference(axes: Axes, y: float, text: str, below: bool = False) -> None:
-  """Draws a level to compare with, named at its left end, above or below."""
+def reference(axes: Axes, y: float, text: str) -> None:
+  """Draws a level to compare with, named above its left end."""
   axes.axhline(y, color=REFERENCE, linewidth=1, zorder=1)
   axes.annotate(
     text,
     (0, y),
     xycoords=('axes fraction', 'data'),
-    xytext=(3, -1.5 if below else 1.5),
+    xytext=(3, 1.5),
     textcoords='offset points',
-    va='top' if below else 'bottom',
+    va='bottom',
     fontsize=SMALL,
     color=REFERENCE,
+    bbox={'facecolor': 'white', 'linewidth': 0, 'pad': 0.5, 'alpha': 0.8},
   )
 
 

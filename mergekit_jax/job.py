@@ -166,13 +166,11 @@ def make_job(
   if stacked_axes is None:
     stacked_axes = _known_stacks(template, merged)
   stacks = tree.stacked_axes(stacked_axes, merged)
-  groups = scopes.group(methods, overrides, merged)
+  others = {model.name: _specs(model) for model in models[1:]}
+  paths = [*merged, *tree.only_in(others.values(), reference)]
+  groups = scopes.group(methods, overrides, paths)
   covered = {path for _, paths in groups for path in paths}
-  tree.demand_same(
-    reference,
-    {model.name: _specs(model) for model in models[1:]},
-    kept=merged.keys() - covered,
-  )
+  tree.demand_same(reference, others, kept={*paths} - covered)
   copied = [path for path in reference if path not in covered]
   beside = [p for p in template.specs if tree.below(_BESIDE_ROOT, p)]
   copied += [path for path in beside if root and path not in reference]

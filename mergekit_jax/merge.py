@@ -43,7 +43,8 @@ def merge(
       layers: every layer slice is a tensor of its own.
     overrides: {regex of a path: 'base' or a rule} for leaves that are not to be
       merged by `method`; the first match wins, and every rule is a scope of its
-      own.
+      own. As the 'base' has it a leaf may differ in the experts; one that only
+      experts have is then left out.
 
   Returns:
     The merged model, in the structure, dtypes and shardings of the base.
@@ -71,13 +72,11 @@ def merge(
   }
   stacked = tree.stacked_axes(stacked_axes, shapes)
   root = tree.parameter_root(specs)
-  groups = scopes.group([method], overrides, shapes)
+  others = {name: _specs(model) for name, model in models.items()}
+  paths = [*shapes, *tree.only_in(others.values(), specs)]
+  groups = scopes.group([method], overrides, paths)
   covered = [path for _, paths in groups for path in paths]
-  tree.demand_same(
-    specs,
-    {name: _specs(model) for name, model in models.items()},
-    kept=shapes.keys() - set(covered),
-  )
+  tree.demand_same(specs, others, kept={*paths} - {*covered})
 
   # An argument, like the arrays: what is closed over keeps its own mesh.
   def merge_leaves(rules, base, experts, key):

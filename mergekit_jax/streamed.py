@@ -78,7 +78,9 @@ def merge_checkpoints(
       writes and reads much faster, does not, even where the base is compressed.
     stacked_axes: {regex of a path: axis or axes} of leaves that hold several
       layers. Checkpoints whose metadata says `scan_layers` are recognised.
-    overrides: {regex of a path: 'base' or a rule}, the first match wins.
+    overrides: {regex of a path: 'base' or a rule}, the first match wins. As the
+      'base' has it a leaf may differ in the experts; one that only experts have
+      is then left out.
     dtype: dtype of the merged leaves; None keeps the base's.
     partition_rules: {regex of a path: PartitionSpec}; other leaves are sharded
       by the first dimensions that the mesh divides.

@@ -218,6 +218,19 @@ def differences(
   return lines
 
 
+def only_in(
+  others: Iterable[Mapping[str, Any]], reference: Mapping[str, Any]
+) -> list[str]:
+  """Paths of floating-point leaves that others have and the reference lacks."""
+  return [
+    path
+    for path, leaf in {
+      p: x for other in others for p, x in other.items()
+    }.items()
+    if path not in reference and is_merged(leaf.dtype)
+  ]
+
+
 def _describe(leaf: Any) -> str:
   return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
 
@@ -232,7 +245,8 @@ def demand_same(
   Args:
     reference: leaves by path.
     others: likewise, by what to call them.
-    kept: paths that stay as the reference has them, and may differ.
+    kept: paths that stay as the reference has them, or are left out where it
+      has none, and may differ.
   """
   compared = lambda leaves: {
     path: leaf for path, leaf in leaves.items() if path not in kept
@@ -246,4 +260,6 @@ def demand_same(
     raise ValueError(
       f'The models differ in {len(lines)} places and cannot be merged:\n  '
       + '\n  '.join(lines)
+      + '\nWhat is to be as the base has it, or is not in it, may be named: '
+      "overrides={'regular expression of its path': 'base'}."
     )

@@ -133,7 +133,9 @@ class TestSources:
       checkpoints.save(tmp_path / 'integers', integers),
     ]
     message = refused(ValueError, 'differ in 4 places', experts=paths)
-    assert message.splitlines()[1:] == [
+    *lines, hint = message.splitlines()[1:]
+    assert "overrides={'regular expression of its path': 'base'}" in hint
+    assert lines == [
       '  params/a/kernel: float32[16,23] in experts[0], float32[16,24] '
       'expected',
       '  params/b/added: only in experts[0], float32[3]',

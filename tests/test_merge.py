@@ -372,6 +372,17 @@ class TestOverrides:
     with pytest.raises(ValueError, match='differ in 2 places'):
       merge({'odd': mk.average()})
 
+  def test_what_only_an_expert_has_is_named_and_left_out(self):
+    """Such as an output layer that is tied in the base."""
+    untied = {**EXPERTS[0], 'head': jnp.ones((2, 3))}
+    merge = lambda overrides: mk.merge(
+      mk.average(), [untied, *EXPERTS[1:]], BASE, overrides=overrides
+    )
+    compare.same_bits(merge({'head': 'base'}), mk.merge(mk.average(), EXPERTS))
+    for overrides in (None, {'head': mk.average()}):
+      with pytest.raises(ValueError, match='head: only in(?s:.*)overrides={'):
+        merge(overrides)
+
   def test_first_match_wins(self):
     merged = self.run({'odd': mk.average(), 'odd|kernel': 'base'})
     np.testing.assert_array_equal(merged['kernel'], BASE['kernel'])

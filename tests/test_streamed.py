@@ -589,6 +589,19 @@ class TestOutput:
     merged = checkpoints.load(self.output)
     np.testing.assert_array_equal(merged['params/odd'], base['params']['odd'])
 
+  def test_what_only_an_expert_has_is_named_and_left_out(self):
+    """Such as an output layer that is tied in the base."""
+    base, others = models.trees(models.SMALL, 'float32', 2)
+    others[0]['params']['head'] = np.zeros((9, 5), np.float32)
+    paths = [self.save('base', base)]
+    paths += [self.save(f'e{i}', tree) for i, tree in enumerate(others)]
+    with pytest.raises(ValueError, match='params/head: only in experts'):
+      self.average(*paths, overrides={'.*/head': mk.average()})
+    self.average(*paths, overrides={'.*/head': 'base'})
+    assert (
+      checkpoints.load(self.output).keys() == checkpoints.load(paths[0]).keys()
+    )
+
   @pytest.mark.parametrize('use_ocdbt', [True, False])
   def test_random_keys_stay_random_keys(self, use_ocdbt):
     def tree(seed):

@@ -160,10 +160,10 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
   import mergekit_jax as mk
-  from mergekit_jax import report, tree
+  from mergekit_jax import report, roots
 
   checkpoint = mk.open_checkpoint(arguments.checkpoint)
-  root = tree.parameter_root(checkpoint.specs)
+  root = roots.parameter_root(checkpoint.specs)
   total = below = 0
   for path, spec in checkpoint.specs.items():
     stored = checkpoint.storage(path)
@@ -171,7 +171,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     notes += ', compressed' if stored.compressed else ''
     print(f'{path}  {spec.dtype}{list(spec.shape)}  {notes}')
     total += spec.size * spec.dtype.itemsize
-    if tree.below(root, path) and not tree.is_of_optimizer(path):
+    if roots.below(root, path) and not roots.is_of_optimizer(path):
       below += spec.size
   print(
     f'{checkpoint.format}: {len(checkpoint.specs)} leaves, '

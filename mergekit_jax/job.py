@@ -23,6 +23,7 @@ from mergekit_jax import (
   costs,
   forecast,
   planner,
+  roots,
   scopes,
   sharding,
   tree,
@@ -70,7 +71,7 @@ class Job:
       if scope.rules
       for tensor in scope.tensors
     ]
-    names = [tree.mask_name(path, self.root) for path in paths]
+    names = [roots.mask_name(path, self.root) for path in paths]
     return dict(zip(paths, keys_for(seed, names), strict=True))
 
   def output_specs(self) -> Any:
@@ -97,11 +98,11 @@ class Job:
       if not isinstance(node, Mapping):
         return node
       # Strings and empty containers are in no spec.
-      whole = tree.below(self.root, path)
+      whole = roots.below(self.root, path)
       return {
         key: prune(child, name(key))
         for key, child in node.items()
-        if name(key) in above or whole and not tree.is_of_optimizer(name(key))
+        if name(key) in above or whole and not roots.is_of_optimizer(name(key))
       }
 
     pruned = prune(self.template.tree, '')
@@ -153,7 +154,7 @@ def make_job(
       )
   opened = [(name, open_checkpoint(path)) for name, path in named]
   template = opened[0][1]
-  root = tree.parameter_root(template.specs)
+  root = roots.parameter_root(template.specs)
   models = [_model(name, checkpoint, root) for name, checkpoint in opened]
   reference = _specs(models[0])
   demand_short_axes(reference)
@@ -172,7 +173,7 @@ def make_job(
   covered = {path for _, paths in groups for path in paths}
   tree.demand_same(reference, others, kept={*paths} - covered)
   copied = [path for path in reference if path not in covered]
-  beside = [p for p in template.specs if tree.below(_BESIDE_ROOT, p)]
+  beside = [p for p in template.specs if roots.below(_BESIDE_ROOT, p)]
   copied += [path for path in beside if root and path not in reference]
   left_out = set(template.specs) - {*models[0].paths.values(), *copied}
   models[0] = dataclasses.replace(
@@ -257,17 +258,17 @@ def _on_host(rule: Any) -> Any:
 
 def _model(name: str, checkpoint: Checkpoint, root: str) -> Model:
   """A source whose leaves are called by their paths in the output."""
-  own = tree.parameter_root(checkpoint.specs)
+  own = roots.parameter_root(checkpoint.specs)
   prefix = f'{root}/' if root else ''
   relative = {
     path: path[len(own) + 1 :] if own else path
     for path in checkpoint.specs
-    if tree.below(own, path)
+    if roots.below(own, path)
   }
   paths = {
     prefix + name: path
     for path, name in relative.items()
-    if not tree.is_of_optimizer(name)
+    if not roots.is_of_optimizer(name)
   }
   return Model(name, checkpoint, paths)
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mergekit_jax import scopes, sharding, tree
+from mergekit_jax import roots, scopes, sharding, tree
 from mergekit_jax.block import Block
 from mergekit_jax.drive import run
 from mergekit_jax.kernels.random import key_for
@@ -71,7 +71,7 @@ def merge(
     if tree.is_merged(spec.dtype)
   }
   stacked = tree.stacked_axes(stacked_axes, shapes)
-  root = tree.parameter_root(specs)
+  root = roots.parameter_root(specs)
   others = {name: _specs(model) for name, model in models.items()}
   paths = [*shapes, *tree.only_in(others.values(), specs)]
   groups = scopes.group([method], overrides, paths)
@@ -84,7 +84,7 @@ def merge(
       return Block(
         base=None if base is None else base[path],
         experts=[expert[path] for expert in experts],
-        key=None if key is None else key_for(key, tree.mask_name(path, root)),
+        key=None if key is None else key_for(key, roots.mask_name(path, root)),
         origin=(0,) * len(shapes[path]),
         whole=shapes[path],
         stacked=stacked[path],

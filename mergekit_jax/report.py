@@ -12,7 +12,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from mergekit_jax import tree
+from mergekit_jax import roots
 from mergekit_jax.checkpoint.remote import as_path
 
 
@@ -260,7 +260,7 @@ def left_out_warnings(paths: Sequence[str]) -> list[str]:
   unknown = [
     path
     for path in paths
-    if not tree.is_training_state(path) and not tree.is_of_optimizer(path)
+    if not roots.is_training_state(path) and not roots.is_of_optimizer(path)
   ]
   if not unknown:
     return []

@@ -69,7 +69,7 @@ def key_for(key: jax.Array, mask_name: str) -> jax.Array:
   Args:
     key: a typed or raw JAX key; keys of other implementations than Threefry
       are folded to 64 bits.
-    mask_name: the name of the leaf (`tree.mask_name`).
+    mask_name: the name of the leaf (`roots.mask_name`).
 
   Returns:
     uint32 `[2]`.

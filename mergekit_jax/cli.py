@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import inspect
 from logging import WARNING
@@ -15,6 +17,7 @@ from absl import app, logging
 from mergekit_jax import flags
 from mergekit_jax.arguments import parse
 
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 _HEARTBEAT_TIMEOUT_SECONDS = 15
 # How long a process that has ended, by an error of its own perhaps, lets the
 # others go on before JAX ends them too. Those that ended well come within ms.
@@ -30,6 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
   """Runs a command. Mistakes of the user end in one line, not a traceback."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
+  _give_memory_back()
   _keep_compiled_programs()
   try:
     _make_devices(arguments)
@@ -45,6 +49,17 @@ def main(arguments: argparse.Namespace) -> int:
 def _is_ours_or_a_warning(record: Any) -> bool:
   """Keeps what Orbax and JAX report of their inner life off the screen."""
   return record.levelno >= WARNING or 'mergekit_jax' in record.pathname
+
+
+def _give_memory_back() -> None:
+  """Keeps the size from which glibc maps memory, unless the user has said it.
+
+  Left alone, glibc raises it by what a program frees, to 32 MiB. Chunks on
+  their way to the disk then lie in heaps, which grow with the model.
+  """
+  if 'MALLOC_MMAP_THRESHOLD_' not in os.environ:
+    with contextlib.suppress(AttributeError):  # another C library
+      ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def _keep_compiled_programs() -> None:

@@ -17,7 +17,10 @@ from absl import app, logging
 from mergekit_jax import flags
 from mergekit_jax.arguments import parse
 
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
 _HEARTBEAT_TIMEOUT_SECONDS = 15
 # How long a process that has ended, by an error of its own perhaps, lets the
 # others go on before JAX ends them too. Those that ended well come within ms.
@@ -33,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
   """Runs a command. Mistakes of the user end in one line, not a traceback."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
-  _give_memory_back()
+  _keep_heaps_small()
   _keep_compiled_programs()
   try:
     _make_devices(arguments)
@@ -51,15 +54,18 @@ def _is_ours_or_a_warning(record: Any) -> bool:
   return record.levelno >= WARNING or 'mergekit_jax' in record.pathname
 
 
-def _give_memory_back() -> None:
-  """Keeps the size from which glibc maps memory, unless the user has said it.
+def _keep_heaps_small() -> None:
+  """Has malloc map what is as large as a chunk, unless the user has said when.
 
-  Left alone, glibc raises it by what a program frees, to 32 MiB. Chunks on
-  their way to the disk then lie in heaps, which grow with the model.
+  Left alone, glibc puts it in heaps as soon as the first one was freed, and
+  these grow with the model while chunks are written.
   """
   if 'MALLOC_MMAP_THRESHOLD_' not in os.environ:
     with contextlib.suppress(AttributeError):  # another C library
-      ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
+      mallopt = ctypes.CDLL(None).mallopt
+      mallopt(_M_MMAP_THRESHOLD, 2**22)
+      # Or what is freed at the end of a heap would go back every time.
+      mallopt(_M_TRIM_THRESHOLD, 2**25)
 
 
 def _keep_compiled_programs() -> None:

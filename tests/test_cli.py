@@ -1,6 +1,8 @@
 """The command line: what it reads, prints and returns."""
 
+import ctypes
 import logging as standard_logging
+import os
 import pathlib
 import re
 import subprocess
@@ -355,6 +357,46 @@ def run_program(*arguments):
     text=True,
     timeout=100,
   )
+
+
+@pytest.mark.skipif(
+  not hasattr(ctypes.CDLL(None), 'mallinfo2'), reason='not glibc 2.33 or later'
+)
+@pytest.mark.parametrize('given,expected', [(None, 1), ('33554432', 0)])
+def test_what_is_as_large_as_a_chunk_is_mapped_again(given, expected):
+  """Also when such memory was freed, unless the user has chosen otherwise."""
+  program = """
+import ctypes
+from mergekit_jax import cli
+
+names = 'arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks k'
+class Info(ctypes.Structure):
+  _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+cli._keep_heaps_small()
+for _ in range(2):
+  before = libc.mallinfo2().hblks
+  memory = libc.malloc(2**23)
+  mapped = libc.mallinfo2().hblks - before
+  libc.free(memory)
+print(mapped)
+"""
+  environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+  environment.pop('MALLOC_MMAP_THRESHOLD_', None)
+  if given:
+    environment['MALLOC_MMAP_THRESHOLD_'] = given
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert int(done.stdout) == expected
 
 
 class TestProgram:

@@ -58,7 +58,7 @@ def _keep_heaps_small() -> None:
   """Has malloc map what is as large as a chunk, unless the user has said when.
 
   Left alone, glibc puts it in heaps as soon as the first one was freed, and
-  these grow with the model while chunks are written.
+  these may grow with the model.
   """
   if 'MALLOC_MMAP_THRESHOLD_' not in os.environ:
     with contextlib.suppress(AttributeError):  # another C library

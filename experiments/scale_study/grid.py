@@ -296,6 +296,7 @@ def _cell(
     },
     drift=result.drift,
     loss=statistics.fmean(result.scores[task].loss for task in of_subset),
+    losses={task: round(result.scores[task].loss, 6) for task in held_in},
     scores={
       **{task: score.value for task, score in result.scores.items()},
       **{task + ROUGE_L: value for task, value in result.rouge_l.items()},

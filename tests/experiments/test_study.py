@@ -222,6 +222,14 @@ def test_the_average_of_one_expert_is_the_expert(undisturbed):
       value for value, _ in expert.values()
     )
     assert average.loss == next(loss for _, loss in expert.values())
+    # Of both categories, though one alone was learned.
+    checkpoint = scored.experts[category]['checkpoint']
+    params = size.load(undisturbed.folder.root / checkpoint)
+    scores = size.examination.scores(params, 'test', size.source.held_in)
+    assert len(scores) == 2
+    assert average.losses == {
+      task: round(score.loss, 6) for task, score in scores.items()
+    }
 
 
 def test_a_strict_study_refuses_a_merge_that_is_not_the_one_in_memory(

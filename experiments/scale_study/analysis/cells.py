@@ -49,6 +49,8 @@ class Cell:
     command: runs this merge again.
     drift: norm of merged − base over norm of base.
     loss: of the merge, mean over the held-in tasks of the experts merged.
+    losses: of the merge, by held-in task that was scored, whether its expert
+      was merged or not; empty in results made before these were kept.
     scores: of the merge, by task.
     expert: score of the task's own expert, at least for the experts merged.
     base_scores: of the base, by task.
@@ -78,6 +80,7 @@ class Cell:
   held_in: tuple[str, ...]
   held_out: tuple[str, ...]
   split: Split = 'test'
+  losses: Scores = dataclasses.field(default_factory=dict)
 
   @property
   def merged_tasks(self) -> list[str]:

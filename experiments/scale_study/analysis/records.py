@@ -25,7 +25,8 @@ def from_json(cls: Any, entry: Any) -> Any:
   missing = [
     name
     for name, field in fields.items()
-    if name not in entry and field.default is dataclasses.MISSING
+    if name not in entry
+    and field.default is field.default_factory is dataclasses.MISSING
   ]
   if unknown or missing:
     raise ValueError(f'fields missing: {missing}; fields unknown: {unknown}')

@@ -74,6 +74,19 @@ def within(
   return value
 
 
+def seed(name: str, value: Any) -> int:
+  """Returns the seed; ValueError unless it is a whole number of 32 bits.
+
+  JAX cuts longer ones short or not, as 64-bit types are on or off.
+  """
+  whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+  if not whole or not 0 <= value < 2**32:
+    raise ValueError(
+      f'{name}={value!r} was given; give a whole number from 0 to 2**32 - 1.'
+    )
+  return int(value)
+
+
 def weights(values: Any, at_least: float = -math.inf) -> Any:
   """Returns the weights as a tuple; None stays None.
 

@@ -93,9 +93,11 @@ def _make_devices(arguments: argparse.Namespace) -> None:
   imagined = flags.imagined_devices(arguments)
   if imagined:
     jax.config.update('jax_platforms', 'cpu')
+  given = imagined or getattr(arguments, 'devices', None)
+  if given is not None and given < 1:
+    raise ValueError(f'--devices={given} was given; give 1 or more.')
   if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
     return
-  given = imagined or getattr(arguments, 'devices', None)
   jax.config.update('jax_num_cpu_devices', given or os.cpu_count() or 1)
 
 
@@ -103,6 +105,13 @@ def _join_processes(arguments: argparse.Namespace) -> None:
   """Several processes merge as one; one that fails or dies ends the others."""
   given = getattr(arguments, 'coordinator_address', None)
   if not given and not getattr(arguments, 'distributed', False):
+    for name in ('num_processes', 'process_id'):
+      if getattr(arguments, name, None) is not None:
+        raise ValueError(
+          f'--{name} was given, but nothing says where the processes meet. Add '
+          '--coordinator_address HOST:PORT, or --distributed on a cluster that '
+          'says so itself.'
+        )
     return
   import jax
 
@@ -146,7 +155,7 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-  from mergekit_jax import compiled, described, forecast, job, report
+  from mergekit_jax import compiled, described, doubts, forecast, job
 
   bandwidth = flags.bandwidth(arguments.bandwidth)
   what = flags.what_to_merge(arguments) | {'hosts': arguments.hosts}
@@ -166,7 +175,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     )
   else:
     made = job.make_job(methods, experts, base, **what)
-    plan, warnings = made.plan, report.left_out_warnings(made.left_out)
+    plan, warnings = made.plan, doubts.warnings_of(made)
   kernels = []
   if arguments.model or arguments.compile:
     kernels = compiled.compile_kernels(plan, bool(arguments.model or base))
@@ -192,7 +201,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     notes += ', compressed' if stored.compressed else ''
     print(f'{path}  {spec.dtype}{list(spec.shape)}  {notes}')
     total += spec.size * spec.dtype.itemsize
-    if roots.below(root, path) and not roots.is_of_optimizer(path):
+    if roots.holds(root, path):
       below += spec.size
   print(
     f'{checkpoint.format}: {len(checkpoint.specs)} leaves, '

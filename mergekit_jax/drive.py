@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mergekit_jax.block import Block
 from mergekit_jax.kernels import random
@@ -87,6 +88,11 @@ def on_layers(
     place = _place(block, to_float32(base), experts, layer)
     reached = step(method(place), answers)
     if reached.request is None:
+      if not isinstance(reached.returned, (jax.Array, np.ndarray)):
+        raise TypeError(
+          f'{type(method).__name__} returned a '
+          f'{type(reached.returned).__name__}; return the merged array.'
+        )
       merged = jnp.broadcast_to(reached.returned, place.experts[0].shape)
       flags = reached.flags if report else {}
       with jax.enable_x64(block.dtype == jnp.float64):

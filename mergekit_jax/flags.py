@@ -115,7 +115,7 @@ def seeded(
     methods: {name: rule}.
     experts: how many are merged.
   """
-  seeds = arguments.seed
+  seeds = [checks.seed('seed', seed) for seed in arguments.seed]
   merges = {}
   for name, rule in methods.items():
     if len(seeds) == 1 or not drive.is_random(rule, experts):

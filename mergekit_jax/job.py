@@ -98,11 +98,12 @@ class Job:
       if not isinstance(node, Mapping):
         return node
       # Strings and empty containers are in no spec.
-      whole = roots.below(self.root, path)
       return {
         key: prune(child, name(key))
         for key, child in node.items()
-        if name(key) in above or whole and not roots.is_of_optimizer(name(key))
+        if name(key) in above
+        or roots.below(self.root, path)
+        and roots.holds(self.root, name(key))
       }
 
     pruned = prune(self.template.tree, '')
@@ -156,6 +157,12 @@ def make_job(
   template = opened[0][1]
   root = roots.parameter_root(template.specs)
   models = [_model(name, checkpoint, root) for name, checkpoint in opened]
+  for model in models:
+    if not model.paths:
+      raise ValueError(
+        f'{model.name} ({model.checkpoint.path}) has nothing to merge: all it '
+        'holds is what an optimizer keeps. Give the checkpoint of a model.'
+      )
   reference = _specs(models[0])
   demand_short_axes(reference)
   mesh = sharding.make_mesh() if mesh is None else sharding.auto_mesh(mesh)
@@ -268,7 +275,7 @@ def _model(name: str, checkpoint: Checkpoint, root: str) -> Model:
   paths = {
     prefix + name: path
     for path, name in relative.items()
-    if not roots.is_of_optimizer(name)
+    if roots.holds(own, path)
   }
   return Model(name, checkpoint, paths)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mergekit_jax import roots, scopes, sharding, tree
+from mergekit_jax import checks, roots, scopes, sharding, tree
 from mergekit_jax.block import Block
 from mergekit_jax.drive import run
 from mergekit_jax.kernels.random import key_for
@@ -62,8 +63,7 @@ def merge(
     f'experts[{i}]': tree.flatten(expert)[0] for i, expert in enumerate(experts)
   }
   specs = _specs(template)
-  if key is not None and _is_seed(key):
-    key = jax.random.key(key, impl='threefry2x32')
+  key = None if key is None else _key(key)
 
   shapes = {
     path: spec.shape
@@ -127,19 +127,28 @@ def _trees(experts: Any, base: Any) -> list[PyTree]:
   return experts
 
 
-def _is_seed(key: Any) -> bool:
-  """Whether a key is a whole number, or an array of one."""
-  return jnp.ndim(key) == 0 and jnp.issubdtype(
-    jnp.result_type(key), jnp.integer
-  )
+def _key(given: Any) -> jax.Array:
+  """A random key from one, or from a seed."""
+  if not isinstance(given, (jax.Array, np.ndarray)):
+    given = checks.seed('key', given)
+  elif given.ndim or not jnp.issubdtype(given.dtype, jnp.integer):
+    return jnp.asarray(given)
+  return jax.random.key(given, impl='threefry2x32')
 
 
 def _specs(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and dtypes of leaves, which may be Python numbers."""
-  return {
-    path: jax.ShapeDtypeStruct(
-      jnp.shape(leaf),
-      leaf.dtype if hasattr(leaf, 'dtype') else jnp.result_type(leaf),
-    )
-    for path, leaf in leaves.items()
-  }
+  """Shapes and dtypes of leaves."""
+  return {path: _spec(leaf) for path, leaf in leaves.items()}
+
+
+def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+  """The shape and dtype of an array, a number, or an object of any kind.
+
+  Modules may have functions and text among their leaves, which stay as the
+  base has them.
+  """
+  if hasattr(leaf, 'dtype'):
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype)
+  is_number = isinstance(leaf, (bool, int, float, complex))
+  dtype = jnp.result_type(leaf) if is_number else np.dtype(object)
+  return jax.ShapeDtypeStruct((), dtype)

@@ -86,12 +86,13 @@ def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
     The outputs, in the order of `output`.
 
   Raises:
-    ValueError: if the dictionaries have other names, or two paths are one.
+    ValueError: if the dictionaries have other names, two paths are one, or a
+      seed is none.
   """
   given = {'method': method, 'output': output, 'seed': seed}
   named = {k: v for k, v in given.items() if isinstance(v, Mapping)}
   if not named:
-    return [Output('', method, as_path(output), seed)]
+    return [_output('', method, output, seed)]
   if 'output' not in named or not output:
     raise ValueError(
       f'{" and ".join(named)} names several merges, but output={output!r}. '
@@ -107,7 +108,7 @@ def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
     named[argument][name] if argument in named else given[argument]
   )
   outputs = [
-    Output(str(name), of('method', name), as_path(path), of('seed', name))
+    _output(str(name), of('method', name), path, of('seed', name))
     for name, path in output.items()
   ]
   for one, other in itertools.combinations(outputs, 2):
@@ -117,6 +118,16 @@ def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
         f'{one.path} and {other.path}. Give each a directory of its own.'
       )
   return outputs
+
+
+def _output(name: str, method: Any, path: Any, seed: Any) -> Output:
+  """An output whose path is what the file system makes of it.
+
+  A link is followed, so that what it leads to is written or replaced, and the
+  link stays; the report lies beside what is written.
+  """
+  real = _real(as_path(path))
+  return Output(name, method, real, checks.seed('seed', seed))
 
 
 def _overlap(one: epath.Path, other: epath.Path) -> bool:

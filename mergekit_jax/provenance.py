@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from mergekit_jax import doubts
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint.stage import Stage
 from mergekit_jax.drive import is_random
@@ -144,7 +145,7 @@ def report(
       *(warnings if job.has_base else []),
       *(reports.unmoved_warnings(tensors, names) if job.has_base else []),
       *(unstacked_warnings(job.plan) if _sees_layers(job, output) else []),
-      *reports.left_out_warnings(job.left_out),
+      *doubts.warnings_of(job),
     ],
     rounds=job.plan.rounds,
     units_done=len(records) - len(stage.done),

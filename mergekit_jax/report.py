@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import dataclasses
 import json
 import math
@@ -12,7 +12,6 @@ from etils import epath
 import jax
 import numpy as np
 
-from mergekit_jax import roots
 from mergekit_jax.checkpoint.remote import as_path
 
 
@@ -249,25 +248,6 @@ def _finite(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
-
-
-def left_out_warnings(paths: Sequence[str]) -> list[str]:
-  """Warns of leaves beside the root that are no training state anybody knows.
-
-  Args:
-    paths: the leaves of the base that are not in the output.
-  """
-  unknown = [
-    path
-    for path in paths
-    if not roots.is_training_state(path) and not roots.is_of_optimizer(path)
-  ]
-  if not unknown:
-    return []
-  return [
-    f'{len(unknown)} leaves of the base lie beside its parameters and are not '
-    f'in the output: {", ".join(unknown[:5])}{", …" if unknown[5:] else ""}.'
-  ]
 
 
 def readable(count: float) -> str:

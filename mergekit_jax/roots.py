@@ -70,6 +70,15 @@ def is_of_optimizer(path: str) -> bool:
   return not _OPTIMIZER.isdisjoint(path.split('/'))
 
 
+def holds(root: str, path: str) -> bool:
+  """Whether a leaf is one of the parameters.
+
+  Below a root of their own all are, also those of a module that is called
+  `optimizer`; in a whole tree those that no optimizer keeps.
+  """
+  return below(root, path) and (bool(root) or not is_of_optimizer(path))
+
+
 def below(root: str, path: str) -> bool:
   """Whether a path lies at or below a root; '' is above everything."""
   return not root or path == root or path.startswith(root + '/')

@@ -44,9 +44,10 @@ _T = TypeVar('_T', bound=type)
 def rule(cls: _T) -> _T:
   """Makes a class a merge rule: a frozen dataclass that is a pytree.
 
-  Numbers are leaves and structure is static: fields annotated `str` or `bool`
-  are static, all others are leaves or trees of leaves. A new value of a number
-  therefore never recompiles, and `jax.grad` and `jax.vmap` see it.
+  Numbers are leaves and structure is static: fields annotated `str`, `bool` or
+  one of them `| None` are static, all others are leaves or trees of leaves. A
+  new value of a number therefore never recompiles, and `jax.grad` and
+  `jax.vmap` see it.
 
   Two class attributes tell a driver what the rule needs:
     scope: 'tensor' (the default) or 'model', the set over which totals are
@@ -89,7 +90,14 @@ def rule(cls: _T) -> _T:
 
 
 def _is_static(field: dataclasses.Field) -> bool:
-  return field.type in (str, bool, 'str', 'bool')
+  return field.type in _STRUCTURE
+
+
+# Also as text, which annotations are where they are not evaluated.
+_STRUCTURE = (
+  *(str, bool, str | None, bool | None),
+  *('str', 'bool', 'str | None', 'bool | None'),
+)
 
 
 def scope_of(method: Any) -> str:
@@ -277,6 +285,12 @@ def step(generator: Any, answers: Sequence[PyTree]) -> Step:
       flags |= request.flags
       reply = None
       continue
+    asked = jax.tree.leaves(request, is_leaf=_is_total)
+    if not all(map(_is_total, asked)):
+      raise TypeError(
+        f'{generator.__qualname__} yielded a {type(request).__name__}. Yield a '
+        'Total, several of them in a list, or a Report.'
+      )
     reply = next(remaining, _NOTHING)
     if reply is _NOTHING:
       return Step(request, None, {})

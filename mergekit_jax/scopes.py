@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import inspect
 from typing import Any
 
+import jax
+
 from mergekit_jax import tree
 from mergekit_jax.rule import scope_of
 
@@ -68,3 +70,10 @@ def demand_rule(what: str, value: Any) -> None:
       f'{what}; the function {value.__name__} was given. Call it: '
       f'{value.__name__}(...).'
     )
+  for path, leaf in jax.tree.leaves_with_path(value):
+    if isinstance(leaf, str):
+      raise ValueError(
+        f'{type(value).__name__}{jax.tree_util.keystr(path)} is {leaf!r}, but '
+        'is not declared as text. Declare the field as `str` or `str | None`: '
+        'what is neither is a number, which JAX traces.'
+      )

@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import sharding, stream
+from mergekit_jax import checks, doubts, sharding, stream
 from mergekit_jax.block import as_floats
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.merge import merge
 from mergekit_jax.progress import progress
 from mergekit_jax.reading import Loading
-from mergekit_jax.report import left_out_warnings
 
 
 def sweep(
@@ -72,6 +71,7 @@ def sweep(
       f'methods names {list(methods)} and seed {list(seeds)}; give at least '
       'one method, and a seed for each or one for all.'
     )
+  seeds = {name: checks.seed('seed', given) for name, given in seeds.items()}
   if experts and isinstance(experts[0], (str, os.PathLike)):
     job = make_job(
       list(methods.values()),
@@ -83,7 +83,7 @@ def sweep(
       overrides=overrides,
       partition_rules=partition_rules,
     )
-    for warning in left_out_warnings(job.left_out):
+    for warning in doubts.warnings_of(job):
       logging.warning('%s', warning)
     trees = _streamed(job, [seeds[name] for name in methods])
   else:

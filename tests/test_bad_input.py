@@ -310,6 +310,20 @@ class TestArguments:
     assert 'needs 16 devices, but there are 8' in str(caught.value)
     assert '--devices 16' in str(caught.value)
 
+  @pytest.mark.parametrize('seed', [-1, 2**32, 1.5, True, '5'])
+  def test_seed(self, refused, seed):
+    message = f'={seed!r} was given; give a whole number from 0 to 2**32 - 1'
+    refused(ValueError, f'seed{message}', seed=seed)
+    with pytest.raises(ValueError, match=re.escape(f'seed{message}')):
+      mk.sweep({'a': mk.dare()}, EXPERTS, BASE, lambda tree: tree, seed=seed)
+    with pytest.raises(ValueError, match=re.escape(f'key{message}')):
+      mk.merge(mk.dare(), EXPERTS, BASE, key=seed)
+
+  def test_nothing_but_an_optimizer(self, refused, tmp_path):
+    moments = {'opt_state': {'mu': np.ones(3)}}
+    path = checkpoints.save(tmp_path / 'moments', moments)
+    refused(ValueError, 'has nothing to merge', base=None, experts=[path])
+
   def test_an_axis_beyond_32_bits(self):
     long = {'a': jax.ShapeDtypeStruct((2**31,), jnp.int8)}
     with pytest.raises(ValueError, match='a has shape .* an axis of 2'):
@@ -363,6 +377,13 @@ class TestCommandLine:
     self.check(
       'Give weights with --weights', '--method=ties', '--set=weights=1'
     )
+
+  def test_seed(self):
+    parsed = cli.parse(
+      ['', 'plan', '--method=dare', '--seed', '1', '-1', '--experts', 'x']
+    )
+    with pytest.raises(ValueError, match='seed=-1 was given'):
+      flags.seeded(parsed, {'': mk.dare()}, 1)
 
   def test_mesh(self):
     self.check(
@@ -444,7 +465,7 @@ class TestOutput:
       message = refused(
         ValueError, 'lie in each other', output=output, overwrite=True
       )
-      assert str(output) in message
+      assert os.path.realpath(output) in message
 
   @pytest.mark.parametrize('below', ['.', 'merged'])
   def test_touches_an_input_through_a_link(self, refused, tmp_path, below):
@@ -453,6 +474,35 @@ class TestOutput:
     link.symlink_to(path)
     arguments = {'experts': [path], 'output': link / below}
     refused(ValueError, 'lie in each other', overwrite=True, **arguments)
+
+  def test_a_link_is_followed(self, merge, saved, tmp_path):
+    """Also one to a place where there is nothing yet."""
+    (tmp_path / 'disk').mkdir()
+    link = tmp_path / 'latest'
+    link.symlink_to('disk/run')
+    for arguments in ({}, {'overwrite': True}):
+      report = merge(output=link, **arguments)
+      assert link.is_symlink()
+      assert report.output == os.path.realpath(tmp_path / 'disk' / 'run')
+    np.testing.assert_array_equal(
+      checkpoints.load(tmp_path / 'disk' / 'run')['params/odd'],
+      checkpoints.load(link)['params/odd'],
+    )
+    assert sorted(p.name for p in (tmp_path / 'disk').iterdir()) == [
+      'run',
+      'run.report.json',
+    ]
+
+  def test_a_path_that_goes_up_behind_a_link(self, merge, tmp_path):
+    """Merge and report lie where the file system says that this is."""
+    (tmp_path / 'disk' / 'run').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to('disk/run')
+    merge(output=tmp_path / 'link' / '..' / 'out')
+    assert {path.name for path in (tmp_path / 'disk').iterdir()} == {
+      'run',
+      'out',
+      'out.report.json',
+    }
 
   def test_name_that_begins_like_an_input(self, saved, merge, tmp_path):
     """`base-merged` does not lie in `base`."""

@@ -277,6 +277,20 @@ class TestMain:
     assert self.run('plan', '--method=average', '--experts', path) == 0
     assert 'warning: 1 leaves of the base lie beside' in capsys.readouterr().out
 
+  @pytest.mark.parametrize('number', ['0', '-1'])
+  def test_no_devices(self, saved, capsys, number):
+    arguments = ('--method=average', '--experts', saved[0])
+    assert self.run('plan', *arguments, f'--devices={number}') == 1
+    assert f'--devices={number} was given' in capsys.readouterr().err
+
+  @pytest.mark.parametrize('flag', ['--num_processes=2', '--process_id=0'])
+  def test_processes_that_cannot_meet(self, saved, tmp_path, capsys, flag):
+    arguments = ('--method=average', '--experts', saved[0])
+    output = tmp_path / 'out'
+    assert self.run('merge', *arguments, '--output', output, flag) == 1
+    assert 'nothing says where the processes meet' in capsys.readouterr().err
+    assert not output.exists()
+
   def test_inspect(self, saved, capsys):
     assert self.run('inspect', saved[0]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -357,6 +357,14 @@ class TestOverrides:
       {'kernel': merged['kernel']}, {'kernel': expected['kernel']}, EXPERTS
     )
 
+  def test_leaves_that_are_no_arrays(self):
+    """Modules may have functions and text among their leaves."""
+    module = lambda leaf: {'w': leaf, 'activation': jax.nn.relu, 'name': 'mlp'}
+    merged = mk.merge(mk.average(), [module(jnp.ones(3)), module(jnp.zeros(3))])
+    assert merged['w'].tolist() == [0.5] * 3
+    assert merged['activation'] is jax.nn.relu
+    assert merged['name'] == 'mlp'
+
   def test_what_is_kept_need_not_be_alike(self):
     """Such as the embedding of an expert whose vocabulary was extended."""
     longer, lacking = dict(EXPERTS[0]), dict(EXPERTS[1])

@@ -279,6 +279,36 @@ class TestRule:
     assert structure(name='count') != structure()
     assert structure(flag=False) != structure()
 
+  def test_text_or_none(self):
+    def call(self, t):
+      return t.experts[0]
+
+    for kind, names in ((str | None, 'both'), ('bool | None', True)):
+      fields = {'__annotations__': {'mode': kind}, '__call__': call}
+      rule = mk.rule(type('Rule', (), fields))
+      assert jax.tree.leaves(rule(names)) == []
+      assert merge(rule(names)).tolist() == [1, 2, 3, 4]
+      assert merge(rule(None)).tolist() == [1, 2, 3, 4]
+
+  def test_text_that_is_not_declared(self):
+    fields = {'__annotations__': {'mode': 'Mode'}, '__call__': lambda s, t: 0}
+    rule = mk.rule(type('Named', (), fields))
+    with pytest.raises(ValueError, match=r"Named\.mode is 'both', but is not"):
+      merge(rule('both'))
+
+  def test_what_is_no_total(self):
+    def sums(t):
+      yield jnp.sum(t.experts[0])
+
+    with pytest.raises(TypeError, match='sums yielded a .*Yield a Total'):
+      merge(rule_from(sums))
+
+  @pytest.mark.parametrize('returned', [None, [1.0]])
+  def test_what_is_no_array(self, returned):
+    kind = type(returned).__name__
+    with pytest.raises(TypeError, match=f'Rule returned a {kind}; return the'):
+      merge(rule_from(lambda t: returned))
+
   def test_frozen(self):
     rule = Shifted(1.0, 'sum')
     with pytest.raises(AttributeError):

@@ -389,6 +389,48 @@ class TestOutput:
     for path in ('model/dense/kernel', 'lm_head/kernel'):
       np.testing.assert_array_equal(merged[path], KERNEL + np.float32(1.5))
 
+  def test_a_module_that_is_called_optimizer(self):
+    """Below a root of their own all leaves are parameters."""
+    whole = lambda shift: {
+      'params': params(shift) | {'optimizer': {'kernel': KERNEL + shift}},
+      'opt_state': {'mu': KERNEL},
+    }
+    experts = [self.save(f's{i}', whole(np.float32(i))) for i in range(2)]
+    self.average(None, *experts)
+    merged = checkpoints.load(self.output)
+    path = 'params/optimizer/kernel'
+    np.testing.assert_array_equal(merged[path], KERNEL + np.float32(0.5))
+    assert not [path for path in merged if path.startswith('opt_state')]
+
+  @pytest.mark.parametrize(
+    'codes,warned',
+    [
+      (np.zeros((64, 64), np.int8), ['1 leaves of whole numbers are copied']),
+      (np.zeros((8, 8), np.int8), []),
+      (np.zeros(5000, np.int64), []),
+    ],
+    ids=['codes', 'few', 'row'],
+  )
+  def test_warns_of_codes_that_are_copied(self, codes, warned):
+    tree = {'params': {'qweight': codes, 'scales': np.ones(3, np.float16)}}
+    path = self.save('quantised', tree)
+    report = self.average(None, path, path)
+    assert len(report.warnings) == len(warned)
+    assert all(w in r for w, r in zip(warned, report.warnings, strict=True))
+
+  def test_warns_of_scales_that_are_not_applied(self):
+    weight = jnp.ones((4, 4), jnp.float8_e4m3fn)
+    for name, count in (('weight_scale_inv', 1), ('bias_scale', 0)):
+      tree = {'params': {'weight': weight, name: np.ones(3, np.float32)}}
+      path = self.save(name, tree)
+      report = mk.merge_checkpoints(
+        mk.average(),
+        experts=[path, path],
+        output=self.directory / f'{name}-merged',
+      )
+      said = [w for w in report.warnings if 'of 8 bits have scales' in w]
+      assert len(said) == count
+
   def test_numbers_that_lie_on_other_devices(self):
     """As those do that were learned in a training step."""
     base, *experts = (self.save(f's{i}', state(i)) for i in range(3))

@@ -227,5 +227,6 @@ def _choose(items: list[epath.Path]) -> epath.Path:
 
 def _holds_parameters(item: epath.Path) -> bool:
   leaves = read_json(item / ITEM_METADATA)['tree_metadata'].values()
-  roots = {leaf['key_metadata'][0]['key'] for leaf in leaves}
+  # An item that is one array has a leaf without keys.
+  roots = {key['key'] for leaf in leaves for key in leaf['key_metadata'][:1]}
   return item.name in _PARAMETER_ROOTS or bool(roots & _PARAMETER_ROOTS)

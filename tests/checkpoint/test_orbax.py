@@ -211,6 +211,8 @@ def test_item_with_the_parameters_is_taken(tmp_path):
   ones = {'w': jnp.ones(1)}
   _save_items(tmp_path / 'one', state={'params': ones}, aux=ones)
   assert open_checkpoint(tmp_path / 'one').layout.item == '0/state'
+  _save_items(tmp_path / 'bare', state={'params': ones}, rng=ones['w'])
+  assert open_checkpoint(tmp_path / 'bare').layout.item == '0/state'
   _save_items(tmp_path / 'name', params=ones, optimizer=ones)
   assert open_checkpoint(tmp_path / 'name').layout.item == '0/params'
   _save_items(tmp_path / 'two', ema={'params': ones}, items={'params': ones})

@@ -74,8 +74,9 @@ def write_orbax(
       `path`, which each process has to itself, gets everything else.
 
   Raises:
-    ValueError: there are no arrays, two have the same path, one is empty,
-      `compression` is unknown, or `write` is given a box that does not fit.
+    ValueError: there are no arrays, two have the same path or the same name in
+      Orbax, one is empty, `compression` is unknown, or `write` is given a box
+      that does not fit.
     BaseException: whatever `produce` raises.
   """
   path = epath.Path(path)
@@ -134,12 +135,20 @@ class _KeptTemporaryPath(atomicity.AtomicRenameTemporaryPath):
 
 
 def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  leaves = [
-    (_path_of(keys), leaf)
-    for keys, leaf in jax.tree.leaves_with_path(specs)
-    if isinstance(leaf, jax.ShapeDtypeStruct)
-  ]
-  for path, leaf in leaves:
+  leaves, stored = [], {}
+  for keys, leaf in jax.tree.leaves_with_path(specs):
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+      continue
+    path = _path_of(keys)
+    leaves.append((path, leaf))
+    # Orbax joins keys by dots, which names of tensors contain: of two arrays
+    # with one name it would keep the last.
+    name = jax.tree_util.keystr(keys, simple=True, separator='.')
+    if path != (other := stored.setdefault(name, path)):
+      raise ValueError(
+        f'{other!r} and {path!r} are both called {name!r} in Orbax, so one'
+        ' would be lost. Rename one of them, or write safetensors.'
+      )
     if 0 in leaf.shape:
       raise ValueError(
         f'{path} is empty (shape {leaf.shape}), and Orbax cannot store empty'

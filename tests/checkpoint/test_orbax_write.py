@@ -509,6 +509,7 @@ def test_trees_that_cannot_be_written(tmp_path):
     ({'a': None}, 'no jax.ShapeDtypeStruct'),
     ({'a': empty}, 'a is empty'),
     ({'a/b': leaf, 'a': {'b': leaf}}, "'a/b'"),
+    ({'a': [leaf], 'a.0': leaf}, "'a/0' and 'a.0' are both called 'a.0'"),
   ]:
     with pytest.raises(ValueError, match=message):
       write_orbax(tmp_path / 'out', tree, None, lambda write: None)

@@ -467,6 +467,15 @@ class TestMerge:
     self.copy(self.base(tensors), self.out, format='orbax')
     compare.same_bits(checkpoints.load(self.out), tensors)
 
+  def test_names_that_orbax_does_not_tell_apart(self):
+    tensors = {'a.b': np.ones(2, np.float32), 'a/b': np.zeros(2, np.float32)}
+    base = self.base(tensors)
+    with pytest.raises(ValueError, match=r"'a/b' and 'a\.b' are both called"):
+      self.copy(base, self.out, format='orbax')
+    assert os.listdir(self.directory) == ['base']
+    self.copy(base, self.out)
+    compare.same_bits(load_file(self.out / 'model.safetensors'), tensors)
+
   def test_text_that_says_scan_layers(self):
     """A False that became text must not be taken for True."""
     name = 'params/params/decoder/layers/kernel'

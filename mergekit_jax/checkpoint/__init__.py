@@ -46,8 +46,8 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
     )
   if found := orbax_layout.find_item(path):
     return orbax.OrbaxCheckpoint(path, *found)
-  if shards := safetensors_layout.find_shards(path):
-    return safetensors.SafetensorsCheckpoint(path, shards)
+  if found := safetensors_layout.find_shards(path):
+    return safetensors.SafetensorsCheckpoint(path, *found)
   raise ValueError(_not_a_checkpoint(path))
 
 

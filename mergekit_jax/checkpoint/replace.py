@@ -56,10 +56,8 @@ def check_destination(path: epath.Path, overwrite: bool, resume: bool) -> None:
 
 
 def _holds_nothing_else(path: epath.Path) -> bool:
-  if _is_safetensors(path):
-    return True
   try:
-    return orbax_layout.holds_nothing_else(path)
+    return _is_safetensors(path) or orbax_layout.holds_nothing_else(path)
   except ValueError:
     return False  # damaged: what belongs to it cannot be told
 
@@ -103,10 +101,13 @@ def _is_safetensors(path: epath.Path) -> bool:
   Such a checkpoint is known by the names of its files only, and people download
   one into a directory of other things.
   """
-  if not path.is_dir() or not safetensors_layout.find_shards(path):
+  if not path.is_dir() or not (found := safetensors_layout.find_shards(path)):
     return False
+  shards, index = found
+  own = {shard.name for shard in shards} | {index}
   return all(
-    safetensors_layout.belongs(file.name) and not file.is_dir()
+    not file.is_dir()
+    and (file.name in own or safetensors_layout.is_beside_weights(file.name))
     for file in path.iterdir()
   )
 

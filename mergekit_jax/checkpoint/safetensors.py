@@ -24,18 +24,23 @@ class SafetensorsCheckpoint(source.Checkpoint):
 
   Attributes:
     places: the name of the file that holds each tensor.
+    stem: what the files are called, without numbers and endings.
   """
 
   format = 'safetensors'
 
   def __init__(
-    self, path: epath.Path, shards: Mapping[epath.Path, set[str] | None]
+    self,
+    path: epath.Path,
+    shards: Mapping[epath.Path, set[str] | None],
+    index: str,
   ):
     """Reads the headers, and maps the files that are local.
 
     Args:
       path: the path the user gave.
       shards: see `safetensors_layout.find_shards`.
+      index: likewise.
 
     Raises:
       ValueError: a shard is damaged or lacks a tensor.
@@ -44,6 +49,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
     self.places: dict[str, str] = {}
     self._headers: list[bytes] = []
     self._files = sorted(shards)
+    self.stem = safetensors_layout.stem(index or self._files[0].name)
     self._blocks: dict[str, ranges.Block] = {}
     self._reader = ranges.Reader(source.is_local(path))
     specs, metadata = {}, {}
@@ -56,9 +62,8 @@ class SafetensorsCheckpoint(source.Checkpoint):
         names = set(header.specs)
       elif missing := sorted(names - set(header.specs)):
         raise ValueError(
-          f'{file} lacks the tensor {missing[0]!r} that'
-          f' {safetensors_layout.INDEX} says it holds ({len(missing)} missing'
-          ' in all). Restore the file from a copy.'
+          f'{file} lacks the tensor {missing[0]!r} that {index} says it holds'
+          f' ({len(missing)} missing in all). Restore the file from a copy.'
         )
       fetch = contents.bytes_of(file)
       local = source.is_local(file)

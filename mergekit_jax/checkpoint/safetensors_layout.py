@@ -10,6 +10,7 @@ import dataclasses
 import fnmatch
 import json
 import math
+import re
 from typing import Any
 
 from etils import epath
@@ -20,7 +21,8 @@ import numpy as np
 from mergekit_jax.checkpoint import contents
 
 SUFFIX = '.safetensors'
-INDEX = 'model.safetensors.index.json'
+INDEX_SUFFIX = f'{SUFFIX}.index.json'
+INDEX = f'model{INDEX_SUFFIX}'
 DTYPES = {
   'BOOL': np.bool_,
   'U8': np.uint8,
@@ -59,6 +61,8 @@ _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
 # Data that begins here can be used in place.
 _ALIGNMENT = 8
+# What follows the stem in the name of a file, a numbered shard or an index.
+_AFTER_STEM = re.compile(r'(-\d+-of-\d+)?\.safetensors(\.index\.json)?\Z')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,9 @@ class Header:
   size: int
 
 
-def find_shards(path: epath.Path) -> dict[epath.Path, set[str] | None] | None:
+def find_shards(
+  path: epath.Path,
+) -> tuple[dict[epath.Path, set[str] | None], str] | None:
   """Finds the files of a safetensors checkpoint.
 
   Args:
@@ -88,58 +94,73 @@ def find_shards(path: epath.Path) -> dict[epath.Path, set[str] | None] | None:
 
   Returns:
     Each file with the names of the tensors that the index places in it (None if
-    there is no index), or None if there are no safetensors files.
+    there is no index), and the name of the index ('' if there is none); or None
+    if there are no safetensors files.
 
   Raises:
     ValueError: the index is damaged or names a file that is not there, or there
-      are several files and no index.
+      are several indexes, or several files and no index.
   """
   if not path.is_dir():
-    return {path: None} if path.name.endswith(SUFFIX) else None
-  if (path / INDEX).exists():
-    return _shards_of_index(path)
-  files = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIX))
+    return ({path: None}, '') if path.name.endswith(SUFFIX) else None
+  children = sorted(path.iterdir())
+  # Not every name in a cache leads to a file.
+  indexes = [
+    child.name
+    for child in children
+    if child.name.endswith(INDEX_SUFFIX) and child.exists()
+  ]
+  if INDEX in indexes:
+    indexes = [INDEX]
+  if len(indexes) > 1:
+    raise ValueError(
+      f'{path} holds the indexes {indexes}, and which one is meant cannot be'
+      ' told. Leave one of them there, or give the path of one file.'
+    )
+  if indexes:
+    return _shards_of_index(path / indexes[0]), indexes[0]
+  files = [child for child in children if child.name.endswith(SUFFIX)]
   if len(files) > 1:
     raise ValueError(
       f'{path} holds {[file.name for file in files]} but no {INDEX} that'
       ' joins them. Give the path of one file, or add the index.'
     )
-  return {files[0]: None} if files else None
+  return ({files[0]: None}, '') if files else None
 
 
-def _shards_of_index(path: epath.Path) -> dict[epath.Path, set[str] | None]:
+def _shards_of_index(index: epath.Path) -> dict[epath.Path, set[str] | None]:
   try:
-    places = _parse((path / INDEX).read_bytes())['weight_map']
+    places = _parse(index.read_bytes())['weight_map']
     names_files = dict(places).items()
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
-      f'{path / INDEX} is damaged ({error!r}). Restore it from a copy.'
+      f'{index} is damaged ({error!r}). Restore it from a copy.'
     ) from error
   shards = {}
   for name, file_name in names_files:
     if not _is_plain_name(file_name):
       raise ValueError(
-        f'{path / INDEX} places {name!r} in {file_name!r}, but a shard is a'
+        f'{index} places {name!r} in {file_name!r}, but a shard is a'
         f' *{SUFFIX} file beside the index. Correct the index.'
       )
-    shards.setdefault(path / file_name, set()).add(name)
+    shards.setdefault(index.parent / file_name, set()).add(name)
   for file, names in shards.items():
     if not file.exists():
       raise ValueError(
-        f'{file} is missing. {INDEX} says it holds {min(names)!r}'
+        f'{file} is missing. {index.name} says it holds {min(names)!r}'
         f' ({len(names)} tensors in all). Restore the file from a copy.'
       )
   return shards
 
 
+def stem(name: str) -> str:
+  """What a file, a numbered shard or an index is called before its ending."""
+  return _AFTER_STEM.sub('', name)
+
+
 def is_beside_weights(name: str) -> bool:
   """Whether it names the configuration or a part of the tokenizer."""
   return any(fnmatch.fnmatch(name, pattern) for pattern in _BESIDE_WEIGHTS)
-
-
-def belongs(name: str) -> bool:
-  """Whether it names a file that a merge writes to a checkpoint."""
-  return name.endswith(SUFFIX) or name == INDEX or is_beside_weights(name)
 
 
 def _is_plain_name(name: Any) -> bool:

@@ -30,7 +30,6 @@ from mergekit_jax.checkpoint import (
 from mergekit_jax.checkpoint.safetensors import SafetensorsCheckpoint
 from mergekit_jax.checkpoint.writer import BoxWriter, Write
 
-_ONE_FILE = 'model.safetensors'
 # Enough writes in flight to keep a disk busy.
 _THREADS = 4
 
@@ -56,9 +55,10 @@ def write_safetensors(
       tensor is called by the keys of its array joined by '/'; other leaves,
       for which the format has no place, are left out.
     like: the checkpoint to be like. If it is a safetensors checkpoint of
-      several shards, each tensor lies in the shard of the same name as there,
-      and its configuration and tokenizer are copied, the configuration with
-      the dtype that the tensors now have. Its metadata is kept.
+      several shards, each tensor lies in the shard of the same name as there;
+      one file or an index is called as there too. Its configuration and
+      tokenizer are copied, the configuration with the dtype that the tensors
+      now have. Its metadata is kept.
     produce: called once with `write(path, index, block) -> future`, where
       `path` is the name of a tensor, `index` has one slice per dimension and
       `block` is that box of the tensor, on the host or a CPU device. The block
@@ -84,7 +84,8 @@ def write_safetensors(
     )
   path = path.absolute()
   arrays = _arrays(specs)
-  shards = _shards(arrays, like, shard_size)
+  stem = like.stem if isinstance(like, SafetensorsCheckpoint) else 'model'
+  shards = _shards(arrays, like, stem, shard_size)
   kept = like.metadata if like else {}
   text = {
     key: value if isinstance(value, str) else json.dumps(value)
@@ -99,7 +100,7 @@ def write_safetensors(
   with _opened(stage, headers) as opened:
     _fill(opened, headers, arrays, produce)
   ocp.multihost.sync_global_processes('mergekit_jax:safetensors_written')
-  replace.on_primary(lambda: _commit(stage, path, headers, like))
+  replace.on_primary(lambda: _commit(stage, path, headers, like, stem))
 
 
 def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -116,6 +117,7 @@ def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def _shards(
   arrays: Mapping[str, jax.ShapeDtypeStruct],
   like: source.Checkpoint | None,
+  stem: str,
   shard_size: int | str | None,
 ) -> dict[str, list[str]]:
   """The tensors of every file."""
@@ -131,7 +133,7 @@ def _shards(
       room -= nbytes
     if len(groups) > 1:
       return {
-        f'model-{number:05}-of-{len(groups):05}.safetensors': names
+        f'{stem}-{number:05}-of-{len(groups):05}.safetensors': names
         for number, names in enumerate(groups, 1)
       }
   elif isinstance(like, SafetensorsCheckpoint):
@@ -140,7 +142,12 @@ def _shards(
       for name in arrays:
         shards.setdefault(like.places[name], []).append(name)
       return shards
-  return {_ONE_FILE: list(arrays)}
+  return {_one_file(stem): list(arrays)}
+
+
+def _one_file(stem: str) -> str:
+  """The name of a file that needs no index."""
+  return stem + safetensors_layout.SUFFIX
 
 
 def _make_files(
@@ -259,6 +266,7 @@ def _commit(
   path: epath.Path,
   headers: Mapping[str, safetensors_layout.Header],
   like: source.Checkpoint | None,
+  stem: str,
 ) -> None:
   """Adds what lies beside the weights, and moves the stage to its place."""
   if isinstance(like, SafetensorsCheckpoint):
@@ -271,7 +279,7 @@ def _commit(
           content = configuration.with_dtype(content, dtype)
         (stage / file.name).write_bytes(content)
         files.sync(stage / file.name)
-  if list(headers) != [_ONE_FILE]:
+  if list(headers) != [_one_file(stem)]:
     specs = [spec for h in headers.values() for spec in h.specs.values()]
     index = {
       'metadata': {'total_size': sum(map(safetensors_layout.nbytes, specs))},
@@ -279,7 +287,7 @@ def _commit(
         name: file for file, h in headers.items() for name in h.specs
       },
     }
-    file = stage / safetensors_layout.INDEX
+    file = stage / (stem + safetensors_layout.INDEX_SUFFIX)
     file.write_text(json.dumps(index, indent=2) + '\n')
     files.sync(file)
   files.sync(stage)

@@ -282,6 +282,26 @@ def test_tensor_that_its_shard_lacks(tmp_path, tensors):
     open_checkpoint(tmp_path)
 
 
+def test_index_of_another_name(tmp_path, tensors):
+  """As diffusers call it; with several, the usual name is taken."""
+  other = 'diffusion_pytorch_model.safetensors.index.json'
+  _save_shards(tmp_path, tensors)
+  (tmp_path / INDEX).rename(tmp_path / other)
+  assert set(open_checkpoint(tmp_path).specs) == set(tensors)
+  (tmp_path / 'ema.safetensors.index.json').write_text('{}')
+  with pytest.raises(ValueError, match=f"'{other}', 'ema.*which one is meant"):
+    open_checkpoint(tmp_path)
+  _save_shards(tmp_path, tensors)
+  assert set(open_checkpoint(tmp_path).specs) == set(tensors)
+
+
+def test_index_that_is_not_there(tmp_path, tensors):
+  """A cache links to what it may not have loaded yet."""
+  save_file(tensors, tmp_path / 'model.safetensors')
+  (tmp_path / INDEX).symlink_to('nowhere')
+  assert set(open_checkpoint(tmp_path).specs) == set(tensors)
+
+
 @pytest.mark.parametrize('text', ['{', '{}'])
 def test_damaged_index(tmp_path, text):
   (tmp_path / INDEX).write_text(text)

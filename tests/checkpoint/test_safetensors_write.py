@@ -18,6 +18,7 @@ from mergekit_jax import cli, job
 from mergekit_jax.checkpoint import open_checkpoint, safetensors_layout
 from mergekit_jax.checkpoint.safetensors_write import write_safetensors
 from mergekit_jax.checkpoint.stage import Stage
+from mergekit_jax.verify import verify
 from tests import checkpoints, compare
 
 INDEX = 'model.safetensors.index.json'
@@ -428,6 +429,45 @@ class TestMerge:
       'n': 'int32',
     }
 
+  @pytest.mark.parametrize(
+    'name, kept',
+    [
+      ('adapter_model', 'adapter_model'),
+      # A part of a model is whole in its output.
+      ('model-00002-of-00003', 'model'),
+    ],
+  )
+  def test_a_file_of_another_name(self, name, kept):
+    base = self.base()
+    file = base / f'{name}.safetensors'
+    (base / 'model.safetensors').rename(file)
+    for source in (base, file):
+      self.copy(source, self.out, overwrite=True)
+      assert os.listdir(self.out) == [f'{kept}.safetensors']
+      assert verify(self.out) == []
+    (self.out / 'other.safetensors.index.json').write_text('{}')
+    with pytest.raises(FileExistsError, match='is not a checkpoint'):
+      self.copy(base, self.out, overwrite=True)
+
+  def test_an_index_of_another_name(self):
+    tensors = {n: np.ones(4, np.float32) for n in 'ab'}
+    base = self.directory / 'base'
+    checkpoints.save_shards(base, tensors)
+    index = 'diffusion_pytorch_model.safetensors.index.json'
+    (base / INDEX).rename(base / index)
+    self.copy(base, self.out)
+    names = {path.name for path in self.out.iterdir()}
+    assert names == {path.name for path in base.iterdir()}
+    assert verify(self.out) == []
+    self.copy(base, self.out, shard_size='16B', overwrite=True)
+    names = {path.name for path in self.out.glob('*safetensors*')}
+    shard = 'diffusion_pytorch_model-0000{}-of-00002.safetensors'.format
+    assert names == {index, shard(1), shard(2)}
+    # A file that the index does not know is somebody's.
+    save_file(tensors, self.out / 'lora.safetensors')
+    with pytest.raises(FileExistsError, match='is not a checkpoint'):
+      self.copy(base, self.out, overwrite=True)
+
   @pytest.mark.parametrize('shard_size', [None, 30])
   def test_from_orbax_and_back(self, shard_size):
     base = checkpoints.save(
@@ -518,7 +558,8 @@ class TestMerge:
       self.copy(base, self.out)
     assert os.listdir(self.directory) == ['base']
 
-  def test_resume(self, monkeypatch):
+  @pytest.mark.parametrize('name', ['model', 'adapter_model'])
+  def test_resume(self, monkeypatch, name):
     """What is written before a merge is killed is not written again."""
     random = np.random.default_rng(0)
     tensors = {n: random.normal(size=(8, 3)).astype('float32') for n in 'abcd'}
@@ -527,6 +568,8 @@ class TestMerge:
       'one': np.ones((), np.float32),
     }
     base = self.base(tensors)
+    file = f'{name}.safetensors'
+    (base / 'model.safetensors').rename(base / file)
     record, units = Stage.record, []
 
     def killed(stage, unit, facts):
@@ -543,7 +586,7 @@ class TestMerge:
       self.copy(base, self.out, shard_size=90)
     self.copy(base, self.out)
     assert len(set(units)) == len(units) > 3
-    compare.same_bits(load_file(self.out / 'model.safetensors'), tensors)
+    compare.same_bits(load_file(self.out / file), tensors)
     assert {path.name for path in self.directory.iterdir()} == {
       'base',
       'out',

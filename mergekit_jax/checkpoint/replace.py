@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mergekit_jax.checkpoint import (
+  companions,
   files,
   orbax_layout,
   remote,
@@ -105,9 +106,9 @@ def _is_safetensors(path: epath.Path) -> bool:
     return False
   shards, index = found
   own = {shard.name for shard in shards} | {index}
+  record = companions.read_record(path)
   return all(
-    not file.is_dir()
-    and (file.name in own or safetensors_layout.is_beside_weights(file.name))
+    not file.is_dir() and (file.name in own or companions.belongs(file, record))
     for file in path.iterdir()
   )
 

@@ -7,7 +7,6 @@ a header or an index says is believed before it is checked.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import fnmatch
 import json
 import math
 import re
@@ -42,17 +41,6 @@ DTYPES = {
   'F8_E5M2': jnp.float8_e5m2,
   'F8_E8M0': jnp.float8_e8m0fnu,
 }
-# What makes a directory of weights a model that others can load.
-_BESIDE_WEIGHTS = (
-  'config.json',
-  'generation_config.json',
-  'tokenizer*',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'chat_template.*',
-  'vocab.*',
-  'merges.txt',
-)
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _METADATA = '__metadata__'
 # The header's length in bytes, a little-endian uint64, comes first.
@@ -156,11 +144,6 @@ def _shards_of_index(index: epath.Path) -> dict[epath.Path, set[str] | None]:
 def stem(name: str) -> str:
   """What a file, a numbered shard or an index is called before its ending."""
   return _AFTER_STEM.sub('', name)
-
-
-def is_beside_weights(name: str) -> bool:
-  """Whether it names the configuration or a part of the tokenizer."""
-  return any(fnmatch.fnmatch(name, pattern) for pattern in _BESIDE_WEIGHTS)
 
 
 def _is_plain_name(name: Any) -> bool:

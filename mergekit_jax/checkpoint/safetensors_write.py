@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from mergekit_jax import checks
 from mergekit_jax.checkpoint import (
-  configuration,
+  companions,
   direct,
   files,
   replace,
@@ -56,9 +56,9 @@ def write_safetensors(
       for which the format has no place, are left out.
     like: the checkpoint to be like. If it is a safetensors checkpoint of
       several shards, each tensor lies in the shard of the same name as there;
-      one file or an index is called as there too. Its configuration and
-      tokenizer are copied, the configuration with the dtype that the tensors
-      now have. Its metadata is kept.
+      one file or an index is called as there too. Its configuration,
+      tokenizer and code are copied, the configuration with the dtype that the
+      tensors now have. Its metadata is kept.
     produce: called once with `write(path, index, block) -> future`, where
       `path` is the name of a tensor, `index` has one slice per dimension and
       `block` is that box of the tensor, on the host or a CPU device. The block
@@ -271,14 +271,7 @@ def _commit(
   """Adds what lies beside the weights, and moves the stage to its place."""
   if isinstance(like, SafetensorsCheckpoint):
     directory = like.path if like.path.is_dir() else like.path.parent
-    dtype = _changed_dtype(headers, like)
-    for file in directory.iterdir():
-      if safetensors_layout.is_beside_weights(file.name) and file.is_file():
-        content = file.read_bytes()
-        if dtype and file.name == configuration.NAME:
-          content = configuration.with_dtype(content, dtype)
-        (stage / file.name).write_bytes(content)
-        files.sync(stage / file.name)
+    companions.copy(directory, stage, _changed_dtype(headers, like))
   if list(headers) != [_one_file(stem)]:
     specs = [spec for h in headers.values() for spec in h.specs.values()]
     index = {

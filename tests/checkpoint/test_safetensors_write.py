@@ -15,7 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 import mergekit_jax as mk
 from mergekit_jax import cli, job
-from mergekit_jax.checkpoint import open_checkpoint, safetensors_layout
+from mergekit_jax.checkpoint import (
+  companions,
+  open_checkpoint,
+  safetensors_layout,
+)
 from mergekit_jax.checkpoint.safetensors_write import write_safetensors
 from mergekit_jax.checkpoint.stage import Stage
 from mergekit_jax.verify import verify
@@ -392,8 +396,17 @@ class TestMerge:
     kept = (
       'config.json generation_config.json tokenizer.json tokenizer_config.json'
       ' tokenizer.model special_tokens_map.json vocab.json merges.txt'
+      ' spiece.model sentencepiece.bpe.model qwen.tiktoken bpe.codes'
+      ' preprocessor_config.json processor_config.json adapter_config.json'
+      ' video_preprocessor_config.json chat_template.jinja'
     ).split()
-    for name in [*kept, 'README.md', 'pytorch_model.bin', 'training_args.json']:
+    left = (
+      'README.md pytorch_model.bin training_args.json trainer_state.json'
+      ' optimizer.pt training_args.bin rng_state.pth model.gguf tf_model.h5'
+      ' flax_model.msgpack model.onnx pytorch_model.bin.index.json train.py'
+      ' tokenizer-of-sound.bin vocab.npy'
+    ).split()
+    for name in [*kept, *left]:
       (blobs / name).write_text(name)
       # As the Hugging Face cache has them.
       (base / name).symlink_to(blobs / name)
@@ -404,6 +417,45 @@ class TestMerge:
       for name in kept:
         assert not (self.out / name).is_symlink()
         assert (self.out / name).read_text() == name
+
+  CODE = {'config.json': '{"auto_map": {"AutoModel": "modeling_x.X"}}'}
+  CODE |= {'modeling_x.py': 'from .parts import y', 'parts.py': 'y = 1'}
+  CODE |= {'ice_text.model': 'text', 'source.spm': 'spm', 'rag.jinja': '{{x}}'}
+
+  def test_code_and_other_files_of_the_model(self):
+    base = self.base()
+    for name, text in self.CODE.items():
+      (base / name).write_text(text)
+    for _ in range(2):
+      self.copy(base, self.out, overwrite=True)
+      found = {path.name: path for path in self.out.iterdir()}
+      assert set(found) == {*self.CODE, companions.RECORD, 'model.safetensors'}
+      assert {n: found[n].read_text() for n in self.CODE} == self.CODE
+      assert verify(self.out) == []
+    # The record is of one output, not of what is made of it.
+    self.copy(self.out, self.directory / 'again')
+    assert set(os.listdir(self.directory / 'again')) == set(found)
+
+  @pytest.mark.parametrize(
+    'name', ['modeling_x.py', 'train.py', 'tokenizer.py', 'lda.model']
+  )
+  def test_somebodys_work_is_not_replaced(self, name):
+    """Be it of the name of a file that a merge has copied."""
+    base = self.base()
+    for each, text in self.CODE.items():
+      (base / each).write_text(text)
+    self.copy(base, self.out)
+    (self.out / name).write_text('years of work')
+    with pytest.raises(FileExistsError, match='is not a checkpoint'):
+      self.copy(base, self.out, overwrite=True)
+    assert (self.out / name).read_text() == 'years of work'
+
+  def test_weights_called_like_a_tokenizer(self):
+    """A second file of weights would make the output one of two models."""
+    base = self.base()
+    save_file({'a': np.ones(2)}, base / 'tokenizer-of-sound.safetensors')
+    self.copy(base / 'model.safetensors', self.out)
+    assert os.listdir(self.out) == ['model.safetensors']
 
   def test_configuration_names_the_dtype(self):
     """Where it is another one; else the file stays as it is, byte for byte."""

@@ -1,0 +1,124 @@
+"""The files beside the weights, without which nobody can load the model.
+
+They are the configuration, the tokenizer and what prepares inputs, and code of
+the model's own. A merge copies them from the base. The names of some may be
+anybody's: of these a record is kept, since overwriting an output must not
+delete what somebody else has put there.
+"""
+
+import fnmatch
+import hashlib
+import os
+
+from etils import epath
+
+from mergekit_jax.checkpoint import configuration, files
+
+# In the form that `sha256sum --check` reads.
+RECORD = 'mergekit_jax_copied.sha256'
+# Names that are given to nothing else.
+_KNOWN = (
+  'config.json',
+  'generation_config.json',
+  'adapter_config.json',
+  '*processor_config.json',
+  'tokenizer*',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template.*',
+  'vocab.*',
+  'vocab-*.json',
+  'entity_vocab.json',
+  'merges.txt',
+  'bpe.codes',
+  'spiece.model',
+  'sentencepiece*.model',
+  '*.tiktoken',
+  'tekken.json',
+  'normalizer.json',
+)
+# Vocabularies, templates and code, or somebody's own work.
+_CODE = '.py'
+_ANYBODYS = (f'*{_CODE}', '*.model', '*.spm', '*.jinja', 'dict.txt')
+# Weights and their indexes, whatever comes before: not those of the merge.
+_WEIGHTS = tuple(
+  '.safetensors .bin .pt .pth .ckpt .gguf .h5 .msgpack .onnx .npz .npy'
+  ' .index.json'.split()
+)
+_SAYS_CODE = b'"auto_map"'
+
+
+def copy(source: epath.Path, target: epath.Path, dtype: str | None) -> None:
+  """Copies them to a new checkpoint, and waits until they are on the disk.
+
+  Args:
+    source: the directory that holds the weights of the base.
+    target: the directory of the new checkpoint.
+    dtype: what the configuration is to name as the dtype of the weights; None
+      leaves it as it is.
+  """
+  found = [
+    file
+    for file in sorted(source.iterdir())
+    if _is_copied(file.name) and file.is_file()
+  ]
+  # Other code beside weights is no part of the model.
+  has_code = any(
+    _SAYS_CODE in file.read_bytes()
+    for file in found
+    if file.name.endswith('config.json')
+  )
+  recorded = b''
+  for file in found:
+    if file.name.endswith(_CODE) and not has_code:
+      continue
+    content = file.read_bytes()
+    if dtype and file.name == configuration.NAME:
+      content = configuration.with_dtype(content, dtype)
+    _write(target / file.name, content)
+    if not _is_known(file.name):
+      recorded += _digest(content) + b'  ' + os.fsencode(file.name) + b'\n'
+  if recorded:
+    _write(target / RECORD, recorded)
+
+
+def read_record(directory: epath.Path) -> dict[bytes, bytes]:
+  """The digests, by name, of the files whose names may be anybody's."""
+  file = directory / RECORD
+  lines = file.read_bytes().split(b'\n') if file.exists() else []
+  parts = [line.partition(b'  ') for line in lines]
+  return {name: digest for digest, _, name in parts}
+
+
+def belongs(file: epath.Path, record: dict[bytes, bytes]) -> bool:
+  """Whether a file beside weights is there because a merge has copied it.
+
+  Args:
+    file: the file.
+    record: from `read_record`, of its directory.
+  """
+  if file.name == RECORD or _is_known(file.name):
+    return True
+  digest = record.get(os.fsencode(file.name))
+  return digest is not None and digest == _digest(file.read_bytes())
+
+
+def _is_known(name: str) -> bool:
+  return _matches(name, _KNOWN) and not name.endswith((_CODE, *_WEIGHTS))
+
+
+def _is_copied(name: str) -> bool:
+  return _matches(name, _KNOWN + _ANYBODYS) and not name.endswith(_WEIGHTS)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+  return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _digest(content: bytes) -> bytes:
+  return hashlib.sha256(content).hexdigest().encode()
+
+
+def _write(file: epath.Path, content: bytes) -> None:
+  file.write_bytes(content)
+  files.sync(file)

@@ -26,6 +26,7 @@ _CELL = Cell(
   command='',
   drift=0.1,
   loss=1.5,
+  losses={'topic/a': 1, 'topic/b': 2, 'sentiment': 1.5, 'paraphrase': 5.5},
   scores={
     'topic/a': 0.6,
     'topic/b': 0.4,
@@ -80,6 +81,7 @@ _ALL = frozenset(
     (measures.over_multitask, (1.25 + 1.2) / 2 - (1.125 + 1.5) / 2),
     (measures.drift, 0.1),
     (measures.loss, 1.5),
+    (measures.loss_of_all, 2.5),
   ],
 )
 def test_measures_average_within_categories_first(measure, expected):

@@ -105,6 +105,32 @@ def test_the_figure_says_how_good_the_fit_is():
   ]
 
 
+def test_it_is_about_the_same_tasks_whatever_is_merged():
+  """If their losses were kept: in older results it is about those merged."""
+  made = made_up_grid.study(Truth(law=_RISING), methods=('ties',), ns=(1, 2, 4))
+  falling = Truth(law=_FALLING)
+
+  def with_losses(cell):
+    # Around the mean, as tasks differ.
+    mean = falling.loss(cell.n, np.log2(cell.parameters / 1e5))
+    few, many = mean - 0.1, mean + 0.1
+    return dataclasses.replace(cell, losses={'a': few, 'b': many, 'c': mean})
+
+  kept = dataclasses.replace(made, cells=tuple(map(with_losses, made.cells)))
+  for study, tasks, truth in (
+    (made, 'merged', _RISING),
+    (kept, 'all held-in', _FALLING),
+  ):
+    fits = law.fit_all(study)
+    assert {fit.tasks for fit in fits} == {tasks}
+    for fit in fits:
+      smallest = min(made.sizes.values()) / 1e5
+      assert fit.parameters['A'] == pytest.approx(
+        truth[3] * smallest ** -truth[4], rel=1e-2
+      )
+  assert 'all held-in tasks' in law.which_losses(fits)
+
+
 def test_two_numbers_of_experts_do_not_settle_b():
   fit = _fit((*_FALLING[:-1], 0.0), (2, 4, 6, 8))
   assert fit.parameters['b'] == 0 and 'b = 0' in fit.note

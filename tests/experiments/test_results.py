@@ -1,11 +1,14 @@
 """The committed results say what the README says, and follow from the cells."""
 
+import functools
+import importlib
 import json
 import pathlib
 import re
 
 import pytest
 
+from experiments.scale_study import configs, study_config
 from experiments.scale_study.analysis import cells, verdicts
 from experiments.scale_study.analysis.aggregate import Study
 
@@ -29,6 +32,17 @@ def test_verdicts_follow_from_the_cells(preset):
       if verdict[name] is not None:
         # Means of some thousand float64 values, by another NumPy perhaps.
         assert again[finding][name] == pytest.approx(verdict[name], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+  'preset,settings',
+  [('cpu', ['seeds=0,1,2']), ('full', []), ('smollm2', [])],
+)
+def test_a_study_goes_on_in_the_committed_results(preset, settings):
+  module = importlib.import_module(f'{configs.__name__}.{preset}')
+  config = functools.reduce(study_config.override, settings, module.CONFIG)
+  record = json.loads((RESULTS / preset / 'config.json').read_text())
+  assert study_config.differences(config, record) == {}
 
 
 def test_the_readme_has_the_verdicts():

@@ -10,10 +10,10 @@ three sizes cannot tell them apart: then each size gets a law of its own,
 F + T / k. Two numbers of experts cannot tell b from A: then b is 0.
 
 The law is fitted where k ≤ 4 and asked to predict the rest, beside the forecast
-that nothing changes after the last k it has seen. A (or T) may have either
-sign: it is positive where more experts lower the loss, as in the paper, which
-scores the same domains whatever is merged. Scored on the tasks of the experts
-merged alone, as here, more experts may as well raise it.
+that nothing changes after the last k it has seen. As in the paper, the loss is
+that on the same tasks whatever is merged. Results of before these losses were
+kept have those on the tasks of the experts merged alone, which rise with k if
+experts disturb each other: so A (or T) may have either sign.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ import numpy as np
 from scipy import optimize
 
 from experiments.scale_study.analysis.aggregate import Grid, Study
-from experiments.scale_study.analysis.measures import loss
+from experiments.scale_study.analysis.measures import loss, loss_of_all
 
 FITTED_UP_TO = 4
 
@@ -54,6 +54,7 @@ class Fit:
     base: of the experts.
     method: of the merges.
     form: 'all sizes', 'each size', or 'none' where it cannot be fitted.
+    tasks: whose losses are fitted: 'all held-in' or 'merged'.
     note: why it is of that form, or what is doubtful about it.
     parameters: of the law by name; for 'each size', F and T by size. B and A
       are those of S in units of the smallest size.
@@ -69,6 +70,7 @@ class Fit:
   base: str
   method: str
   form: str
+  tasks: str = 'all held-in'
   note: str = ''
   parameters: dict[str, float] = dataclasses.field(default_factory=dict)
   undetermined: tuple[str, ...] = ()
@@ -103,7 +105,7 @@ class Fit:
 def fit_all(study: Study) -> list[Fit]:
   """Fits the law for every base and method, on validated merges.
 
-  Losses are over all tasks merged, also those of a category whose gate failed:
+  Losses are over all held-in tasks, also those of a category whose gate failed:
   a loss divides by no expert.
   """
   return list(_fits(study.grid(smallest_n=1)))
@@ -117,6 +119,7 @@ def fit(
   sizes: tuple[str, ...],
   base: str = '',
   method: str = '',
+  tasks: str = 'all held-in',
 ) -> Fit:
   """Fits the law to the mean losses of one base and method.
 
@@ -127,6 +130,7 @@ def fit(
     sizes: their names.
     base: for the record.
     method: for the record.
+    tasks: for the record.
   """
   what = (base, method)
   fitted = ~np.isnan(losses) & (ks <= FITTED_UP_TO)
@@ -135,6 +139,7 @@ def fit(
     return Fit(
       *what,
       'none',
+      tasks,
       f'needs two numbers of experts up to {FITTED_UP_TO} at one size',
     )
   fitted &= ready[:, None]
@@ -167,6 +172,7 @@ def fit(
   return Fit(
     *what,
     form,
+    tasks,
     note,
     named,
     undetermined,
@@ -205,8 +211,17 @@ def r_squared(seen: np.ndarray, predicted: np.ndarray) -> float:
   return float(1 - left)
 
 
+def which_losses(fits: Sequence[Fit]) -> str:
+  """Says over which tasks the losses are that were fitted."""
+  if any(fit.tasks == 'merged' for fit in fits):
+    return 'Losses are over the tasks of the experts merged'
+  return 'Losses are over all held-in tasks, whatever was merged'
+
+
 def _fits(grid: Grid) -> Iterator[Fit]:
-  losses = grid.means(loss)
+  losses, tasks = grid.means(loss_of_all), 'all held-in'
+  if np.isnan(losses).all():
+    losses, tasks = grid.means(loss), 'merged'
   parameters = np.array([grid.study.sizes[size] for size in grid.sizes], float)
   for (i, base), (j, method) in itertools.product(
     enumerate(grid.bases), enumerate(grid.methods)
@@ -218,6 +233,7 @@ def _fits(grid: Grid) -> Iterator[Fit]:
       sizes=grid.sizes,
       base=base,
       method=method,
+      tasks=tasks,
     )
 
 

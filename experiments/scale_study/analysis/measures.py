@@ -73,6 +73,12 @@ def loss(cell: Cell, countable: Categories) -> float:
   return cell.loss
 
 
+def loss_of_all(cell: Cell, countable: Categories) -> float:
+  """Mean loss over all held-in tasks, merged or not; NaN if it was not kept."""
+  del countable
+  return _mean(cell.losses.values())
+
+
 def guessing(chance: Scores) -> tuple[Measure, Measure]:
   """Returns what held-in and held-out would be for a model that guesses.
 

@@ -13,7 +13,11 @@ from experiments.scale_study.analysis.bootstrap import (
   MINIMUM_SEEDS,
   widening_of,
 )
-from experiments.scale_study.analysis.law import Fit, FITTED_UP_TO
+from experiments.scale_study.analysis.law import (
+  Fit,
+  FITTED_UP_TO,
+  which_losses,
+)
 from experiments.scale_study.analysis.markup import paragraphs, table
 from experiments.scale_study.analysis.verdicts import Verdict
 from experiments.scale_study.analysis.written import Written
@@ -156,8 +160,8 @@ def law(fits: Sequence[Fit]) -> str:
     f'the smallest size, fitted where N ≤ {FITTED_UP_TO} and asked about the '
     'rest. With fewer than three sizes each gets F + T / N instead. Sizes '
     'differ much in loss, which makes R² over all of them flattering: the mean '
-    'error beside that of forecasting no change says more. Losses are over all '
-    'tasks merged, also of categories that are not testable.',
+    'error beside that of forecasting no change says more. '
+    f'{which_losses(fits)}, also of categories that are not testable.',
   ) + table(header, rows)
 
 

@@ -42,6 +42,7 @@ MEASURES: Mapping[str, Measure] = {
   'held_out_multitask': measures.held_out_multitask,
   'drift': measures.drift,
   'loss': measures.loss,
+  'loss_of_all': measures.loss_of_all,
 }
 
 

@@ -8,7 +8,11 @@ from experiments.scale_study.analysis import names
 from experiments.scale_study.analysis.aggregate import Study
 from experiments.scale_study.analysis.figures import style
 from experiments.scale_study.analysis.figures.picture import Picture
-from experiments.scale_study.analysis.law import Fit, FITTED_UP_TO
+from experiments.scale_study.analysis.law import (
+  Fit,
+  FITTED_UP_TO,
+  which_losses,
+)
 
 
 def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
@@ -43,7 +47,8 @@ def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
     'The merging law',
     _reading(fits),
     f'Lines are the law fitted where N ≤ {FITTED_UP_TO} (filled marks); open '
-    'marks are what it was asked to predict. Form: arXiv 2509.24244.',
+    f'marks are what it was asked to predict. {which_losses(fits)}. '
+    'Form: arXiv 2509.24244.',
     figure,
   )
 

@@ -103,7 +103,9 @@ def _sums(params: Params) -> Any:
 
   def total(leaf: jax.Array) -> jax.Array:
     bits = leaf.view(f'uint{8 * leaf.dtype.itemsize}').astype(jnp.uint32)
-    # Odd weights, so that two values that change places are noticed.
+    # Odd weights, so that two values of a row that change places are noticed.
+    # Whole rows or layers that do are not; other weights would change every
+    # fingerprint that results hold.
     weights = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 1)
     return jnp.sum(bits * (2 * weights + 1), dtype=jnp.uint32)
 

@@ -7,13 +7,8 @@ from typing import Any
 
 from experiments.scale_study.analysis.cells import ALL, Gate
 from experiments.scale_study.folder import Arm
-from experiments.scale_study.phases import (
-  INSTRUCTION_TUNED,
-  PRETRAINED,
-  Scored,
-  Size,
-  values,
-)
+from experiments.scale_study.phases import Scored, Size, values
+from experiments.scale_study.study_config import INSTRUCTION_TUNED, PRETRAINED
 
 LEARNABLE = 0.3  # direct training over chance
 GAIN = 0.2  # an expert over its base

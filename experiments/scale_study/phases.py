@@ -6,20 +6,19 @@ again skips what is finished and goes on where it was killed.
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import dataclasses
 import functools
-import itertools
 from pathlib import Path
 import statistics
 from typing import Any
 
 import jax
 
-from experiments.scale_study import model, progress, shapes, stored, subword
+from experiments.scale_study import loading, model, progress, shapes, stored
 from experiments.scale_study.folder import Arm, Folder, read_json, write_json
 from experiments.scale_study.scoring import Examination, Score
 from experiments.scale_study.study_config import (
-  Scratch,
+  INSTRUCTION_TUNED,
+  PRETRAINED,
   Stored,
   StudyConfig,
 )
@@ -28,20 +27,27 @@ from experiments.scale_study.tasks.source import Dataset, Source
 from experiments.scale_study.train import train
 from mergekit_jax.sharding import make_mesh
 
-PRETRAINED, INSTRUCTION_TUNED = 'pretrained', 'instruction-tuned'
-
 
 class Size:
   """What all models of a size have in common."""
 
-  def __init__(self, config: StudyConfig, folder: Folder, name: str):
-    """Reads the tasks and finds the shape; trains and loads nothing.
+  def __init__(
+    self, config: StudyConfig, folder: Folder, name: str, source: Source
+  ):
+    """Finds the shape; trains and loads nothing.
+
+    Args:
+      config: the preset.
+      folder: of the results.
+      name: of the size.
+      source: of the tasks, as `loading.load_source` returns it.
 
     Raises:
-      ValueError: if the tasks cannot be read, or do not fit the models.
+      ValueError: if the tasks do not fit the models.
     """
     self.config, self.folder, self.name = config, folder, name
-    self.source = load_source(config)
+    self.source = source
+    self.direct = loading.direct(config, source)
     self.mesh = make_mesh(config.mesh) if config.mesh else None
     self.models = config.sizes[name]
     if isinstance(self.models, Stored):
@@ -129,54 +135,6 @@ class Size:
     )
 
 
-def load_source(config: StudyConfig) -> Source:
-  """Returns the tasks of a preset.
-
-  Raises:
-    ValueError: if there are no such tasks, none for instruction tuning, or some
-      that are longer than the rows of the preset.
-  """
-  source = _tasks(config)
-  if config.tokenizer:
-    tokenizer: Any = subword.Subwords(config.tokenizer)
-    source = dataclasses.replace(source, tokenizer=tokenizer)
-  scratch = any(isinstance(size, Scratch) for size in config.sizes.values())
-  tuned = scratch and INSTRUCTION_TUNED in config.bases
-  if tuned and not source.instruction:
-    raise ValueError(
-      f'The tasks {config.tasks!r} have none for instruction tuning: take '
-      f'--set=bases={PRETRAINED}.'
-    )
-  batches.demand_room(
-    [
-      *(source.instruction if tuned else ()),
-      *itertools.chain(*source.categories.values()),
-    ],
-    source.tokenizer,
-    config.length,
-  )
-  return source
-
-
-def _tasks(config: StudyConfig) -> Source:
-  # Imported only where they are wanted: each builds its vocabulary.
-  if config.tasks == 'procedural':
-    from experiments.scale_study.tasks import procedural
-
-    return procedural.source(config.categories)
-  if config.tasks == 'wordnet':
-    from experiments.scale_study.tasks import wordnet
-
-    return wordnet.source()
-  if config.tasks == 'real':
-    from experiments.scale_study.tasks import real
-
-    return real.source(categories=config.categories)
-  from experiments.scale_study.tasks import p3
-
-  return p3.source(config.tasks)
-
-
 def bases(size: Size, seed: int) -> None:
   """Makes the bases of a size: pretraining, then instruction tuning."""
   config = size.config
@@ -235,7 +193,7 @@ def multitask(size: Size, arm: Arm) -> None:
     config.multitask_steps,
     config.multitask_rate,
   )
-  for category, datasets in _direct(size).items():
+  for category, datasets in size.direct.items():
     size.train(
       size.folder.model(arm, f'direct/{category}'),
       base,
@@ -257,7 +215,7 @@ def evaluate(size: Size, arm: Arm) -> None:
       _expert(size, arm, category, rate) for rate in size.config.expert_rates
     ]
     models[f'experts/{category}'] = paths, [category]
-  for category in _direct(size):
+  for category in size.direct:
     path = size.folder.model(arm, f'direct/{category}')
     models[f'direct/{category}'] = [path], [category]
   with progress.bar(len(models), f'{arm.name}/evaluate', 'model') as scored:
@@ -323,7 +281,7 @@ class Scored:
     self.base, self.multitask = read('base'), read('multitask')
     held_in = size.source.held_in
     self.experts = {name: read(f'experts/{name}') for name in held_in}
-    self.direct = {name: read(f'direct/{name}') for name in _direct(size)}
+    self.direct = {name: read(f'direct/{name}') for name in size.direct}
 
   def expert_values(self, split: str) -> dict[str, float]:
     """Score of each held-in task's own expert."""
@@ -341,7 +299,3 @@ def values(record: Any, split: str) -> dict[str, float]:
 
 def _expert(size: Size, arm: Arm, category: str, rate: float) -> Path:
   return size.folder.model(arm, f'experts/{category}/{rate:g}')
-
-
-def _direct(size: Size) -> dict[str, Sequence[Dataset]]:
-  return dict(size.source.held_out) if size.config.direct_steps else {}

@@ -61,10 +61,6 @@ class Examination:
       length: tokens of a text.
       text_metric: 'exact_match' or 'rouge_l', for datasets of the latter: small
         models have to write the answer, larger ones may only come near.
-
-    Raises:
-      ValueError: if a held-in task has no validation examples, or any task no
-        test examples.
     """
     self._shape = shape
     self._tokenizer = source.tokenizer
@@ -77,12 +73,6 @@ class Examination:
     )
     for split, examples, tasks in splits:
       for task, dataset in tasks.items():
-        if next(dataset.examples(split, 0), None) is None:
-          raise ValueError(
-            f'{task} has no {split} examples. Merge hyperparameters are chosen '
-            'on validation examples and merges judged on test examples: put '
-            'some of the others aside.'
-          )
         self._questions[split, task] = batches.questions(
           [dataset],
           source.tokenizer,

@@ -14,7 +14,14 @@ import shlex
 from absl import logging
 import jax
 
-from experiments.scale_study import gates, grid, phases, scheduler, writing
+from experiments.scale_study import (
+  gates,
+  grid,
+  loading,
+  phases,
+  scheduler,
+  writing,
+)
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.__main__ import analyse
 from experiments.scale_study.folder import Arm, Folder, write_json, write_text
@@ -34,8 +41,14 @@ class Study:
       config: the preset, with what was overridden.
       root: of the results.
       flags: with which the command makes this `config`.
+
+    Raises:
+      ValueError: if the tasks cannot be read, or the folder was begun with
+        another preset.
     """
     self.config = config
+    # Before the folder is begun, which then holds results of this preset only.
+    self.source = loading.load_source(config)
     self.folder = Folder(root, config)
     self._flags = list(flags)
     self._sizes: dict[str, Size] = {}
@@ -100,7 +113,7 @@ class Study:
   def size(self, name: str) -> Size:
     """Returns what the models of a size have in common."""
     if name not in self._sizes:
-      self._sizes[name] = Size(self.config, self.folder, name)
+      self._sizes[name] = Size(self.config, self.folder, name, self.source)
     return self._sizes[name]
 
   def report(self) -> str:

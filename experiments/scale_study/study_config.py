@@ -11,6 +11,7 @@ from typing import Any
 from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.tasks.source import HELD_IN
 
+PRETRAINED, INSTRUCTION_TUNED = BASES
 # Fields of None or a number, which no value shows.
 _OPTIONAL_NUMBERS = frozenset({'host_devices'})
 # Fields on which no model and none of its scores depends.

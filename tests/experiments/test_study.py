@@ -35,6 +35,25 @@ def study_in(root, tasks, **changes):
   return Study(small_study.config(tasks, **changes), root, small_study.FLAGS)
 
 
+def without_examples(source, category, split):
+  """Returns tasks of which a category lacks the examples of a split."""
+  changed = {
+    category: tuple(
+      dataclasses.replace(
+        dataset,
+        examples=lambda of, seed, dataset=dataset: (
+          iter(()) if of == split else dataset.examples(of, seed)
+        ),
+      )
+      for dataset in source.categories[category]
+    )
+  }
+  side = 'held_in' if category in source.held_in else 'held_out'
+  return dataclasses.replace(
+    source, **{side: {**getattr(source, side), **changed}}
+  )
+
+
 @pytest.fixture(scope='module')
 def undisturbed(tasks, tmp_path_factory):
   study = study_in(tmp_path_factory.mktemp('undisturbed'), tasks)
@@ -206,7 +225,7 @@ def test_a_new_grid_of_merges_needs_no_training(undisturbed, trained, tmp_path):
 
 def test_the_average_of_one_expert_is_the_expert(undisturbed):
   config = dataclasses.replace(undisturbed.config, merged=(1, 2))
-  size = phases.Size(config, undisturbed.folder, 'xs')
+  size = phases.Size(config, undisturbed.folder, 'xs', undisturbed.source)
   *single, _ = grid.subsets_of(size, 0)
   assert {subset.categories for subset in single} == {
     ('sentiment',),
@@ -236,7 +255,7 @@ def test_a_strict_study_refuses_a_merge_that_is_not_the_one_in_memory(
   undisturbed, monkeypatch
 ):
   config = dataclasses.replace(undisturbed.config, strict=True)
-  size = phases.Size(config, undisturbed.folder, 'xs')
+  size = phases.Size(config, undisturbed.folder, 'xs', undisturbed.source)
   (subset,) = grid.subsets_of(size, 0)
   assert grid.subset_cells(size, ARM, subset, '')
   sweep = grid.mk.sweep
@@ -325,26 +344,20 @@ def test_a_checkpoint_that_does_not_fit_is_refused(undisturbed, tmp_path):
   assert 'final_norm/scale: missing' in str(error.value)
 
 
-def test_tasks_need_validation_examples(undisturbed):
-  size = undisturbed.size('xs')
-  name = 'sentiment'
-  (dataset,) = size.source.held_in[name]
+def test_held_out_tasks_need_not_have_training_examples(undisturbed, trained):
+  """One model less is trained for the gates, and one gate less is checked."""
+  source = without_examples(undisturbed.source, 'sentence_completion', 'train')
+  folder, config = undisturbed.folder, undisturbed.config
+  size = phases.Size(config, folder, 'xs', source)
+  for phase in (phases.multitask, phases.evaluate):
+    phase(size, ARM)
+  assert not trained
+  assert len([*gates.check_arm(size, ARM)]) == 6 - 1
 
-  def none_for_validation(split, seed):
-    return iter(()) if split == 'validation' else dataset.examples(split, seed)
 
-  broken = dataclasses.replace(dataset, examples=none_for_validation)
-  source = dataclasses.replace(
-    size.source, held_in={**size.source.held_in, name: (broken,)}
-  )
-  with pytest.raises(
-    ValueError, match='sentiment_in_colours has no validation'
-  ):
-    phases.Examination(
-      size.shape,
-      source,
-      validation=8,
-      test=8,
-      length=12,
-      text_metric='exact_match',
-    )
+@pytest.mark.parametrize('phase', [phases.experts, phases.multitask])
+def test_a_dataset_without_training_examples_is_named(undisturbed, phase):
+  source = without_examples(undisturbed.source, 'sentiment', 'train')
+  size = phases.Size(undisturbed.config, undisturbed.folder, 'xs', source)
+  with pytest.raises(ValueError, match='sentiment_in_colours has no train'):
+    phase(size, ARM)

@@ -134,6 +134,12 @@ def test_too_short_a_length_is_an_error():
     )
 
 
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_a_split_without_examples_is_an_error(split):
+  with pytest.raises(ValueError, match=f'sentiment/letters has no {split}'):
+    batches.demand([_dataset()], _TOKENIZER, split=split, examples=9, length=8)
+
+
 def test_an_unknown_word_is_an_error_without_spelling():
   with pytest.raises(ValueError, match="'wolf' is not among the 8"):
     _TOKENIZER.encode('a wolf')

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from experiments.scale_study import phases
+from experiments.scale_study import loading
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.configs import smollm2 as preset
 from experiments.scale_study.study import Study
@@ -227,10 +227,10 @@ def test_real_texts_are_not_for_models_from_scratch():
   scratch = {'s': Scratch(width=16, layers=1, heads=2)}
   config = dataclasses.replace(preset.CONFIG, sizes=scratch)
   with pytest.raises(ValueError, match='have none for instruction tuning'):
-    phases.load_source(config)
+    loading.load_source(config)
   with pytest.raises(ValueError, match='no texts for pretraining'):
     next(
-      phases.load_source(
+      loading.load_source(
         dataclasses.replace(config, bases=('pretrained',))
       ).corpus(0)
     )

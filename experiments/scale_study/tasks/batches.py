@@ -1,6 +1,7 @@
 """From text to arrays: batches for training, questions for scoring."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 from typing import NamedTuple
 
@@ -13,6 +14,12 @@ from experiments.scale_study.tasks.source import (
   Split,
 )
 from experiments.scale_study.tasks.tokenizer import Tokenizer
+
+_WANTED_FOR: Mapping[Split, str] = {
+  'train': 'models are trained on them',
+  'validation': 'merge hyperparameters are chosen on them',
+  'test': 'models are judged on them',
+}
 
 # Ids, int32, and the weight of each in the loss, float32: [batch, length].
 # Padding, and whatever is not to be learned, weighs 0.
@@ -86,7 +93,12 @@ def example_batches(
   """Yields training examples forever; the datasets take turns.
 
   Only the tokens of answers, and the end after them, have weight.
+
+  Raises:
+    ValueError: if a dataset has no training examples, or one is too long.
   """
+  for dataset in datasets:
+    _demand_any(dataset, 'train')
   sources = [dataset.examples('train', seed) for dataset in datasets]
   turns = itertools.cycle(sources)
   while True:
@@ -100,13 +112,40 @@ def example_batches(
     yield ids, weights
 
 
-def demand_room(
-  datasets: Sequence[Dataset], tokenizer: Tokenizer, length: int
+def demand(
+  datasets: Sequence[Dataset],
+  tokenizer: Tokenizer,
+  *,
+  split: Split,
+  examples: int,
+  length: int,
 ) -> None:
-  """Raises ValueError if one of the first examples is longer than a row."""
+  """Raises ValueError if a dataset has no examples, or some do not fit.
+
+  Args:
+    datasets: what to look at.
+    tokenizer: of the source.
+    split: of the examples; what is not trained on has to fit with each of its
+      candidates.
+    examples: how many of each dataset are looked at, at most.
+    length: tokens of a row.
+  """
   for dataset in datasets:
-    for example in itertools.islice(dataset.examples('validation', 0), 32):
-      _encode(tokenizer, example, length)
+    _demand_any(dataset, split)
+    for example in itertools.islice(dataset.examples(split, 0), examples):
+      if split == 'train':
+        _encode(tokenizer, example, length)
+      else:
+        collections.deque(_candidates(tokenizer, example, length), maxlen=0)
+
+
+def _demand_any(dataset: Dataset, split: Split) -> None:
+  if not dataset.has(split):
+    raise ValueError(
+      f'{dataset.category}/{dataset.name} has no {split} examples: '
+      f'{_WANTED_FOR[split]}. Put some of the others aside, or leave the '
+      'dataset out.'
+    )
 
 
 def questions(
@@ -174,6 +213,7 @@ def _candidates(
   ):
     # Without its end, a candidate that opens another would be likelier.
     token = token if single else [*token, tokenizer.end]
+    _demand_room(prompt, token, example, length)
     row = prompt + token if index == 0 or not single else None
     yield row, len(prompt) - 1, token, text == example.answer
 
@@ -183,6 +223,13 @@ def _encode(
 ) -> tuple[list[int], list[int]]:
   prompt = [tokenizer.start, *tokenizer.encode(example.prompt)]
   answer = [*tokenizer.encode(example.answer), tokenizer.end]
+  _demand_room(prompt, answer, example, length)
+  return prompt, answer
+
+
+def _demand_room(
+  prompt: list[int], answer: list[int], example: Example, length: int
+) -> None:
   if len(prompt) + len(answer) > length:
     raise ValueError(
       f'An example has {len(prompt) + len(answer)} tokens, more than {length}: '
@@ -190,7 +237,6 @@ def _encode(
       'out of the data. It is '
       f'{example}.'
     )
-  return prompt, answer
 
 
 def _padded(

@@ -10,7 +10,9 @@ The folder, and folders in it, hold `train.jsonl`, `validation.jsonl` and
 `answer_choices` is null or empty where the answer is free text. `category` is
 one of `source.HELD_IN` and `source.HELD_OUT`, or `instruction`. A held-in
 dataset needs all three files, a held-out one `test.jsonl`, one for instruction
-`train.jsonl`. Texts for pretraining, if any, are lines {"text": "..."} of
+`train.jsonl`. Where a dataset of a held-out category has no `train.jsonl`, no
+model is trained on that category directly, and no gate asks whether it can be
+learned. Texts for pretraining, if any, are lines {"text": "..."} of
 `corpus.jsonl`. `experiments/tools/export_p3.py` writes such a folder from P3
 itself (Sanh et al., 2021, arXiv 2110.08207).
 """

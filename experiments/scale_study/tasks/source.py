@@ -69,8 +69,8 @@ class Dataset:
     metric: `accuracy` by rank classification where examples have candidates;
       `exact_match` or `rouge_l` where they are free text.
     examples: `examples(split, seed)` yields labelled examples, the same for the
-      same seed. Training examples never end. Validation and test examples are
-      distinct and may end; no prompt is in two splits.
+      same seed. Training examples never end, but there may be none. Validation
+      and test examples are distinct and may end; no prompt is in two splits.
   """
 
   name: str
@@ -82,6 +82,10 @@ class Dataset:
   def held_in(self) -> bool:
     """Whether an expert is trained on it."""
     return self.category in HELD_IN
+
+  def has(self, split: Split) -> bool:
+    """Whether there are examples of a split."""
+    return next(self.examples(split, 0), None) is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""The tasks of a preset, looked at before anything is trained on them."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from absl import logging
+
+from experiments.scale_study import subword
+from experiments.scale_study.study_config import (
+  INSTRUCTION_TUNED,
+  PRETRAINED,
+  Scratch,
+  StudyConfig,
+)
+from experiments.scale_study.tasks import batches
+from experiments.scale_study.tasks.source import Dataset, Source
+
+# Training examples are looked at up to this number of a dataset: they may be
+# made as they are drawn, without end.
+_TRAINING_EXAMPLES = 500
+
+
+def load_source(config: StudyConfig) -> Source:
+  """Returns the tasks of a preset.
+
+  Raises:
+    ValueError: if there are no such tasks, none for instruction tuning, a
+      dataset lacks examples that it needs, or some are longer than the rows of
+      the preset.
+  """
+  source = _tasks(config)
+  if config.tokenizer:
+    tokenizer: Any = subword.Subwords(config.tokenizer)
+    source = dataclasses.replace(source, tokenizer=tokenizer)
+  scratch = any(isinstance(size, Scratch) for size in config.sizes.values())
+  tuned = scratch and INSTRUCTION_TUNED in config.bases
+  if tuned and not source.instruction:
+    raise ValueError(
+      f'The tasks {config.tasks!r} have none for instruction tuning: take '
+      f'--set=bases={PRETRAINED}.'
+    )
+  directly = direct(config, source)
+  skipped = [name for name in source.held_out if name not in directly]
+  if config.direct_steps and skipped:
+    logging.warning(
+      'No gate asks whether direct training can learn %s, which has datasets '
+      'without training examples. Give them some, or take '
+      '--set=direct_steps=0.',
+      ', '.join(skipped),
+    )
+  _demand_examples(config, source, directly, tuned)
+  return source
+
+
+def direct(
+  config: StudyConfig, source: Source
+) -> Mapping[str, tuple[Dataset, ...]]:
+  """Returns the held-out categories that models are trained on for the gates.
+
+  What is only tested need not have training examples.
+  """
+  if not config.direct_steps:
+    return {}
+  return {
+    category: datasets
+    for category, datasets in source.held_out.items()
+    if all(dataset.has('train') for dataset in datasets)
+  }
+
+
+def _demand_examples(
+  config: StudyConfig,
+  source: Source,
+  directly: Mapping[str, tuple[Dataset, ...]],
+  tuned: bool,
+) -> None:
+  """Raises ValueError if what models are trained or scored on does not do."""
+
+  def demand(datasets, split, examples):
+    batches.demand(
+      datasets,
+      source.tokenizer,
+      split=split,
+      examples=examples,
+      length=config.length,
+    )
+
+  for held_in in source.held_in.values():
+    demand(held_in, 'train', _TRAINING_EXAMPLES)
+    demand(held_in, 'validation', config.validation_examples)
+  for trained in (*directly.values(), source.instruction if tuned else ()):
+    demand(trained, 'train', _TRAINING_EXAMPLES)
+  for tested in source.categories.values():
+    demand(tested, 'test', config.test_examples)
+
+
+def _tasks(config: StudyConfig) -> Source:
+  # Imported only where they are wanted: each builds its vocabulary.
+  if config.tasks == 'procedural':
+    from experiments.scale_study.tasks import procedural
+
+    return procedural.source(config.categories)
+  if config.tasks == 'wordnet':
+    from experiments.scale_study.tasks import wordnet
+
+    return wordnet.source()
+  if config.tasks == 'real':
+    from experiments.scale_study.tasks import real
+
+    return real.source(categories=config.categories)
+  from experiments.scale_study.tasks import p3
+
+  return p3.source(config.tasks)

@@ -1,0 +1,78 @@
+"""Tasks that do not do are refused before anything is trained on them."""
+
+import json
+
+import pytest
+
+from experiments.scale_study import loading
+from tests.experiments import small_study
+
+
+@pytest.fixture
+def tasks(tmp_path):
+  small_study.write_tasks(tmp_path / 'tasks')
+  return tmp_path / 'tasks'
+
+
+def load(tasks, **changes):
+  return loading.load_source(small_study.config(tasks, **changes))
+
+
+def edit(tasks, split, change):
+  """Rewrites a file, without the lines of which `change` returns None."""
+  path = tasks / f'{split}.jsonl'
+  lines = map(change, map(json.loads, path.read_text().splitlines()))
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines if line))
+
+
+def without(*categories):
+  return lambda line: line if line['category'] not in categories else None
+
+
+def test_what_is_only_tested_is_not_trained_on(tasks, caplog):
+  assert load(tasks) and not caplog.text
+  edit(tasks, 'train', without('sentence_completion'))
+  with caplog.at_level('WARNING', logger='absl'):
+    source = load(tasks)
+  assert 'direct training can learn sentence_completion' in caplog.text
+  assert [*source.held_out] == ['sentence_completion']
+  assert loading.direct(small_study.config(tasks), source) == {}
+  caplog.clear()
+  load(tasks, direct_steps=0)
+  assert not caplog.text
+
+
+@pytest.mark.parametrize(
+  'split, category',
+  [
+    ('train', 'instruction'),
+    ('train', 'sentence_completion'),
+    ('train', 'sentiment'),
+    ('validation', 'sentiment'),
+    ('test', 'sentence_completion'),
+  ],
+)
+def test_what_is_too_long_is_refused_wherever_it_is_used(
+  tasks, split, category
+):
+  def lengthen(line):
+    if line['category'] == category:
+      line['inputs'] = f'{"very " * 12} {line["inputs"]}'
+    return line
+
+  edit(tasks, split, lengthen)
+  with pytest.raises(ValueError, match='more than 12: .*very very'):
+    load(tasks)
+
+
+def test_candidates_have_to_fit_as_well(tasks):
+  def lengthen(line):
+    if line['category'] == 'sentence_completion':
+      line['answer_choices'] = [*small_study.COLOURS, 'red ' * 12]
+    return line
+
+  edit(tasks, 'train', lengthen)
+  assert load(tasks)  # answers alone are learned
+  edit(tasks, 'test', lengthen)
+  with pytest.raises(ValueError, match='more than 12: .*red red'):
+    load(tasks)

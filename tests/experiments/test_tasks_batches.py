@@ -151,3 +151,11 @@ def test_spelling_returns_what_was_spelled():
   assert max(ids) < tokenizer.size == 3 + 256 + 2
   assert tokenizer.decode(ids) == 'the wolf , naïve .'
   assert tokenizer.decode([*ids[:1], tokenizer.end, *ids]) == 'the'
+
+
+@pytest.mark.parametrize('spell', [False, True])
+def test_ids_that_only_fill_up_the_vocabulary_say_nothing(spell):
+  tokenizer = Tokenizer(['the', 'wolf'], spell=spell)
+  one, two = tokenizer.encode('the wolf')
+  filler = [tokenizer.size, tokenizer.size + 9]
+  assert tokenizer.decode([one, *filler, two, filler[0]]) == 'the wolf'

@@ -63,11 +63,16 @@ class Tokenizer:
     return ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the words of `ids`, separated by spaces, up to the first end."""
+    """Returns the words of `ids`, separated by spaces, up to the first end.
+
+    Models may have more ids than there are words, which say nothing.
+    """
     parts = bytearray()
     for index in map(int, ids):
       if index == self.end:
         break
+      if index >= self.size:
+        continue
       if index >= self._first_word:
         parts += f'{self.words[index - self._first_word]} '.encode()
       elif self._first_byte is not None and index >= self._first_byte:

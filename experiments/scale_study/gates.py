@@ -79,6 +79,8 @@ def _better_base(size: Size, seed: int, scored: Any) -> Iterator[Gate]:
     ('held-in', size.source.held_in),
     ('held-out', size.source.held_out),
   ):
+    if not categories:
+      continue
     before, after = (
       statistics.fmean(_mean(scored[base].base, name) for name in categories)
       for base in (PRETRAINED, INSTRUCTION_TUNED)

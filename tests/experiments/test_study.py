@@ -361,3 +361,11 @@ def test_a_dataset_without_training_examples_is_named(undisturbed, phase):
   size = phases.Size(undisturbed.config, undisturbed.folder, 'xs', source)
   with pytest.raises(ValueError, match='sentiment_in_colours has no train'):
     phase(size, ARM)
+
+
+def test_without_held_out_tasks_no_gate_is_about_them(undisturbed):
+  source = dataclasses.replace(undisturbed.source, held_out={})
+  size = phases.Size(undisturbed.config, undisturbed.folder, 'xs', source)
+  checked = [*gates.check(size, 0)]
+  assert {gate.split for gate in checked} == {'held-in'}
+  assert len(checked) == 2 * 4 + 1

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.scale_study.analysis import figures, verdicts
+from experiments.scale_study.analysis.figures import sweep
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
 
@@ -66,3 +67,12 @@ def test_methods_compared(panels):
   *_, held_in, held_out = panels['methods_compared']
   assert (0.93, 0.93) in curves(held_in)
   assert (1.09, 1.10) in curves(held_out)
+
+
+def test_a_sweep_varies_one_hyperparameter_alone():
+  study = made_up_grid.study(
+    sizes={'s': 100}, bases=['pretrained'], ns=[2], seeds=1, sweeps=True
+  )
+  for picture in sweep.draw_all(study):
+    assert 'the other hyperparameters are fixed' in picture.caption
+    assert 'chosen on the dashed curves' not in picture.caption

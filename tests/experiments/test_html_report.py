@@ -266,6 +266,15 @@ def test_a_report_without_held_out_tasks(tmp_path):
   assert 'nan' not in page.text.lower().split()
 
 
+@pytest.mark.filterwarnings('error')
+def test_what_may_not_be_counted_is_not_read_from_a_picture():
+  study = made_up_grid.study(
+    sizes={'s': 100}, ns=(2, 4), seeds=1, failing=_EVERY_GATE
+  )
+  for draw in (number.draw_held_out, number.draw_by_size):
+    assert draw(study.grid()).reading == 'No category may be counted.'
+
+
 def test_panels_that_share_an_axis_show_all_levels():
   """A multitask model of the second size far above all of the first."""
   study = made_up_grid.study(sizes={'s': 100, 'm': 200}, ns=(2, 4))

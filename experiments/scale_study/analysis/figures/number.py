@@ -121,6 +121,8 @@ def _held_out_reading(
   grid: Grid, held_out: Estimate, multitask: np.ndarray
 ) -> str:
   above = grid.means(measures.held_out)
+  if np.isnan(above).all():
+    return 'No category may be counted.'
   over = grid.means(measures.over_multitask)
   sentences = [
     f'{_count(above > 1, above)} groups of merges (size, base, method, N) '
@@ -149,7 +151,10 @@ def _cost_reading(grid: Grid) -> str:
   costs = [
     f'{names.number(float(cost))} at {size}'
     for size, cost in zip(grid.sizes, lost, strict=True)
+    if not np.isnan(cost)
   ]
+  if not costs:
+    return 'No category may be counted.'
   return (
     f'Going from {grid.ns[0]} to {grid.ns[-1]} experts costs '
     f'{names.join(costs)} of held-in, mean over bases and methods.'

@@ -74,8 +74,9 @@ def draw(
     f'sweep_{parameter}_{size}',
     f'Held-in over the {title}, size {size}',
     _reading(points, title),
-    'Mean over subsets and seeds. Hyperparameters are chosen on the dashed '
-    'curves and scored on the solid ones.',
+    'Mean over subsets and seeds; the other hyperparameters are fixed. Merges '
+    'elsewhere take what is best on validation examples of all combinations '
+    'in the grids of the preset.',
     figure,
   )
 

@@ -14,7 +14,7 @@ from experiments.scale_study.study_config import (
   StudyConfig,
 )
 from experiments.scale_study.tasks import batches
-from experiments.scale_study.tasks.source import Dataset, Source
+from experiments.scale_study.tasks.source import Dataset, HELD_IN, Source
 
 # Training examples are looked at up to this number of a dataset: they may be
 # made as they are drawn, without end.
@@ -25,9 +25,9 @@ def load_source(config: StudyConfig) -> Source:
   """Returns the tasks of a preset.
 
   Raises:
-    ValueError: if there are no such tasks, none for instruction tuning, a
-      dataset lacks examples that it needs, or some are longer than the rows of
-      the preset.
+    ValueError: if there are no such tasks, none for experts or for instruction
+      tuning, too few for any merge of the preset, a dataset lacks examples that
+      it needs, or some are longer than the rows of the preset.
   """
   source = _tasks(config)
   if config.tokenizer:
@@ -40,6 +40,7 @@ def load_source(config: StudyConfig) -> Source:
       f'The tasks {config.tasks!r} have none for instruction tuning: take '
       f'--set=bases={PRETRAINED}.'
     )
+  _demand_experts(config, source)
   directly = direct(config, source)
   skipped = [name for name in source.held_out if name not in directly]
   if config.direct_steps and skipped:
@@ -67,6 +68,28 @@ def direct(
     for category, datasets in source.held_out.items()
     if all(dataset.has('train') for dataset in datasets)
   }
+
+
+def _demand_experts(config: StudyConfig, source: Source) -> None:
+  """Raises ValueError if there is nothing to merge; says what is not merged."""
+  there_are = len(source.held_in)
+  if not source.held_in:
+    raise ValueError(
+      f'The tasks {config.tasks!r} have no held-in category, so that there is '
+      f'no expert to train. Give examples of one of {", ".join(HELD_IN)}.'
+    )
+  too_many = [n for n in config.merged if n > there_are]
+  if len(too_many) == len(config.merged):
+    raise ValueError(
+      f'merged is {config.merged}, but there are only {there_are} held-in '
+      f'categories to merge the experts of: take --set=merged={there_are}.'
+    )
+  if too_many:
+    logging.warning(
+      'There are %d held-in categories: nothing is merged of N = %s.',
+      there_are,
+      ', '.join(map(str, too_many)),
+    )
 
 
 def _demand_examples(

@@ -30,7 +30,8 @@ def without(*categories):
 
 
 def test_what_is_only_tested_is_not_trained_on(tasks, caplog):
-  assert load(tasks) and not caplog.text
+  assert load(tasks)
+  assert 'direct training' not in caplog.text
   edit(tasks, 'train', without('sentence_completion'))
   with caplog.at_level('WARNING', logger='absl'):
     source = load(tasks)
@@ -39,7 +40,7 @@ def test_what_is_only_tested_is_not_trained_on(tasks, caplog):
   assert loading.direct(small_study.config(tasks), source) == {}
   caplog.clear()
   load(tasks, direct_steps=0)
-  assert not caplog.text
+  assert 'direct training' not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,19 @@ def test_candidates_have_to_fit_as_well(tasks):
   edit(tasks, 'test', lengthen)
   with pytest.raises(ValueError, match='more than 12: .*red red'):
     load(tasks)
+
+
+def test_tasks_without_a_held_in_category_are_refused(tasks):
+  for split in ('train', 'validation', 'test'):
+    edit(tasks, split, without('sentiment', 'structure_to_text'))
+  with pytest.raises(ValueError, match='no held-in category.*topic_classific'):
+    load(tasks)
+
+
+def test_more_experts_than_there_are_cannot_be_merged(tasks, caplog):
+  with caplog.at_level('WARNING', logger='absl'):
+    load(tasks, merged=(2, 4, 6))
+  assert 'There are 2 held-in categories' in caplog.text
+  assert 'N = 4, 6.' in caplog.text
+  with pytest.raises(ValueError, match='take --set=merged=2'):
+    load(tasks, merged=(4, 6))

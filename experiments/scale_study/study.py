@@ -27,6 +27,7 @@ from experiments.scale_study.analysis.__main__ import analyse
 from experiments.scale_study.folder import Arm, Folder, write_json, write_text
 from experiments.scale_study.phases import Size
 from experiments.scale_study.study_config import StudyConfig
+from mergekit_jax import checks
 
 PHASES = ('bases', 'experts', 'multitask', 'evaluate', 'merge', 'report')
 
@@ -43,10 +44,12 @@ class Study:
       flags: with which the command makes this `config`.
 
     Raises:
-      ValueError: if the tasks cannot be read, or the folder was begun with
-        another preset.
+      ValueError: if the memory is no amount, the tasks cannot be read, or the
+        folder was begun with another preset.
     """
     self.config = config
+    # A preset cannot ask this itself: it is made before JAX is imported.
+    checks.size('memory_budget', config.memory_budget)
     # Before the folder is begun, which then holds results of this preset only.
     self.source = loading.load_source(config)
     self.folder = Folder(root, config)

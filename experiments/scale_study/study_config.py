@@ -14,6 +14,10 @@ from experiments.scale_study.tasks.source import HELD_IN
 PRETRAINED, INSTRUCTION_TUNED = BASES
 # Fields of None or a number, which no value shows.
 _OPTIONAL_NUMBERS = frozenset({'host_devices'})
+# Names that fields may have.
+_ALLOWED = {'bases': BASES, 'text_metric': ('exact_match', 'rouge_l')}
+# The least that whole numbers may be, where it is not 1.
+_LEAST = {'seeds': 0, 'direct_steps': 0, 'corpus_length': 2}
 # Fields on which no model and none of its scores depends.
 OF_MERGES = frozenset({'merged', 'subsets', 'methods', 'sweeps'})
 
@@ -156,6 +160,18 @@ class StudyConfig:
   strict: bool = False
   processes: int = 1
 
+  def __post_init__(self):
+    for name, value in vars(self).items():
+      if isinstance(value, tuple):
+        if not value or len({*value}) < len(value):
+          raise ValueError(
+            f'{name}={value} was given; give at least one, and each once.'
+          )
+        for one in value:
+          _demand(name, one)
+      else:
+        _demand(name, value)
+
 
 def override(config: StudyConfig, setting: str) -> StudyConfig:
   """Changes one field of a preset.
@@ -165,7 +181,8 @@ def override(config: StudyConfig, setting: str) -> StudyConfig:
     setting: 'name=value'; values of a tuple are separated by commas.
 
   Raises:
-    ValueError: if there is no such field, or the value is not of its kind.
+    ValueError: if there is no such field, the value is not of its kind, or the
+      study cannot have it.
   """
   name, equals, text = setting.partition('=')
   fields = [field.name for field in dataclasses.fields(config)]
@@ -211,6 +228,20 @@ def as_json(config: StudyConfig) -> dict[str, Any]:
   record = dataclasses.asdict(config)
   del record['processes'], record['strict']
   return json.loads(json.dumps(record))
+
+
+def _demand(name: str, value: Any) -> None:
+  """Raises ValueError if a field, or an entry of it, cannot be this."""
+  allowed = _ALLOWED.get(name)
+  if allowed and value not in allowed:
+    raise ValueError(
+      f'{name}={value!r} was given; it is one of {", ".join(allowed)}.'
+    )
+  least = _LEAST.get(name, 1)
+  if isinstance(value, int) and not isinstance(value, bool) and value < least:
+    raise ValueError(f'{name}={value} was given; give {least} or more.')
+  if isinstance(value, float) and not value > 0:
+    raise ValueError(f'{name}={value} was given; give more than 0.')
 
 
 def _parsed(text: str, current: Any) -> Any:

@@ -332,6 +332,16 @@ def test_too_short_rows_are_refused_before_training(tasks, tmp_path):
   assert not (tmp_path / 'models').exists()
 
 
+def test_what_is_refused_at_once_begins_no_folder(tasks, tmp_path):
+  for changes, message in (
+    ({'memory_budget': 'foo'}, "'foo' was given; give bytes"),
+    ({'merged': (4,)}, 'only 2 held-in categories'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      study_in(tmp_path, tasks, **changes)
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused(undisturbed, tmp_path):
   size = undisturbed.size('xs')
   params = size.load(size.base(ARM))

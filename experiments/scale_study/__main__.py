@@ -73,7 +73,7 @@ def main(argv: list[str]) -> str | None:
   try:
     return _study(config, output_dir)
   except (ValueError, scheduler.PartFailedError) as error:
-    if _PART.value or flags.FLAGS['verbosity'].present:
+    if flags.FLAGS['verbosity'].present:
       raise
     return f'{error}'
 

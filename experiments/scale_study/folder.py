@@ -74,6 +74,11 @@ class Folder:
     """The merges of a subset of experts."""
     return self.root / 'cells' / arm.name / f'{subset}.jsonl'
 
+  @property
+  def collected(self) -> Path:
+    """The merges of all subsets, for the report."""
+    return self.root / 'cells.jsonl'
+
   @contextlib.contextmanager
   def lock(self, part: str) -> Iterator[None]:
     """Waits until no other run works on a part of the study."""

@@ -142,18 +142,42 @@ def subset_cells(
 
 def name_of(cell: Cell) -> str:
   """Names a cell for `--cell`."""
-  names = [
-    cell.size,
-    cell.base,
-    str(cell.seed),
+  return _name(
+    Arm(cell.size, cell.base, cell.seed),
     f'{cell.n}.{cell.subset_number}',
-    cell.method,
+    Merge.of(cell.method, cell.hyperparameters),
     cell.setting,
+    cell.split,
+  )
+
+
+def names(size: Size, arm: Arm, subset: Subset) -> list[str]:
+  """Names the cells of a subset, which need not be made yet."""
+  settled = fixed(size.config).values()
+  made = [
+    *((merge, 'validated', 'test') for merge in settled),
+    *((merge, 'fixed', 'test') for merge in settled),
+    *(
+      (merge, 'sweep', split)
+      for split in ('validation', 'test')
+      for merge in _swept_of(size, subset)
+    ),
   ]
-  if cell.setting == 'sweep':
-    point = sorted(cell.hyperparameters.items())
-    names += [cell.split, ','.join(f'{name}={x:g}' for name, x in point)]
+  return [_name(arm, subset.name, *of) for of in made]
+
+
+def _name(arm: Arm, subset: str, merge: Merge, setting: str, split: str) -> str:
+  names = [arm.name, subset, merge.method, setting]
+  if setting == 'sweep':
+    point = sorted(merge.values.items())
+    names += [split, ','.join(f'{name}={x:g}' for name, x in point)]
   return '/'.join(names)
+
+
+def _swept_of(size: Size, subset: Subset) -> list[Merge]:
+  """The points of the sweeps, which are of all experts."""
+  everything = len(subset.categories) == len(size.source.held_in)
+  return swept(size.config) if everything else []
 
 
 def _results(
@@ -163,7 +187,7 @@ def _results(
   config, exam = size.config, size.examination
   choices, settled = candidates(config), fixed(config)
   everything = len(subset.categories) == len(size.source.held_in)
-  points = swept(config) if everything else []
+  points = _swept_of(size, subset)
   wanted = list(
     dict.fromkeys([*sum(choices.values(), []), *settled.values(), *points])
   )

@@ -25,14 +25,18 @@ def load_source(config: StudyConfig) -> Source:
   """Returns the tasks of a preset.
 
   Raises:
-    ValueError: if there are no such tasks, none for experts or for instruction
-      tuning, too few for any merge of the preset, a dataset lacks examples that
-      it needs, or some are longer than the rows of the preset.
+    ValueError: if there are no such tasks, what they are made of is not
+      installed, there are none for experts or for instruction tuning, too few
+      for any merge of the preset, a dataset lacks examples that it needs, or
+      some are longer than the rows of the preset.
   """
-  source = _tasks(config)
-  if config.tokenizer:
-    tokenizer: Any = subword.Subwords(config.tokenizer)
-    source = dataclasses.replace(source, tokenizer=tokenizer)
+  try:
+    source = _tasks(config)
+    if config.tokenizer:
+      tokenizer: Any = subword.Subwords(config.tokenizer)
+      source = dataclasses.replace(source, tokenizer=tokenizer)
+  except (FileNotFoundError, ImportError) as error:
+    raise ValueError(f'{error}') from error
   scratch = any(isinstance(size, Scratch) for size in config.sizes.values())
   tuned = scratch and INSTRUCTION_TUNED in config.bases
   if tuned and not source.instruction:

@@ -170,6 +170,7 @@ def bases(size: Size, seed: int) -> None:
 
 def experts(size: Size, arm: Arm) -> None:
   """Trains an expert for each held-in category, at each rate."""
+  _demand(size.base(arm), 'bases')
   base = size.load(size.base(arm))
   for category, datasets in size.source.held_in.items():
     for rate in size.config.expert_rates:
@@ -184,6 +185,7 @@ def experts(size: Size, arm: Arm) -> None:
 
 def multitask(size: Size, arm: Arm) -> None:
   """Trains one model on all held-in tasks, and for the gates the held-out."""
+  _demand(size.base(arm), 'bases')
   config, base = size.config, size.load(size.base(arm))
   held_in = [dataset for of in size.source.held_in.values() for dataset in of]
   size.train(
@@ -240,6 +242,11 @@ def _score(
   record = size.folder.score(arm, name)
   if record.exists():
     return
+  kind, *_ = name.split('/')
+  for path in paths:
+    _demand(
+      path, {'base': 'bases', 'experts': 'experts'}.get(kind, 'multitask')
+    )
   exam, found = size.examination, []
   with size.on_mesh():
     for path in paths:
@@ -273,9 +280,14 @@ class Scored:
   """
 
   def __init__(self, size: Size, arm: Arm):
-    """Reads the records, which `evaluate` wrote."""
+    """Reads the records, which `evaluate` wrote.
+
+    Raises:
+      ValueError: if it did not.
+    """
 
     def read(name: str) -> Any:
+      _demand(size.folder.score(arm, name), 'evaluate')
       return read_json(size.folder.score(arm, name))
 
     self.base, self.multitask = read('base'), read('multitask')
@@ -295,6 +307,15 @@ class Scored:
 def values(record: Any, split: str) -> dict[str, float]:
   """Scores by task, without the losses."""
   return {task: value for task, (value, _) in record[split].items()}
+
+
+def _demand(path: Path, phase: str) -> None:
+  """Raises ValueError if an earlier phase has not left this behind."""
+  if not path.exists():
+    raise ValueError(
+      f'There is no {path}: do --phase={phase} first, or all phases, by giving '
+      'none.'
+    )
 
 
 def _expert(size: Size, arm: Arm, category: str, rate: float) -> Path:

@@ -20,6 +20,7 @@ from experiments.scale_study import (
   loading,
   phases,
   scheduler,
+  study_config,
   writing,
 )
 from experiments.scale_study.analysis import cells
@@ -88,7 +89,12 @@ class Study:
     return made
 
   def run_part(self, part: str, wanted: Sequence[str] = PHASES) -> None:
-    """Does the phases of one part, in their order."""
+    """Does the phases of one part, in their order.
+
+    Raises:
+      ValueError: if there is no such part, or an earlier phase is not done.
+    """
+    _demand(f'--part={part}', 'part', part, [*self.parts()])
     name, *base, seed = part.split('/')
     size = self.size(name)
     todo: dict[str, Callable[[], None]] = {}
@@ -148,7 +154,7 @@ class Study:
         f'{self.folder.root}: there is nothing to report yet, since no size is '
         'merged from all bases with any seed. Run the other phases first.'
       )
-    write_text(self.folder.root / 'cells.jsonl', ''.join(lines))
+    write_text(self.folder.collected, ''.join(lines))
     write_json(self.folder.root / 'gates.json', [*map(gates.as_json, checked)])
     write_text(self.folder.root / 'rouge_l.csv', writing.table(rows))
     said = analyse(self.folder.root) if jax.process_index() == 0 else ''
@@ -171,36 +177,52 @@ class Study:
       cell: as `grid.name_of` names it.
 
     Returns:
-      The cell as JSON, and how it compares.
+      The cell as JSON, and how it compares, but for its command.
 
     Raises:
       ValueError: if there is no such cell, or it is not the same.
     """
     name, base, seed, subset_name, *_ = [*cell.split('/'), *4 * ['']]
-    known = [part for part in self.parts() if part.count('/') == 2]
-    if f'{name}/{base}/{seed}' not in known:
-      raise ValueError(f'--cell={cell}: there is no such arm, only {known}.')
+    arms = [part for part in self.parts() if part.count('/') == 2]
+    _demand(f'--cell={cell}', 'arm', f'{name}/{base}/{seed}', arms)
     size, arm = self.size(name), Arm(name, base, int(seed))
+    drawn = {subset.name: subset for subset in grid.subsets_of(size, arm.seed)}
+    _demand(f'--cell={cell}', 'subset', subset_name, [*drawn])
+    subset = drawn[subset_name]
+    _demand(f'--cell={cell}', 'merge', cell, grid.names(size, arm, subset))
+    stored = self._stored(arm, subset_name, cell)
     for part in (f'{name}/{seed}', arm.name):
       self.run_part(part, ('bases', 'experts', 'multitask', 'evaluate'))
-    drawn = {subset.name: subset for subset in grid.subsets_of(size, arm.seed)}
-    if subset_name not in drawn:
-      raise ValueError(f'--cell={cell}: {subset_name} is not in {[*drawn]}.')
-    made = {
-      grid.name_of(one): one
-      for one in grid.subset_cells(
-        size, arm, drawn[subset_name], shlex.join(self._flags)
-      )
-    }
-    if cell not in made:
-      raise ValueError(f'--cell={cell} is none of {[*made]}.')
-    line = json.dumps(dataclasses.asdict(made[cell]))
-    path = self.folder.cells(arm, subset_name)
-    if not path.exists():
+    (made,) = (
+      one
+      for one in grid.subset_cells(size, arm, subset, shlex.join(self._flags))
+      if grid.name_of(one) == cell
+    )
+    line = json.dumps(dataclasses.asdict(made))
+    if stored is None:
       return f'{line}\nNothing is stored to compare it with.'
-    stored = {grid.name_of(one): one for one in cells.load(path)}
-    if json.loads(line) != json.loads(
-      json.dumps(dataclasses.asdict(stored[cell]))
-    ):
-      raise ValueError(f'{line}\nis not what is stored: {stored[cell]}')
+    # Commands are of whoever made a cell; older cells lack the losses.
+    ignored = {'command'} if stored.losses else {'command', 'losses'}
+    ours, theirs = (
+      {k: v for k, v in dataclasses.asdict(one).items() if k not in ignored}
+      for one in (made, stored)
+    )
+    if json.loads(json.dumps(ours)) != json.loads(json.dumps(theirs)):
+      raise ValueError(f'{line}\nis not what is stored: {stored}')
     return f'{line}\nThe same as stored.'
+
+  def _stored(self, arm: Arm, subset: str, name: str) -> cells.Cell | None:
+    """Finds a cell in the file of its subset, or among those collected."""
+    for path in (self.folder.cells(arm, subset), self.folder.collected):
+      for cell in cells.load(path) if path.exists() else ():
+        if grid.name_of(cell) == name:
+          return cell
+    return None
+
+
+def _demand(given: str, kind: str, name: str, known: Sequence[str]) -> None:
+  """Raises ValueError, with the nearest name, if one is not known."""
+  if name not in known:
+    raise ValueError(
+      f'{given}: there is no such {kind}.' + study_config.nearest(name, known)
+    )

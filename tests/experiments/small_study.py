@@ -3,6 +3,7 @@
 python -m tests.experiments.small_study TASKS RESULTS
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -11,14 +12,17 @@ import signal
 import sys
 
 from experiments.scale_study import phases
+from experiments.scale_study.folder import Arm
 from experiments.scale_study.study import Study
 from experiments.scale_study.study_config import (
   MethodGrid,
   Scratch,
   StudyConfig,
 )
+from experiments.scale_study.tasks.source import Source
 
 FLAGS = ['--preset=small']
+ARM = Arm('xs', 'instruction-tuned', 0)
 COLOURS = ('red', 'blue', 'green', 'white')
 # The training in which a study that is to be killed dies: in its second arm.
 LAST = 9
@@ -84,6 +88,26 @@ def config(tasks: Path, **changes) -> StudyConfig:
   return StudyConfig(**{**settings, **changes})
 
 
+def study(results: Path, tasks: Path, **changes) -> Study:
+  """Returns the study of a preset in a folder."""
+  return Study(config(tasks, **changes), results, FLAGS)
+
+
+def without_examples(source: Source, category: str, split: str) -> Source:
+  """Returns tasks of which a category lacks the examples of a split."""
+
+  def emptied(dataset):
+    def examples(of, seed):
+      return iter(()) if of == split else dataset.examples(of, seed)
+
+    return dataclasses.replace(dataset, examples=examples)
+
+  side = 'held_in' if category in source.held_in else 'held_out'
+  datasets = dict(getattr(source, side))
+  datasets[category] = tuple(map(emptied, datasets[category]))
+  return dataclasses.replace(source, **{side: datasets})
+
+
 def main(tasks: Path, results: Path) -> None:
   trainings = itertools.count()
   train = phases.train
@@ -94,7 +118,7 @@ def main(tasks: Path, results: Path) -> None:
     return train(*args, **options)
 
   phases.train = deadly
-  Study(config(tasks), results, FLAGS).run()
+  study(results, tasks).run()
 
 
 if __name__ == '__main__':

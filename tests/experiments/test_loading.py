@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments.scale_study import loading
+from experiments.scale_study.tasks import wordnet
 from tests.experiments import small_study
 
 
@@ -93,3 +94,9 @@ def test_more_experts_than_there_are_cannot_be_merged(tasks, caplog):
   assert 'N = 4, 6.' in caplog.text
   with pytest.raises(ValueError, match='take --set=merged=2'):
     load(tasks, merged=(4, 6))
+
+
+def test_what_is_not_installed_is_named(tasks, monkeypatch):
+  monkeypatch.setattr(wordnet, 'source', lambda: wordnet.demand(tasks))
+  with pytest.raises(ValueError, match='no WordNet in .* Install it'):
+    load('wordnet')

@@ -21,12 +21,15 @@ def run(*flags):
     ('--set=expert_step=3', 'Did you mean expert_steps?'),
     ('--preset=cpus', 'Did you mean cpu?'),
     ('--phase=marge', 'Did you mean merge?'),
+    ('--phase=merge', 'do --phase=evaluate first'),
+    ('--part=xs/pretrainde/0', 'Did you mean xs/pretrained/0?'),
   ],
 )
 def test_a_mistake_is_named(flag, message, tmp_path):
   process = run(flag, f'--output_dir={tmp_path}')
   assert process.returncode != 0
   assert message in process.stdout + process.stderr
+  assert 'Traceback' not in process.stderr
 
 
 def test_what_is_not_installed_is_named(tmp_path):

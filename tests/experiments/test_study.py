@@ -21,44 +21,7 @@ import mergekit_jax as mk
 from mergekit_jax import reading
 from tests.experiments import small_study
 
-ARM = Arm('xs', 'instruction-tuned', 0)
-
-
-@pytest.fixture(scope='module')
-def tasks(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('small') / 'tasks'
-  small_study.write_tasks(folder)
-  return folder
-
-
-def study_in(root, tasks, **changes):
-  return Study(small_study.config(tasks, **changes), root, small_study.FLAGS)
-
-
-def without_examples(source, category, split):
-  """Returns tasks of which a category lacks the examples of a split."""
-  changed = {
-    category: tuple(
-      dataclasses.replace(
-        dataset,
-        examples=lambda of, seed, dataset=dataset: (
-          iter(()) if of == split else dataset.examples(of, seed)
-        ),
-      )
-      for dataset in source.categories[category]
-    )
-  }
-  side = 'held_in' if category in source.held_in else 'held_out'
-  return dataclasses.replace(
-    source, **{side: {**getattr(source, side), **changed}}
-  )
-
-
-@pytest.fixture(scope='module')
-def undisturbed(tasks, tmp_path_factory):
-  study = study_in(tmp_path_factory.mktemp('undisturbed'), tasks)
-  study.said = study.run()
-  return study
+ARM = small_study.ARM
 
 
 @pytest.fixture
@@ -127,7 +90,9 @@ def test_scores_are_of_the_models_that_are_stored(undisturbed):
 
 def test_nothing_is_done_twice(undisturbed, trained, monkeypatch):
   monkeypatch.delattr(grid, 'subset_cells')
-  assert study_in(undisturbed.folder.root, undisturbed.config.tasks).run()
+  assert small_study.study(
+    undisturbed.folder.root, undisturbed.config.tasks
+  ).run()
   assert not trained
 
 
@@ -143,7 +108,7 @@ def test_a_killed_study_goes_on_with_the_same_bits(
   assert killed.returncode == -9, killed.stderr.decode()[-2000:]
   assert not (root / 'cells.jsonl').exists()
   assert list((root / 'cells').rglob('*.jsonl'))  # the first arm is done
-  study_in(root, tasks).run()
+  small_study.study(root, tasks).run()
   # Two bases and, for each of two, two experts, multitask and one held-out.
   assert trained['chunks'] == 2 + 2 * 4 - small_study.LAST
   for name in ('cells.jsonl', 'gates.json'):
@@ -280,7 +245,7 @@ def test_what_is_not_done_yet_is_left_out_of_the_report(
   root = tmp_path / 'copy'
   shutil.copytree(undisturbed.folder.root, root)
   (root / 'config.json').unlink()
-  study = study_in(root, tasks, seeds=(0, 1))
+  study = small_study.study(root, tasks, seeds=(0, 1))
   half = study.folder.cells(Arm('xs', 'pretrained', 1), '2.0')
   half.parent.mkdir(parents=True)
   half.write_text('of no interest')
@@ -302,20 +267,6 @@ def test_gates_that_fail_are_named(undisturbed):
   assert failed[0]['gate'] in failures[0]
 
 
-def test_the_command_of_a_cell_makes_it_again(undisturbed):
-  path = undisturbed.folder.cells(ARM, '2.0')
-  *_, cell = cells.load(path)
-  _, name = cell.command.split(' --cell=')
-  assert undisturbed.reproduce(name).endswith('The same as stored.')
-  kept = path.read_text()
-  path.write_text(kept.replace(f'"drift": {cell.drift}', '"drift": 9.0'))
-  with pytest.raises(ValueError, match='is not what is stored'):
-    undisturbed.reproduce(name)
-  path.write_text(kept)
-  with pytest.raises(ValueError, match='there is no such arm'):
-    undisturbed.reproduce(name.replace('xs', 'xl'))
-
-
 def test_another_configuration_is_refused(undisturbed):
   changed = dataclasses.replace(undisturbed.config, expert_steps=100)
   with pytest.raises(ValueError, match='expert_steps was 50 and is 100'):
@@ -328,7 +279,7 @@ def test_another_configuration_is_refused(undisturbed):
 
 def test_too_short_rows_are_refused_before_training(tasks, tmp_path):
   with pytest.raises(ValueError, match='more than 5: choose a greater length'):
-    study_in(tmp_path, tasks, length=5).run()
+    small_study.study(tmp_path, tasks, length=5).run()
   assert not (tmp_path / 'models').exists()
 
 
@@ -338,7 +289,7 @@ def test_what_is_refused_at_once_begins_no_folder(tasks, tmp_path):
     ({'merged': (4,)}, 'only 2 held-in categories'),
   ):
     with pytest.raises(ValueError, match=message):
-      study_in(tmp_path, tasks, **changes)
+      small_study.study(tmp_path, tasks, **changes)
   assert not list(tmp_path.iterdir())
 
 
@@ -356,7 +307,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(undisturbed, tmp_path):
 
 def test_held_out_tasks_need_not_have_training_examples(undisturbed, trained):
   """One model less is trained for the gates, and one gate less is checked."""
-  source = without_examples(undisturbed.source, 'sentence_completion', 'train')
+  source = small_study.without_examples(
+    undisturbed.source, 'sentence_completion', 'train'
+  )
   folder, config = undisturbed.folder, undisturbed.config
   size = phases.Size(config, folder, 'xs', source)
   for phase in (phases.multitask, phases.evaluate):
@@ -367,7 +320,9 @@ def test_held_out_tasks_need_not_have_training_examples(undisturbed, trained):
 
 @pytest.mark.parametrize('phase', [phases.experts, phases.multitask])
 def test_a_dataset_without_training_examples_is_named(undisturbed, phase):
-  source = without_examples(undisturbed.source, 'sentiment', 'train')
+  source = small_study.without_examples(
+    undisturbed.source, 'sentiment', 'train'
+  )
   size = phases.Size(undisturbed.config, undisturbed.folder, 'xs', source)
   with pytest.raises(ValueError, match='sentiment_in_colours has no train'):
     phase(size, ARM)

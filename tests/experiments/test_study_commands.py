@@ -1,0 +1,130 @@
+"""Parts, phases and single merges of a study, and what they are told wrong."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from experiments.scale_study import grid
+from experiments.scale_study.analysis import cells
+from tests.experiments import small_study
+
+ARM = small_study.ARM
+
+
+@pytest.fixture
+def as_stored(undisturbed, monkeypatch):
+  """Makes what is stored of the subset of all, without merging it again."""
+  made = cells.load(undisturbed.folder.cells(ARM, '2.0'))
+  monkeypatch.setattr(grid, 'subset_cells', lambda *_: made)
+  return made
+
+
+def name_in(command):
+  _, name = command.split(' --cell=')
+  return name
+
+
+def test_the_command_of_a_cell_makes_it_again(undisturbed):
+  *_, cell = cells.load(undisturbed.folder.cells(ARM, '2.0'))
+  said = undisturbed.reproduce(name_in(cell.command))
+  assert said.endswith('The same as stored.')
+
+
+def test_cells_are_named_before_they_are_made(undisturbed, as_stored):
+  size = undisturbed.size('xs')
+  (subset,) = grid.subsets_of(size, 0)
+  named = grid.names(size, ARM, subset)
+  assert sorted(named) == sorted(name_in(cell.command) for cell in as_stored)
+
+
+def test_a_cell_that_comes_out_otherwise_is_an_error(undisturbed, as_stored):
+  cell = as_stored[0]
+  path = undisturbed.folder.cells(ARM, '2.0')
+  kept = path.read_text()
+  path.write_text(kept.replace(f'"drift": {cell.drift}', '"drift": 9.0'))
+  with pytest.raises(ValueError, match='is not what is stored'):
+    undisturbed.reproduce(name_in(cell.command))
+  path.write_text(kept)
+
+
+def test_a_cell_is_compared_with_collected_ones(
+  undisturbed, as_stored, tmp_path
+):
+  """As they are published: with other flags, and some without losses."""
+  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'cells')
+  study = small_study.study(tmp_path, undisturbed.config.tasks)
+  cell, another, *_ = as_stored
+  published = dataclasses.replace(cell, losses={}, command='make all')
+  changed = dataclasses.replace(
+    another, losses={task: 9.0 for task in another.losses}
+  )
+  study.folder.collected.write_text('')
+  cells.append(study.folder.collected, published)
+  cells.append(study.folder.collected, changed)
+  said = study.reproduce(name_in(cell.command))
+  assert said.endswith('The same as stored.')
+  with pytest.raises(ValueError, match='is not what is stored'):
+    study.reproduce(name_in(another.command))
+  study.folder.collected.unlink()
+  said = study.reproduce(name_in(cell.command))
+  assert said.endswith('Nothing is stored to compare it with.')
+
+
+@pytest.mark.parametrize(
+  'cell, message',
+  [
+    ('xl/pretrained/0/2.0/ties/fixed', 'arm.*mean xs/pretrained/0'),
+    ('xs/pretrained/0/4.0/ties/fixed', 'subset.*mean 2.0'),
+    ('xs/pretrained/0/2.0/tie/fixed', 'merge.*mean .*/2.0/ties/fixed'),
+    ('foo', 'arm'),
+  ],
+)
+def test_a_cell_that_there_is_not_trains_nothing(
+  tasks, tmp_path, cell, message
+):
+  with pytest.raises(ValueError, match=f'--cell={cell}: .* such {message}'):
+    small_study.study(tmp_path, tasks).reproduce(cell)
+  assert not (tmp_path / 'models').exists()
+
+
+@pytest.mark.parametrize(
+  'part, nearest',
+  [
+    ('foo', 'xs/0'),
+    ('z/0', 'xs/0'),
+    ('xs/pretrainde/0', 'xs/pretrained/0'),
+    ('xs/9', 'xs/0'),
+  ],
+)
+def test_a_part_that_there_is_not_is_refused(tasks, tmp_path, part, nearest):
+  with pytest.raises(ValueError, match=f'--part={part}: .*{nearest}'):
+    small_study.study(tmp_path, tasks).run_part(part)
+  assert not (tmp_path / 'models').exists()
+
+
+@pytest.mark.parametrize(
+  'phase, before',
+  [
+    ('experts', 'bases'),
+    ('multitask', 'bases'),
+    ('evaluate', 'bases'),
+    ('merge', 'evaluate'),
+  ],
+)
+def test_a_phase_names_the_one_that_is_missing(tasks, tmp_path, phase, before):
+  with pytest.raises(ValueError, match=f'do --phase={before} first'):
+    small_study.study(tmp_path, tasks).run([phase])
+
+
+@pytest.mark.parametrize(
+  'name, before', [('experts', 'experts'), ('direct', 'multitask')]
+)
+def test_what_is_scored_has_to_be_trained(undisturbed, tmp_path, name, before):
+  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
+  for kind in ('models', 'scores'):
+    shutil.rmtree(tmp_path / kind / ARM.name / name)
+  study = small_study.study(tmp_path, undisturbed.config.tasks)
+  with pytest.raises(ValueError, match=f'do --phase={before} first'):
+    study.run_part(ARM.name, ['evaluate'])

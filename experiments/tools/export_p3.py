@@ -11,7 +11,12 @@ templates (Sanh et al., 2021, arXiv 2110.08207), one configuration each, named
 
 Many test splits of P3 have no labels. So the examples of its validation split
 (or its test split, for want of one) become test examples; for held-in datasets
-every other one becomes a validation example instead.
+every other one becomes a validation example instead. P3 does not say which rows
+of two templates are the same item. Where all templates hold the same items in
+the same order, an item is validation or test under all of them; where one
+leaves items out, those behind may be validation under one template and test
+under another, and choices made on validation examples have then seen some of
+the test. There is a warning if templates differ in their number of rows.
 """
 
 import collections
@@ -120,8 +125,10 @@ def export(
     progress.set_postfix_str(name)
     lines: dict[Split, list[dict[str, Any]]] = collections.defaultdict(list)
     useless = collections.Counter()
+    tested = dict.fromkeys(found, 0)
     for template in found:
       for split, row in _rows(source, f'{name}_{template}', category, examples):
+        tested[template] += split != 'train'
         line = record(row, category, name, template)
         if isinstance(line, str):
           useless[line] += 1
@@ -129,6 +136,13 @@ def export(
           useless['too long'] += 1
         else:
           lines[split].append(line)
+    if category in HELD_IN and len({*tested.values()}) > 1:
+      logging.warning(
+        '%s: the templates have different numbers of rows, so that an item may '
+        'be validation under one and test under another: %s',
+        name,
+        tested,
+      )
     for split, of_split in lines.items():
       path = output / name / f'{split}.jsonl'
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,8 +178,8 @@ def _rows(
   """Yields rows of a configuration and the split each goes to."""
   splits = _library().load_dataset(source, configuration, streaming=True)
   tested = splits['validation' if 'validation' in splits else 'test']
-  # One seed for all templates: they hold the same rows in the same order, and
-  # a row should go to the same split under each.
+  # One seed for all templates, and every other row: rows have no name. Of items
+  # in the same order, each goes to the same split under every template.
   for index, row in enumerate(_some(tested, count)):
     held_back = category in HELD_IN and index % 2 == 0
     yield 'validation' if held_back else 'test', row

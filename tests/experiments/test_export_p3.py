@@ -1,7 +1,9 @@
 """The export of P3, on local data in its schema."""
 
+import collections
 import itertools
 import json
+import random
 import sys
 import types
 
@@ -43,8 +45,13 @@ def _row(inputs, targets):
 class _Rows(list):
   """As much of an iterable dataset as the tool uses."""
 
+  # Whether rows change their places.
+  shuffles = False
+
   def shuffle(self, seed, buffer_size):
-    return self
+    if not self.shuffles:
+      return self
+    return _Rows(random.Random(seed).sample(self, len(self)))
 
   def take(self, count):
     return _Rows(self[:count])
@@ -112,6 +119,46 @@ def test_what_p3_calls_validation_is_divided(library, tmp_path):
     'is_it_bad',
   }
   assert not (tmp_path / 'stories' / 'train.jsonl').exists()
+
+
+@pytest.fixture
+def songs(library, monkeypatch):
+  """Two templates of the same items."""
+  monkeypatch.setattr(_Rows, 'shuffles', True)
+  templates = {
+    f'songs_{template}': {
+      'train': [('a song', 'yes')],
+      'validation': [(f'song {i} . {template} ?', 'yes') for i in range(40)],
+    }
+    for template in ('good', 'bad')
+  }
+  for name, splits in templates.items():
+    monkeypatch.setitem(_FILMS, name, splits)
+  return templates
+
+
+def _items(path):
+  """The items of a split by template."""
+  items = collections.defaultdict(set)
+  for line in _read(path):
+    items[line['template']].add(line['inputs'].partition(' . ')[0])
+  return items
+
+
+def test_an_item_is_in_the_same_split_under_all_templates(
+  songs, tmp_path, caplog
+):
+  options = {'source': 'local', 'examples': 100, 'max_words': 20}
+  export_p3.export(tmp_path, {'sentiment': ('songs',)}, **options)
+  validation = _items(tmp_path / 'songs' / 'validation.jsonl')
+  test = _items(tmp_path / 'songs' / 'test.jsonl')
+  assert validation['good'] == validation['bad']
+  assert test['good'] == test['bad']
+  assert len(validation['good']) == len(test['good']) == 20
+  assert 'different numbers' not in caplog.text
+  del songs['songs_bad']['validation'][3]
+  export_p3.export(tmp_path, {'sentiment': ('songs',)}, **options)
+  assert "{'good': 40, 'bad': 39}" in caplog.text
 
 
 def test_examples_are_limited(library, tmp_path):

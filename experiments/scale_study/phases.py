@@ -170,7 +170,7 @@ def bases(size: Size, seed: int) -> None:
 
 def experts(size: Size, arm: Arm) -> None:
   """Trains an expert for each held-in category, at each rate."""
-  _demand(size.base(arm), 'bases')
+  _demand_trained(size, arm, 'base', size.base(arm))
   base = size.load(size.base(arm))
   for category, datasets in size.source.held_in.items():
     for rate in size.config.expert_rates:
@@ -185,7 +185,7 @@ def experts(size: Size, arm: Arm) -> None:
 
 def multitask(size: Size, arm: Arm) -> None:
   """Trains one model on all held-in tasks, and for the gates the held-out."""
-  _demand(size.base(arm), 'bases')
+  _demand_trained(size, arm, 'base', size.base(arm))
   config, base = size.config, size.load(size.base(arm))
   held_in = [dataset for of in size.source.held_in.values() for dataset in of]
   size.train(
@@ -244,9 +244,7 @@ def _score(
     return
   kind, *_ = name.split('/')
   for path in paths:
-    _demand(
-      path, {'base': 'bases', 'experts': 'experts'}.get(kind, 'multitask')
-    )
+    _demand_trained(size, arm, kind, path)
   exam, found = size.examination, []
   with size.on_mesh():
     for path in paths:
@@ -307,6 +305,25 @@ class Scored:
 def values(record: Any, split: str) -> dict[str, float]:
   """Scores by task, without the losses."""
   return {task: value for task, (value, _) in record[split].items()}
+
+
+def _demand_trained(size: Size, arm: Arm, kind: str, path: Path) -> None:
+  """Raises ValueError if a model is not there, or not trained to its end."""
+  config = size.config
+  is_pretrained = arm.base == PRETRAINED
+  phase, steps = {
+    'base': (
+      'bases',
+      config.pretrain_steps if is_pretrained else config.instruction_steps,
+    ),
+    'experts': ('experts', config.expert_steps),
+    'multitask': ('multitask', config.multitask_steps),
+    'direct': ('multitask', config.direct_steps),
+  }[kind]
+  _demand(path, phase)
+  is_copied = kind == 'base' and isinstance(size.models, Stored)
+  if not is_copied:
+    _demand(path / str(steps), phase)
 
 
 def _demand(path: Path, phase: str) -> None:

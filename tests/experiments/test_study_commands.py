@@ -119,6 +119,26 @@ def test_a_phase_names_the_one_that_is_missing(tasks, tmp_path, phase, before):
 
 
 @pytest.mark.parametrize(
+  'name, phase, before',
+  [
+    ('base', 'experts', 'bases'),
+    ('base', 'multitask', 'bases'),
+    ('multitask', 'evaluate', 'multitask'),
+  ],
+)
+def test_what_was_killed_has_to_be_trained_to_its_end(
+  undisturbed, tmp_path, name, phase, before
+):
+  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'scores')
+  (trained,) = (tmp_path / 'models' / ARM.name / name).glob('[0-9]*')
+  trained.rename(trained.with_name('1'))
+  study = small_study.study(tmp_path, undisturbed.config.tasks)
+  with pytest.raises(ValueError, match=f'/{name}/.*do --phase={before} first'):
+    study.run_part(ARM.name, [phase])
+
+
+@pytest.mark.parametrize(
   'name, before', [('experts', 'experts'), ('direct', 'multitask')]
 )
 def test_what_is_scored_has_to_be_trained(undisturbed, tmp_path, name, before):

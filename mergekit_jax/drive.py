@@ -26,6 +26,7 @@ import numpy as np
 from mergekit_jax.block import Block
 from mergekit_jax.kernels import random
 from mergekit_jax.rule import Place, PyTree, scope_of, Step, step
+from mergekit_jax.widths import narrow, narrow_spec, wide_add, widen
 
 
 class NoKeyError(ValueError):
@@ -191,7 +192,7 @@ def _open_question(method, answers, rank, experts, has_base) -> Step:
       values if has_base else None,
       [values] * experts,
       jax.ShapeDtypeStruct((), jnp.int32),
-      jax.tree.map(_narrow_spec, list(answers)),
+      jax.tree.map(narrow_spec, list(answers)),
     )
   return reached[0]
 
@@ -218,7 +219,9 @@ def questions(method: Any, block: Block) -> list[PyTree]:
       return asked
     asked.append(reached.partials)
     with jax.enable_x64(True):
-      totals = jax.eval_shape(_widen_all, reached.partials)
+      totals = jax.eval_shape(
+        functools.partial(jax.tree.map, widen), reached.partials
+      )
       answers.append(
         jax.eval_shape(
           functools.partial(answer, method, block), totals, answers
@@ -274,12 +277,6 @@ def run(method: Any, blocks: Sequence[Block]) -> list[jax.Array]:
     answers.append(answer(method, blocks[0], totals, answers))
 
 
-def wide_add(trees: Sequence[PyTree]) -> PyTree:
-  """Adds trees of partial sums in int64 and float64."""
-  with jax.enable_x64(True):
-    return jax.tree.map(lambda *leaves: sum(map(widen, leaves)), *trees)
-
-
 def _sum_over_layers(tree: PyTree, stacked: int) -> PyTree:
   with jax.enable_x64(True):
     axes = tuple(range(stacked))
@@ -314,44 +311,3 @@ def _place(block, base, experts, layer) -> Place:
     return random.expert_bits(block.key, layer, index)
 
   return Place(base, experts, layer, lambda expert: bits()(expert))
-
-
-def widen(x: jax.Array) -> jax.Array:
-  """A partial sum in 64 bits. Under `enable_x64`."""
-  return jnp.asarray(x).astype(wide_dtype(x.dtype))
-
-
-def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """The dtype of 64 bits in which partial sums are added."""
-  for kind, bits in _KINDS.items():
-    if jnp.issubdtype(dtype, kind):
-      return jnp.dtype(f'{bits}64')
-  raise TypeError(
-    f'A partial of a Total has dtype {dtype}; give integers or floats.'
-  )
-
-
-def narrow(x: jax.Array) -> jax.Array:
-  return x.astype(_narrow_dtype(x.dtype))
-
-
-def _narrow_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  for kind, bits in _KINDS.items():
-    if jnp.issubdtype(dtype, kind):
-      return jnp.dtype(f'{bits}32')
-  return dtype
-
-
-def _widen_all(tree: PyTree) -> PyTree:
-  return jax.tree.map(widen, tree)
-
-
-def _narrow_spec(x: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(jnp.shape(x), _narrow_dtype(x.dtype))
-
-
-_KINDS = {
-  jnp.signedinteger: 'int',
-  jnp.unsignedinteger: 'uint',
-  jnp.floating: 'float',
-}

@@ -23,6 +23,7 @@ from mergekit_jax.block import bits_dtype, Block
 from mergekit_jax.measure import measure_on
 from mergekit_jax.plan import Plan, Tensor, Unit
 from mergekit_jax.views import View, view
+from mergekit_jax.widths import wide_add
 
 
 class Programs(NamedTuple):
@@ -136,7 +137,7 @@ def steps(
     lowered = slices.partials.lower(placed, rule, block, answers)
     yield f'round {number + 1}', lowered
     with jax.enable_x64(True):
-      totals = jax.eval_shape(drive.wide_add, [_specs(lowered)])
+      totals = jax.eval_shape(wide_add, [_specs(lowered)])
       answer = jax.eval_shape(
         functools.partial(drive.answer, rule, block), totals, answers
       )

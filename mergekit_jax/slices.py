@@ -25,6 +25,7 @@ from mergekit_jax.kernels.sums import integer_for
 from mergekit_jax.reported import Flags, pack
 from mergekit_jax.rule import needs_of, PyTree, scope_of
 from mergekit_jax.sharding import padded
+from mergekit_jax.widths import narrow
 
 # Elements of a slice on a CPU. Shorter ones would spend their time on adding up
 # the partials of TIES, which are 2**16 counts an expert.
@@ -217,7 +218,7 @@ def _answers_of(
 
 
 def _narrowed(answers: Sequence[PyTree]) -> list[PyTree]:
-  return jax.tree.map(drive.narrow, list(answers))
+  return jax.tree.map(narrow, list(answers))
 
 
 def _nothing(partials: PyTree, count: int) -> PyTree:

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import drive, sharding
+from mergekit_jax import drive, sharding, widths
 from mergekit_jax import plan as plans
 from mergekit_jax.block import Block
 from mergekit_jax.programs import ahead, Programs
@@ -184,7 +184,7 @@ class _Merging:
 
   def _added(self, totals: Any, partials: Any) -> Any:
     """The totals so far with the partials of one more block, on the host."""
-    wide = lambda x: np.asarray(x).astype(drive.wide_dtype(x.dtype))
+    wide = lambda x: np.asarray(x).astype(widths.wide_dtype(x.dtype))
     partials = jax.tree.map(wide, _everywhere(partials, self._mesh))
     if totals is None:
       return partials

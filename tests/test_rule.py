@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax.drive import advance, answer, Block, rounds, wide_add
+from mergekit_jax.drive import advance, answer, Block, rounds
 from mergekit_jax.rule import needs_of, scope_of, step
+from mergekit_jax.widths import wide_add
 
 VALUES = [jnp.array([1.0, 2, 3, 4]), jnp.array([5.0, 6, 7, 8])]
 

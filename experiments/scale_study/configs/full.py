@@ -13,7 +13,7 @@ about what is done:
     python -m experiments.scale_study --preset=full --part=$part; done
   python -m experiments.scale_study --preset=full --phase=report
 
-A seed of s takes about 970 CPU seconds, of m 2,580 and of l 5,100. Three seeds
+A seed of s takes about 1,070 CPU seconds, of m 2,670 and of l 5,070. Three seeds
 of them made `experiments/results/full`: 438 of 450 gates pass, and all five
 findings get a verdict; at N = 8, mean over methods and bases and over the
 categories that pass everywhere, held-in was 0.32 of the expert for s, 0.46 for

@@ -101,9 +101,7 @@ class Job:
       return {
         key: prune(child, name(key))
         for key, child in node.items()
-        if name(key) in above
-        or roots.below(self.root, path)
-        and roots.holds(self.root, name(key))
+        if name(key) in above or roots.holds(self.root, name(key))
       }
 
     pruned = prune(self.template.tree, '')

@@ -77,7 +77,7 @@ class Job:
   def output_specs(self) -> Any:
     """The tree to write: the base's from its root down, nnx_aux beside.
 
-    Without what optimizers keep, wherever that lies.
+    Of a whole tree without what optimizers keep, wherever that lies.
     """
     specs = {
       tensor.path: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)

@@ -30,7 +30,10 @@ from experiments.scale_study.phases import Size
 from experiments.scale_study.study_config import StudyConfig
 from mergekit_jax import checks
 
-PHASES = ('bases', 'experts', 'multitask', 'evaluate', 'merge', 'report')
+# What is done for the bases of a size and seed, and what for an arm.
+OF_BASES = ('bases',)
+OF_ARMS = ('experts', 'multitask', 'evaluate', 'merge')
+PHASES = (*OF_BASES, *OF_ARMS, 'report')
 
 
 class Study:
@@ -60,10 +63,16 @@ class Study:
   def run(self, wanted: Sequence[str] = PHASES) -> str:
     """Does the phases that are wanted and returns what there is to say."""
     parts = self.parts()
+    working = {part for part in parts if {*wanted}.intersection(_phases(part))}
+    parts = {
+      part: [other for other in before if other in working]
+      for part, before in parts.items()
+      if part in working
+    }
     if self.config.processes == 1:
       for part in parts:
         self.run_part(part, wanted)
-    else:
+    elif parts:
       scheduler.run(
         parts,
         [
@@ -92,9 +101,16 @@ class Study:
     """Does the phases of one part, in their order.
 
     Raises:
-      ValueError: if there is no such part, or an earlier phase is not done.
+      ValueError: if there is no such part, it has none of the phases, or an
+        earlier phase is not done.
     """
     _demand(f'--part={part}', 'part', part, [*self.parts()])
+    if not {*wanted}.intersection(_phases(part)):
+      raise ValueError(
+        f'--part={part} has no phase {", ".join(wanted)}: it has '
+        f'{", ".join(_phases(part))}.'
+        + (' The report is of all parts.' if 'report' in wanted else '')
+      )
     name, *base, seed = part.split('/')
     size = self.size(name)
     todo: dict[str, Callable[[], None]] = {}
@@ -218,6 +234,10 @@ class Study:
         if grid.name_of(cell) == name:
           return cell
     return None
+
+
+def _phases(part: str) -> Sequence[str]:
+  return OF_ARMS if part.count('/') == 2 else OF_BASES
 
 
 def _demand(given: str, kind: str, name: str, known: Sequence[str]) -> None:

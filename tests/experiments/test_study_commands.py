@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 
-from experiments.scale_study import grid
+from experiments.scale_study import grid, scheduler
 from experiments.scale_study.analysis import cells
+from experiments.scale_study.folder import Folder
+from experiments.scale_study.study import Study
 from tests.experiments import small_study
 
 ARM = small_study.ARM
@@ -102,6 +104,49 @@ def test_a_part_that_there_is_not_is_refused(tasks, tmp_path, part, nearest):
   with pytest.raises(ValueError, match=f'--part={part}: .*{nearest}'):
     small_study.study(tmp_path, tasks).run_part(part)
   assert not (tmp_path / 'models').exists()
+
+
+@pytest.mark.parametrize(
+  'part, phase, has',
+  [
+    ('xs/0', 'merge', 'it has bases.'),
+    (ARM.name, 'bases', 'it has experts, multitask, evaluate, merge.'),
+    (ARM.name, 'report', 'The report is of all parts.'),
+  ],
+)
+def test_a_phase_that_a_part_has_not_is_refused(
+  tasks, tmp_path, part, phase, has
+):
+  with pytest.raises(ValueError, match=f'{part} has no phase {phase}.*{has}'):
+    small_study.study(tmp_path, tasks).run_part(part, [phase])
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_report_waits_for_no_part(undisturbed, monkeypatch, processes):
+  monkeypatch.setattr(Folder, 'lock', pytest.fail)
+  monkeypatch.setattr(scheduler, 'run', pytest.fail)
+  monkeypatch.setattr(Study, 'report', lambda _: 'said')
+  root, tasks = undisturbed.folder.root, undisturbed.config.tasks
+  study = small_study.study(root, tasks, processes=processes)
+  assert study.run(['report']) == 'said'
+
+
+def test_only_parts_with_a_wanted_phase_are_started(
+  tasks, tmp_path, monkeypatch
+):
+  started = {}
+  monkeypatch.setattr(
+    scheduler, 'run', lambda parts, *_, **options: started.update(parts)
+  )
+  study = small_study.study(tmp_path, tasks, processes=2)
+  study.run(['merge'])
+  assert started == {f'xs/{base}/0': [] for base in cells.BASES}
+  started.clear()
+  study.run(['bases', 'merge'])
+  assert started == {
+    'xs/0': [],
+    **{f'xs/{base}/0': ['xs/0'] for base in cells.BASES},
+  }
 
 
 @pytest.mark.parametrize(

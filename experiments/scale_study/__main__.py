@@ -72,7 +72,7 @@ def main(argv: list[str]) -> str | None:
   output_dir = Path(_OUTPUT_DIR.value or f'results/{_PRESET.value}').resolve()
   try:
     return _study(config, output_dir)
-  except (ValueError, scheduler.PartFailedError) as error:
+  except (OSError, ValueError, scheduler.PartFailedError) as error:
     if flags.FLAGS['verbosity'].present:
       raise
     return f'{error}'

@@ -32,6 +32,14 @@ def test_a_mistake_is_named(flag, message, tmp_path):
   assert 'Traceback' not in process.stderr
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / 'logs').write_text('where the folder of the locks should be')
+  process = run('--phase=bases', f'--output_dir={tmp_path}')
+  assert process.returncode == 1
+  assert f"'{tmp_path}/logs'" in process.stderr
+  assert 'Traceback' not in process.stderr
+
+
 def test_what_is_not_installed_is_named(tmp_path):
   """As where the `study` extra is missing."""
   code = (

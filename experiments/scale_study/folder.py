@@ -125,7 +125,11 @@ def write_text(path: Path, text: str) -> None:
 def _replace(path: Path, text: str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f'{path.name}.{os.getpid()}')
-  part.write_text(text, encoding='utf-8')
+  with part.open('w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    # Else the name may outlive a crash of the machine without the text.
+    os.fsync(file.fileno())
   part.replace(path)
 
 

@@ -111,16 +111,25 @@ def swept(config: StudyConfig) -> list[Merge]:
   return list(dict.fromkeys(points))
 
 
+def is_done(size: Size, arm: Arm, subset: Subset) -> bool:
+  """Whether all cells of a subset are stored, whole."""
+  path = size.folder.cells(arm, subset.name)
+  try:
+    found = [name_of(cell) for cell in cells.load(path)]
+  except (FileNotFoundError, ValueError):
+    return False
+  return sorted(found) == sorted(names(size, arm, subset))
+
+
 def run(size: Size, arm: Arm, flags: str) -> None:
   """Merges and scores every subset of an arm that is not done yet."""
   drawn = [*subsets_of(size, arm.seed)]
   with progress.bar(len(drawn), f'{arm.name}/merge', 'subset') as merged:
     for subset in drawn:
-      path = size.folder.cells(arm, subset.name)
-      if not path.exists():
+      if not is_done(size, arm, subset):
         made = subset_cells(size, arm, subset, flags)
         lines = (json.dumps(dataclasses.asdict(cell)) + '\n' for cell in made)
-        write_text(path, ''.join(lines))
+        write_text(size.folder.cells(arm, subset.name), ''.join(lines))
       merged.update()
 
 

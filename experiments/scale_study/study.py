@@ -155,16 +155,19 @@ class Study:
       for seed in self.config.seeds:
         arms = [Arm(name, base, seed) for base in self.config.bases]
         merged = [
-          self.folder.cells(arm, subset.name)
+          (arm, subset)
           for arm in arms
           for subset in grid.subsets_of(size, seed)
         ]
-        if not all(path.exists() for path in merged):
+        if not all(grid.is_done(size, *one) for one in merged):
           missing.append(f'{name}/{seed}')
           continue
         checked += gates.check(size, seed)
         rows += (row for arm in arms for row in writing.rows(size, arm))
-        lines += (path.read_text() for path in merged)
+        lines += (
+          self.folder.cells(arm, subset.name).read_text()
+          for arm, subset in merged
+        )
     if not lines:
       raise ValueError(
         f'{self.folder.root}: there is nothing to report yet, since no size is '

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.scale_study import gates, grid, merges, phases, stored, train
+from experiments.scale_study import (
+  folder,
+  gates,
+  grid,
+  merges,
+  phases,
+  stored,
+  train,
+)
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Arm, Folder
 from experiments.scale_study.study import Study
@@ -93,6 +102,29 @@ def test_nothing_is_done_twice(undisturbed, trained, monkeypatch):
   assert small_study.study(
     undisturbed.folder.root, undisturbed.config.tasks
   ).run()
+  assert not trained
+
+
+@pytest.mark.parametrize('kept', ['', 'all but one line', 'half of a line'])
+def test_a_subset_that_is_not_whole_is_merged_again(
+  undisturbed, trained, tmp_path, monkeypatch, kept
+):
+  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
+  study = small_study.study(tmp_path, undisturbed.config.tasks)
+  path = study.folder.cells(ARM, '2.0')
+  whole, made = path.read_text(), cells.load(path)
+  first, second, *_ = whole.splitlines(keepends=True)
+  path.write_text(
+    {
+      'all but one line': whole.replace(second, ''),
+      'half of a line': first + second[:99],
+    }.get(kept, kept)
+  )
+  with pytest.raises(ValueError, match='nothing to report yet'):
+    study.report()
+  monkeypatch.setattr(grid, 'subset_cells', lambda *_: made)
+  study.run_part(ARM.name, ['merge'])
+  assert path.read_text() == whole
   assert not trained
 
 
@@ -275,6 +307,16 @@ def test_another_configuration_is_refused(undisturbed):
     undisturbed.folder.root,
     dataclasses.replace(undisturbed.config, processes=2),
   )
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  there_is = []
+  monkeypatch.setattr(
+    os, 'fsync', lambda _: there_is.append((tmp_path / 'file').exists())
+  )
+  folder.write_text(tmp_path / 'file', 'text')
+  assert there_is == [False]
+  assert (tmp_path / 'file').read_text() == 'text'
 
 
 def test_too_short_rows_are_refused_before_training(tasks, tmp_path):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
+import inspect
 import itertools
 import json
 import statistics
@@ -27,6 +28,7 @@ from experiments.scale_study.scoring import Score
 from experiments.scale_study.study_config import StudyConfig
 from experiments.scale_study.subsets import Subset
 import mergekit_jax as mk
+from mergekit_jax import checks
 
 # Behind the name of a task in the scores of a cell.
 ROUGE_L = ' (ROUGE-L)'
@@ -109,6 +111,32 @@ def swept(config: StudyConfig) -> list[Merge]:
     for value in values
   ]
   return list(dict.fromkeys(points))
+
+
+def demand_rules(config: StudyConfig) -> None:
+  """Checks that every merge of a preset can be made and analysed.
+
+  Raises:
+    ValueError: if one cannot; the message names it.
+  """
+  for method in config.methods:
+    checks.one_of('a name in methods', method, cells.METHODS)
+  for method in config.sweeps:
+    checks.one_of('a name in sweeps', method, [*config.methods])
+  for merge in (
+    *itertools.chain(*candidates(config).values()),
+    *fixed(config).values(),
+    *swept(config),
+  ):
+    known = [*inspect.signature(getattr(mk, merge.method)).parameters]
+    for name in merge.values:
+      checks.one_of(f'a hyperparameter of {merge.method}', name, known)
+    try:
+      merge.rule()
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f'{merge.method} of the preset with {merge.values}: {error}'
+      ) from error
 
 
 def is_done(size: Size, arm: Arm, subset: Subset) -> bool:

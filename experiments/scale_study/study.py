@@ -48,12 +48,13 @@ class Study:
       flags: with which the command makes this `config`.
 
     Raises:
-      ValueError: if the memory is no amount, the tasks cannot be read, or the
-        folder was begun with another preset.
+      ValueError: if the memory is no amount, a merge cannot be made, the tasks
+        cannot be read, or the folder was begun with another preset.
     """
     self.config = config
     # A preset cannot ask this itself: it is made before JAX is imported.
     checks.size('memory_budget', config.memory_budget)
+    grid.demand_rules(config)
     # Before the folder is begun, which then holds results of this preset only.
     self.source = loading.load_source(config)
     self.folder = Folder(root, config)

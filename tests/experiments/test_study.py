@@ -26,6 +26,7 @@ from experiments.scale_study import (
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Arm, Folder
 from experiments.scale_study.study import Study
+from experiments.scale_study.study_config import MethodGrid
 import mergekit_jax as mk
 from mergekit_jax import reading
 from tests.experiments import small_study
@@ -329,6 +330,14 @@ def test_what_is_refused_at_once_begins_no_folder(tasks, tmp_path):
   for changes, message in (
     ({'memory_budget': 'foo'}, "'foo' was given; give bytes"),
     ({'merged': (4,)}, 'only 2 held-in categories'),
+    ({'methods': {'tiess': MethodGrid()}}, "Did you mean 'ties'"),
+    # One of the library, which the analysis does not know.
+    ({'methods': {'dare': MethodGrid()}}, "'dare' .* one of 'average'"),
+    ({'methods': {'ties': MethodGrid({'densty': 0.1})}}, "mean 'density'"),
+    ({'methods': {'ties': MethodGrid({'density': 2.0})}}, 'ties .*density=2'),
+    ({'sweeps': {'dare_ties': {'scale': (1.0,)}}}, "sweeps='dare_ties' .*one"),
+    ({'sweeps': {'ties': {'scal': (1.0,)}}}, "mean 'scale'"),
+    ({'sweeps': {'ties': {'density': (0.2, 3.0)}}}, 'ties .*density=3'),
   ):
     with pytest.raises(ValueError, match=message):
       small_study.study(tmp_path, tasks, **changes)

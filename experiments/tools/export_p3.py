@@ -83,6 +83,8 @@ def record(
     return 'no text'
   if choices and targets not in choices:
     return 'answer not among the choices'
+  if len({*choices}) == 1:
+    return 'nothing to choose from'
   return {
     'inputs': inputs,
     'targets': targets,

@@ -99,6 +99,13 @@ def test_the_study_reads_what_is_exported(library, tmp_path):
   assert {e.candidates for e in tested} == {('yes', 'no')}
 
 
+def test_a_row_with_one_choice_is_of_no_use():
+  row = _row('a question', 'yes') | {'answer_choices': ['yes', 'yes ']}
+  assert export_p3.record(row, 'sentiment', 'films', 'any') == (
+    'nothing to choose from'
+  )
+
+
 def test_what_p3_calls_validation_is_divided(library, tmp_path):
   _export(tmp_path)
   validation = _read(tmp_path / 'films' / 'validation.jsonl')

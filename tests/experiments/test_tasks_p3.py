@@ -35,7 +35,8 @@ def test_every_field_arrives(tmp_path):
   _write_films(tmp_path / 'films')
   story = {'category': 'sentence_completion', 'dataset': 'stories'}
   _write(tmp_path / 'stories', 'test', story)
-  _write(tmp_path, 'train', {'category': 'instruction', 'dataset': 'do'})
+  told = {'category': 'instruction', 'dataset': 'do', 'inputs': 'Do it.'}
+  _write(tmp_path, 'train', told)
   source = p3.source(tmp_path)
   assert [d.name for d in source.held_in['sentiment']] == ['films']
   (stories,) = source.held_out['sentence_completion']
@@ -106,6 +107,7 @@ def test_held_out_data_need_testing_only(tmp_path):
     ({'targets': ' '}, "targets is ' '"),
     ({'inputs': 3}, 'inputs is 3'),
     ({'answer_choices': 'good'}, "answer_choices is 'good'"),
+    ({'answer_choices': ['good', 'good ']}, 'leaves nothing to choose'),
     ({'category': 'summarization'}, 'A dataset has one category'),
   ],
 )
@@ -144,10 +146,53 @@ def test_a_prompt_of_the_test_is_not_trained_on(tmp_path):
   assert {e.prompt for e in drawn} == {f'train {i}' for i in range(5)}
 
 
+def test_a_prompt_of_another_test_is_not_trained_on(tmp_path, caplog):
+  _write_films(tmp_path)
+  tested = {'category': 'sentence_completion', 'dataset': 'stories'}
+  _write(tmp_path, 'test', tested | {'inputs': 'train 0'})
+  _write(tmp_path, 'validation', tested | {'inputs': 'train 1'})
+  told = {'category': 'instruction', 'dataset': 'do'}
+  for prompt in ('validation 2', 'do it'):
+    _write(tmp_path, 'train', told | {'inputs': prompt})
+  # Two tests may ask the same, in another format for instance.
+  _write(tmp_path, 'test', tested | {'inputs': 'test 4'})
+  with caplog.at_level('WARNING', logger='absl'):
+    source = p3.source(tmp_path)
+  (films,), (do,) = source.held_in['sentiment'], source.instruction
+  (stories,) = source.held_out['sentence_completion']
+  for dataset, expected in (
+    (films, {'train 2', 'train 3', 'train 4'}),
+    (do, {'do it'}),
+  ):
+    drawn = itertools.islice(dataset.examples('train', 0), 50)
+    assert {e.prompt for e in drawn} == expected
+  assert 'films: left out 2 of 5 train examples' in caplog.text
+  assert 'do: left out 1 of 2 train examples' in caplog.text
+  for dataset, count in ((films, 5), (stories, 2)):
+    assert len([*dataset.examples('test', 0)]) == count
+
+
+def test_answers_that_contradict_each_other_are_told(tmp_path, caplog):
+  _write_films(tmp_path)
+  for targets in ('good', 'good', 'bad'):
+    _write(tmp_path, 'test', {'inputs': 'once more', 'targets': targets})
+  with caplog.at_level('WARNING', logger='absl'):
+    (films,) = p3.source(tmp_path).held_in['sentiment']
+  assert 'films: 1 test examples have a prompt that' in caplog.text
+  answers = {e.prompt: e.answer for e in films.examples('test', 0)}
+  assert answers['once more'] == 'bad'
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+  (tmp_path / 'train.jsonl').write_bytes('{"inputs": "naïve"}'.encode('cp1252'))
+  with pytest.raises(ValueError, match='/train.jsonl is not UTF-8'):
+    p3.source(tmp_path)
+
+
 def test_data_that_are_all_tested_are_an_error(tmp_path):
   for split in ('train', 'validation', 'test'):
     _write(tmp_path, split, {})
-  with pytest.raises(ValueError, match='All train prompts'):
+  with pytest.raises(ValueError, match='All validation prompts'):
     p3.source(tmp_path)
 
 

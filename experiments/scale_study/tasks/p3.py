@@ -7,7 +7,9 @@ The folder, and folders in it, hold `train.jsonl`, `validation.jsonl` and
    "answer_choices": ["the answer", "another"], "category": "sentiment",
    "dataset": "imdb", "template": "Movie Expressed Sentiment"}
 
-`answer_choices` is null or empty where the answer is free text. `category` is
+`answer_choices` is null or empty where the answer is free text, else two texts
+or more. Whose prompt is a test or validation prompt of any dataset is not
+trained on. `category` is
 one of `source.HELD_IN` and `source.HELD_OUT`, or `instruction`. A held-in
 dataset needs all three files, a held-out one `test.jsonl`, one for instruction
 `train.jsonl`. Where a dataset of a held-out category has no `train.jsonl`, no
@@ -139,6 +141,11 @@ def parse(line: str, where: str) -> tuple[str, str, Example]:
   # P3 leaves white space at the edges, which means nothing.
   answer = record['targets'].strip()
   candidates = tuple(dict.fromkeys(choice.strip() for choice in choices))
+  if len(candidates) == 1:
+    raise ValueError(
+      f'{where}: answer_choices is {choices!r}, which leaves nothing to '
+      'choose. Give the wrong answers as well, or null for free text.'
+    )
   if candidates and answer not in candidates:
     raise ValueError(
       f'{where}: targets is {answer!r}, not one of answer_choices '
@@ -175,15 +182,18 @@ def _read(folder: Path) -> _Examples:
       splits.setdefault(split, []).append(example)
   for (category, name), splits in examples.items():
     _require(splits, category, name)
-    _keep_apart(splits, name)
+  _keep_apart(examples)
   return examples
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-  with path.open(encoding='utf-8') as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        yield line, f'{path}, line {number}'
+  try:
+    with path.open(encoding='utf-8') as file:
+      for number, line in enumerate(file, 1):
+        if line.strip():
+          yield line, f'{path}, line {number}'
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is not UTF-8: {error}. Save it so.') from error
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
@@ -217,29 +227,50 @@ def _require(splits: Mapping[Split, Any], category: str, name: str) -> None:
       )
 
 
-def _keep_apart(splits: dict[Split, list[Example]], name: str) -> None:
-  """Leaves a prompt that is in several splits to the last of them."""
+def _keep_apart(examples: _Examples) -> None:
+  """Leaves a prompt that is in several splits, of any data, to the last."""
   seen: set[str] = set()
   for split in reversed(SPLITS):
-    if split not in splits:
-      continue
-    kept = [example for example in splits[split] if example.prompt not in seen]
-    if len(kept) < len(splits[split]):
-      logging.warning(
-        '%s: left out %d of %d %s examples, whose prompts are test or '
-        'validation prompts as well.',
-        name,
-        len(splits[split]) - len(kept),
-        len(splits[split]),
-        split,
-      )
-    splits[split] = kept
-    seen.update(example.prompt for example in kept)
-  empty = [split for split, examples in splits.items() if not examples]
-  if empty:
-    raise ValueError(
-      f'All {empty[0]} prompts of the dataset {name!r} are in another split as '
-      'well. Divide the data anew.'
+    there_are = {
+      name: splits for (_, name), splits in examples.items() if split in splits
+    }
+    for name, splits in there_are.items():
+      kept = [one for one in splits[split] if one.prompt not in seen]
+      if not kept:
+        raise ValueError(
+          f'All {split} prompts of the dataset {name!r} are test or validation '
+          'prompts as well, of this dataset or another. Divide the data anew.'
+        )
+      if len(kept) < len(splits[split]):
+        logging.warning(
+          '%s: left out %d of %d %s examples, whose prompts are test or '
+          'validation prompts as well, of this dataset or another.',
+          name,
+          len(splits[split]) - len(kept),
+          len(splits[split]),
+          split,
+        )
+      splits[split] = kept
+      if split != 'train':
+        _warn_of_contradictions(kept, name, split)
+    # Only now: datasets of one split may share their prompts.
+    for splits in there_are.values():
+      seen.update(example.prompt for example in splits[split])
+
+
+def _warn_of_contradictions(
+  examples: Iterable[Example], name: str, split: Split
+) -> None:
+  """Says how many answers are lost, as a prompt is asked about once."""
+  answered = {(example.prompt, example.answer) for example in examples}
+  lost = len(answered) - len({prompt for prompt, _ in answered})
+  if lost:
+    logging.warning(
+      '%s: %d %s examples have a prompt that another has with a different '
+      'answer. The last answer is the one that counts.',
+      name,
+      lost,
+      split,
     )
 
 

@@ -3,7 +3,14 @@
 import pytest
 
 from experiments.scale_study.analysis import figures, verdicts
-from experiments.scale_study.analysis.figures import sweep
+from experiments.scale_study.analysis.figures import (
+  base_quality,
+  drift,
+  methods,
+  number,
+  size,
+  sweep,
+)
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
 
@@ -67,6 +74,44 @@ def test_methods_compared(panels):
   *_, held_in, held_out = panels['methods_compared']
   assert (0.93, 0.93) in curves(held_in)
   assert (1.09, 1.10) in curves(held_out)
+
+
+def test_a_caption_names_what_does_not_count_in_its_picture():
+  study = made_up_grid.study(
+    sizes={'s': 121_000, 'm': 372_000},
+    failing=[
+      ('s', 'pretrained', 'sentiment'),
+      ('m', 'pretrained', 'topic'),
+      ('s', 'pretrained', 'word_sense'),
+    ],
+  )
+  grid = study.grid()
+  said = {
+    name: draw(grid).caption
+    for name, draw in {
+      'base': base_quality.draw,
+      'size': size.draw,
+      'held-out': number.draw_held_out,
+      'both': number.draw_by_size,
+      'methods': methods.draw,
+      'drift': drift.draw,
+    }.items()
+  }
+  assert 'ratio: sentiment, word sense and topic. ' in said['both']
+  assert 'ratio: sentiment and topic.' in said['drift']
+  assert 'ratio: word sense. ' in said['held-out']
+  # Of both bases at the largest size alone, which nothing else fails at.
+  assert 'ratio: topic. ' in said['methods']
+  held_in = 'ratio: sentiment ({}) and topic ({}). '
+  assert (
+    held_in.format(
+      's, pretrained; s, instruction-tuned',
+      'm, pretrained; m, instruction-tuned',
+    )
+    in said['base']
+  )
+  at_both = 's, pretrained; m, pretrained'
+  assert held_in.format(at_both, at_both) in said['size']
 
 
 def test_a_sweep_varies_one_hyperparameter_alone():

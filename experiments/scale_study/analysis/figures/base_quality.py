@@ -57,7 +57,7 @@ def draw(grid: Grid) -> Picture:
     'Held-in by quality of the base',
     _reading(grid),
     'A row is a method and size, a mark a base; the vertical line at 1 is as '
-    f'good as the experts. {left_out(grid)}{bars(grid.study)} '
+    f'good as the experts. {left_out(grid, ["held_in"])}{bars(grid.study)} '
     f'{paper.CITATION}.',
     figure,
   )

@@ -52,7 +52,7 @@ def draw(grid: Grid) -> Picture:
     _reading(grid, drift, held_in),
     'Small marks are merges, large ones their means for each N; the ends of '
     'the paths are those written beside. '
-    f'{left_out(grid)}'.strip(),
+    f'{left_out(grid, ["held_in"])}'.strip(),
     figure,
   )
 

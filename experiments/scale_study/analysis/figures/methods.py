@@ -54,7 +54,7 @@ def draw(grid: Grid) -> Picture:
     'methods_compared',
     f'Methods compared at the largest size, {size}',
     _reading(grid),
-    f'{left_out(grid)}{bars(grid.study)} The paper: from the '
+    f'{left_out(grid, sizes=[size])}{bars(grid.study)} The paper: from the '
     'instruction-tuned base, N = 8.',
     figure,
   )

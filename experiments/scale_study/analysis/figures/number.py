@@ -47,7 +47,7 @@ def draw_held_out(grid: Grid) -> Picture:
     'held_out_by_number',
     'Held-out by number of experts',
     _held_out_reading(grid, held_out, multitask),
-    f'Mean over sizes. {left_out(grid)}{bars(grid.study)} '
+    f'Mean over sizes. {left_out(grid, ["held_out"])}{bars(grid.study)} '
     f'{paper.CITATION}: a line a size.',
     figure,
   )

@@ -1,5 +1,6 @@
 """A figure with what it shows and a reading of it, computed from the data."""
 
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -7,6 +8,10 @@ from matplotlib.figure import Figure
 from experiments.scale_study.analysis import names
 from experiments.scale_study.analysis.aggregate import Grid, Study
 from experiments.scale_study.analysis.bootstrap import Estimate, MINIMUM_SEEDS
+from experiments.scale_study.analysis.cells import category
+
+# Of the tasks of a cell.
+SPLITS = ('held_in', 'held_out')
 
 
 class Picture(NamedTuple):
@@ -39,22 +44,41 @@ def bars(study: Study) -> str:
   )
 
 
-def left_out(grid: Grid) -> str:
-  """Says which categories do not count in what was drawn, and where not."""
+def left_out(
+  grid: Grid,
+  splits: Sequence[str] = SPLITS,
+  sizes: Collection[str] | None = None,
+) -> str:
+  """Says which categories do not count in what was drawn, and where not.
+
+  Args:
+    grid: that was drawn.
+    splits: of it that were.
+    sizes: of it that were; None for all.
+  """
+  drawn = {
+    category(task)
+    for cell in grid.cells.values()
+    for split in splits
+    for task in getattr(cell, split)
+  }
+  countable = {
+    arm: counted
+    for arm, counted in grid.countable.items()
+    if sizes is None or arm[0] in sizes
+  }
   listed = []
   for name in dict.fromkeys(e.category for e in grid.study.exclusions):
-    arms = [
-      arm for arm, counted in grid.countable.items() if name not in counted
-    ]
-    if arms:
-      everywhere = len(arms) == len(grid.countable)
+    arms = [arm for arm, counted in countable.items() if name not in counted]
+    if arms and name in drawn:
+      everywhere = len(arms) == len(countable)
       where = '' if everywhere else f' ({"; ".join(map(", ".join, arms))})'
       listed.append(name.replace('_', ' ') + where)
   if not listed:
     return ''
   return (
-    'Not counted, since a side of what is compared fails its gates: '
-    f'{names.join(listed)}. '
+    'Not counted, since a side of what is compared fails its gates or has no '
+    f'ratio: {names.join(listed)}. '
   )
 
 

@@ -46,7 +46,8 @@ def draw(grid: Grid) -> Picture:
     'held_in_by_size',
     'Held-in by size of the model',
     _reading(grid, held_in),
-    f'Mean over methods. {left_out(grid)}{bars(grid.study)} {paper.CITATION}.',
+    f'Mean over methods. {left_out(grid, ["held_in"])}{bars(grid.study)} '
+    f'{paper.CITATION}.',
     figure,
   )
 

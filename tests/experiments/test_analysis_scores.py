@@ -62,6 +62,24 @@ def test_a_category_is_scored_where_its_expert_is_merged(study):
     np.testing.assert_array_equal(table.values, expected.values)
 
 
+def test_chance_is_of_the_categories_that_were_merged(study):
+  """With one subset of two, the others are in no mean of N = 2."""
+  chosen = [c for c in study.cells if c.n == 8 or c.subset_number == 0]
+  chance = {name: i / 10 for i, name in enumerate(HELD_IN)}
+  gates = [
+    dataclasses.replace(gate, chance=chance.get(gate.category, 0.5))
+    for gate in study.gates
+  ]
+  table, _ = scores.tables(
+    dataclasses.replace(study, cells=tuple(chosen), gates=tuple(gates))
+  )
+  merged = {name for cell in chosen if cell.n == 2 for name in cell.subset}
+  assert len(merged) < len(HELD_IN)
+  two, eight = table.held_in_means()[:, 0]
+  assert two == pytest.approx(np.mean([chance[name] for name in merged]))
+  assert eight == pytest.approx(np.mean([*chance.values()]))
+
+
 def test_a_terminal_shows_them(study):
   small, _ = scores.text(scores.tables(study)).split('\n\n')
   header, first, *_, two, eight = small.splitlines()

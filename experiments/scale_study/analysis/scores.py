@@ -75,7 +75,8 @@ def _table(grid: Grid, cells: Sequence[Cell]) -> Table:
       if cell.n == n and (name in cell.subset or name in held_out)
     ]
     return [
-      chance.get(name, np.nan),
+      # Means of the columns are to be over the same categories.
+      chance.get(name, np.nan) if chosen else np.nan,
       _mean(_score(cell, cell.base_scores, name) for cell in chosen),
       _mean(_score(cell, cell.expert, name) for cell in chosen),
       _mean(_score(cell, cell.multitask, name) for cell in chosen),

@@ -55,13 +55,15 @@ def draw(tables: Sequence[Table]) -> Picture:
 def _draw_table(panel: Axes, table: Table) -> None:
   categories = [*table.held_in, *table.held_out]
   places = np.arange(len(categories))
-  chance, *bars = np.nan_to_num(table.values[-1]).T
+  chance, *bars = table.values[-1].T
   width = 0.84 / len(bars)
   for position, (name, heights) in enumerate(
     zip(table.columns[1:], bars, strict=True)
   ):
     shift = (position - (len(bars) - 1) / 2) * width
-    panel.bar(places + shift, heights, 0.9 * width, color=_COLORS[name])
+    panel.bar(
+      places + shift, np.nan_to_num(heights), 0.9 * width, color=_COLORS[name]
+    )
   panel.hlines(chance, places - 0.45, places + 0.45, **_CHANCE)
   labels = [name.replace('_', '\n') for name in categories]
   panel.set_xticks(places, labels, fontsize=style.SMALL)

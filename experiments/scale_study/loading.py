@@ -41,8 +41,14 @@ def load_source(config: StudyConfig) -> Source:
   tuned = scratch and INSTRUCTION_TUNED in config.bases
   if tuned and not source.instruction:
     raise ValueError(
-      f'The tasks {config.tasks!r} have none for instruction tuning: take '
-      f'--set=bases={PRETRAINED}.'
+      f'The tasks {config.tasks!r} have none for instruction tuning'
+      + (
+        f' with {len(config.categories)} of the {len(HELD_IN)} categories, '
+        f'only with all: take --set=categories={",".join(HELD_IN)} or '
+        if config.tasks == 'procedural'
+        else ': take '
+      )
+      + f'--set=bases={PRETRAINED}.'
     )
   _demand_experts(config, source)
   directly = direct(config, source)

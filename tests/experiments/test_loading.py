@@ -87,6 +87,17 @@ def test_tasks_without_a_held_in_category_are_refused(tasks):
     load(tasks)
 
 
+def test_tasks_without_instruction_tuning_say_when_they_have_it(tasks):
+  edit(tasks, 'train', without('instruction'))
+  for split in ('validation', 'test'):
+    edit(tasks, split, without('instruction'))
+  with pytest.raises(ValueError, match='instruction tuning: take --set=bases'):
+    load(tasks)
+  few = ('sentiment', 'topic_classification')
+  with pytest.raises(ValueError, match='2 of the 8 categories, only with all'):
+    load('procedural', categories=few)
+
+
 def test_more_experts_than_there_are_cannot_be_merged(tasks, caplog):
   with caplog.at_level('WARNING', logger='absl'):
     load(tasks, merged=(2, 4, 6))

@@ -34,6 +34,16 @@ def _judge(study, measure='ratio'):
   }
 
 
+def test_finding_4_says_which_categories_the_fewest_experts_are_of():
+  study = made_up_grid.study(_TRUE)
+  few = [c for c in study.cells if c.n > 2 or c.subset_number < 3]
+  said = 'the subsets of N = 2 of one seed cover 6 of the 8 categories'
+  assert said not in _judge(study)['4'].reason
+  judged = _judge(dataclasses.replace(study, cells=tuple(few)))
+  assert said in judged['4'].reason
+  assert said not in judged['2'].reason
+
+
 def test_effects_are_those_that_were_put_in():
   truth = Truth()
   judged = _judge(made_up_grid.study(truth))

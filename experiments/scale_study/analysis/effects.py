@@ -6,6 +6,7 @@ the mean of its parts, such as one a size and method, which are kept to be seen.
 
 from collections.abc import Callable
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -39,12 +40,14 @@ class Effect:
       n]; NaN elsewhere.
     parts: from means, [..., sizes, bases, methods, n], to [..., *parts].
     axes: names along each axis of the parts.
+    note: what else there is to know of it, if anything.
   """
 
   unit: str
   values: np.ndarray
   parts: Statistic
   axes: tuple[tuple[str, ...], ...]
+  note: str = ''
 
 
 # Returns an effect, or why the grid cannot show it.
@@ -154,6 +157,7 @@ def loss_shrinks(grid: Grid, measure: Measure) -> Effect | str:
     _with_all_seeds(paired, (SIZE, N)),
     parts,
     (grid.bases, grid.methods),
+    _uncovered(grid),
   )
 
 
@@ -191,6 +195,33 @@ def spread(means: np.ndarray) -> np.ndarray:
   worst = np.where(missing, np.inf, means).min(axis=-1)
   several = (~missing).sum(axis=-1) > 1
   return np.where(several, best, np.nan) - np.where(several, worst, 0)
+
+
+def _uncovered(grid: Grid) -> str:
+  """Says how many categories the fewest experts are of, if not of all.
+
+  With few subsets, the smallest N is a mean over fewer categories than the
+  largest.
+  """
+
+  def covered(n: int, seed: int) -> int:
+    subsets = (
+      cell.subset
+      for cell in grid.cells.values()
+      if (cell.n, cell.seed) == (n, seed)
+    )
+    return len(set(itertools.chain(*subsets)))
+
+  first, last = grid.ns[0], grid.ns[-1]
+  counts = {(covered(first, s), covered(last, s)) for s in grid.seeds}
+  fewer = sorted(few for few, many in counts if 0 < few < many)
+  if not fewer:
+    return ''
+  return (
+    f'the subsets of N = {first} of one seed cover '
+    f'{" or ".join(map(str, fewer))} of the '
+    f'{max(many for _, many in counts)} categories that those of N = {last} do'
+  )
 
 
 def _one_size(grid: Grid) -> str:

@@ -219,6 +219,8 @@ def judge(
   if empty and not np.isnan(total.value):
     parts = '; '.join(', '.join(where) for where in empty)
     reason += f' (no category may be counted in: {parts})'
+  if effect.note and not np.isnan(total.value):
+    reason += f'; {effect.note}'
   return Verdict(*what, outcome, reason, **details)
 
 

@@ -20,6 +20,7 @@ from experiments.scale_study.analysis import sections, written
 from experiments.scale_study.analysis.__main__ import analyse, main
 from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.analysis.figures import number
+from experiments.scale_study.analysis.law import Fit
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
 
@@ -118,6 +119,15 @@ def test_written_answers(folder):
   )
   (folder / 'rouge_l.csv').unlink()
   assert written.load(folder) == []
+
+
+def test_the_law_has_the_symbols_of_its_formula_and_a_unit():
+  named = dict.fromkeys(('floor', 'B', 'beta', 'A', 'gamma', 'b'), 1.0)
+  fit = Fit('pretrained', 'ties', 'all sizes', '', '', named, ('floor', 'b'))
+  text = _Page(sections.law([fit])).text
+  assert 'L* = 1, B = 1, β = 1, A = 1, γ = 1, b = 1 L*, b' in text
+  assert 'errors in nats a token' in text
+  assert 'floor' not in text
 
 
 def test_every_file_is_written(folder):

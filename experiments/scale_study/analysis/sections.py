@@ -22,6 +22,9 @@ from experiments.scale_study.analysis.markup import paragraphs, table
 from experiments.scale_study.analysis.verdicts import Verdict
 from experiments.scale_study.analysis.written import Written
 
+# Parameters of the merging law as its formula has them.
+_SYMBOLS = {'floor': 'L*', 'beta': 'β', 'gamma': 'γ'}
+
 
 def findings(judged: Sequence[Verdict]) -> str:
   """Shows a card for every finding, then the rule."""
@@ -145,8 +148,10 @@ def law(fits: Sequence[Fit]) -> str:
       names.title(fit.base),
       names.title(fit.method),
       fit.form,
-      ', '.join(f'{k} = {v:.3g}' for k, v in fit.parameters.items()),
-      ', '.join(fit.undetermined),
+      ', '.join(
+        f'{_SYMBOLS.get(k, k)} = {v:.3g}' for k, v in fit.parameters.items()
+      ),
+      ', '.join(_SYMBOLS.get(k, k) for k in fit.undetermined),
       names.number(fit.r_squared, digits=3),
       names.number(fit.r_squared_predicted, digits=3),
       names.number(fit.error, digits=3),
@@ -161,7 +166,8 @@ def law(fits: Sequence[Fit]) -> str:
     'rest. With fewer than three sizes each gets F + T / N instead. Sizes '
     'differ much in loss, which makes R² over all of them flattering: the mean '
     'error beside that of forecasting no change says more. '
-    f'{which_losses(fits)}, also of categories that are not testable.',
+    f'{which_losses(fits)}, also of categories that are not testable, and '
+    'like the errors in nats a token.',
   ) + table(header, rows)
 
 

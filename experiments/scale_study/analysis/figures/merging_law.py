@@ -74,7 +74,7 @@ def _draw_fit(panel, study: Study, fit: Fit, shades) -> None:
         markerfacecolor=color if used else 'white',
       )
   style.count_ticks(panel, sorted({point.k for point in fit.points}))
-  panel.set_ylabel('loss', fontsize=style.NORMAL)
+  panel.set_ylabel('loss, nats a token', fontsize=style.NORMAL)
 
 
 def _goodness(fit: Fit) -> str:
@@ -112,9 +112,9 @@ def _reading(fits: Sequence[Fit]) -> str:
     )
     better = sum(fit.error < fit.error_unchanged for fit in asked)
     sentences.append(
-      f'Beyond N = {FITTED_UP_TO} it is off by {error} on average, the '
-      f'forecast that nothing changes any more by {unchanged}; the law is '
-      f'the better one in {better} of {len(asked)} fits.'
+      f'Beyond N = {FITTED_UP_TO} it is off by {error} nats a token on '
+      f'average, the forecast that nothing changes any more by {unchanged}; '
+      f'the law is the better one in {better} of {len(asked)} fits.'
     )
   notes = [*dict.fromkeys(fit.note for fit in fits if fit.note)]
   if notes:

@@ -38,7 +38,7 @@ class Folder:
   """
 
   def __init__(self, root: Path, config: StudyConfig):
-    """Opens or begins a folder.
+    """Opens or begins a folder; one may gain seeds and sizes.
 
     Raises:
       ValueError: if it was begun with another preset.
@@ -46,8 +46,13 @@ class Folder:
     self.root = root.absolute()
     record = root / 'config.json'
     if record.exists():
-      problems = study_config.differences(config, read_json(record))
-      if problems:
+      recorded = read_json(record)
+      problems = study_config.differences(config, recorded)
+      if problems and study_config.only_gained(config, recorded):
+        # Hosts that come later find no difference, so that none is waited for.
+        if jax.process_index() == 0:
+          _replace(record, _json(study_config.as_json(config)))
+      elif problems:
         raise ValueError(
           f'{root} holds results of another configuration: '
           f'{"; ".join(problems.values())}. Give another --output_dir, or '
@@ -135,7 +140,11 @@ def _replace(path: Path, text: str) -> None:
 
 def write_json(path: Path, record: Any) -> None:
   """Writes a JSON file at once."""
-  write_text(path, json.dumps(record, indent=1) + '\n')
+  write_text(path, _json(record))
+
+
+def _json(record: Any) -> str:
+  return json.dumps(record, indent=1) + '\n'
 
 
 def read_json(path: Path) -> Any:

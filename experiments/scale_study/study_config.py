@@ -223,6 +223,23 @@ def differences(config: StudyConfig, record: Any) -> dict[str, str]:
   }
 
 
+def only_gained(config: StudyConfig, record: Any) -> bool:
+  """Whether a preset has what was recorded, and seeds or sizes besides.
+
+  No model depends on which others there are.
+
+  Args:
+    config: the preset.
+    record: as `differences` takes it.
+  """
+  ours = as_json(config)
+  return (
+    differences(config, record).keys() <= {'seeds', 'sizes'}
+    and {*record['seeds']} <= {*ours['seeds']}
+    and all(ours['sizes'].get(k) == v for k, v in record['sizes'].items())
+  )
+
+
 def as_json(config: StudyConfig) -> dict[str, Any]:
   """Returns what decides the results, as JSON has it."""
   record = dataclasses.asdict(config)

@@ -21,12 +21,13 @@ from experiments.scale_study import (
   merges,
   phases,
   stored,
+  study_config,
   train,
 )
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Arm, Folder
 from experiments.scale_study.study import Study
-from experiments.scale_study.study_config import MethodGrid
+from experiments.scale_study.study_config import MethodGrid, Scratch
 import mergekit_jax as mk
 from mergekit_jax import reading
 from tests.experiments import small_study
@@ -277,7 +278,6 @@ def test_what_is_not_done_yet_is_left_out_of_the_report(
   """With a second seed whose pretrained arm is merged and the other is not."""
   root = tmp_path / 'copy'
   shutil.copytree(undisturbed.folder.root, root)
-  (root / 'config.json').unlink()
   study = small_study.study(root, tasks, seeds=(0, 1))
   half = study.folder.cells(Arm('xs', 'pretrained', 1), '2.0')
   half.parent.mkdir(parents=True)
@@ -308,6 +308,27 @@ def test_another_configuration_is_refused(undisturbed):
     undisturbed.folder.root,
     dataclasses.replace(undisturbed.config, processes=2),
   )
+
+
+def test_a_folder_gains_seeds_and_sizes(undisturbed, tmp_path):
+  config = undisturbed.config
+  Folder(tmp_path, config)
+  more = dataclasses.replace(
+    config, seeds=(0, 1), sizes={'s': Scratch(32, 1, 2), **config.sizes}
+  )
+  Folder(tmp_path, more)
+  assert folder.read_json(tmp_path / 'config.json') == json.loads(
+    json.dumps(study_config.as_json(more))
+  )
+  for changes, name in (
+    ({'seeds': (1, 2)}, 'seeds'),
+    ({'seeds': (0,)}, 'seeds'),
+    ({'sizes': config.sizes}, 'sizes'),
+    ({'sizes': {**more.sizes, 's': Scratch(16, 2, 2)}}, 'sizes'),
+    ({'seeds': (0, 1, 2), 'batch': 4}, 'batch'),
+  ):
+    with pytest.raises(ValueError, match=f'{name} was .* and is '):
+      Folder(tmp_path, dataclasses.replace(more, **changes))
 
 
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):

@@ -341,7 +341,7 @@ def _cell(
     size=size.name,
     parameters=size.parameters,
     base=arm.base,  # type: ignore[arg-type]
-    method=result.merge.method,  # type: ignore[arg-type]
+    method=result.merge.method,
     n=len(subset.categories),
     subset=subset.categories,
     subset_number=subset.number,

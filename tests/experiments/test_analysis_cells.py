@@ -30,6 +30,7 @@ def test_gates_are_read_back_as_they_were(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'said'),
   [
+    ({'method': 'tiess'}, "method is 'tiess', not one of average, task"),
     ({'n': 3}, 'n is 3, but subset is'),
     ({'n': True}, 'n is True, not int'),
     ({'loss': float('nan')}, 'loss is nan, not a finite float'),

@@ -1,5 +1,8 @@
 """The paper's own figures stand beside those of a study."""
 
+import subprocess
+import sys
+
 import pytest
 
 from experiments.scale_study.analysis import figures, verdicts
@@ -121,3 +124,21 @@ def test_a_sweep_varies_one_hyperparameter_alone():
   for picture in sweep.draw_all(study):
     assert 'the other hyperparameters are fixed' in picture.caption
     assert 'chosen on the dashed curves' not in picture.caption
+
+
+def test_a_method_joins_by_one_entry():
+  """Of the table: cells, names and figures take it from there."""
+  code = (
+    'from experiments.scale_study.analysis import methods;'
+    "methods.METHODS['dare'] = methods.Method('DARE', '#f0e442', 'v');"
+    'from experiments.scale_study.analysis import figures, verdicts;'
+    'from tests.experiments import made_up_grid;'
+    "study = made_up_grid.study(methods=['average', 'dare']);"
+    'pictures = [*figures.draw_all(study, verdicts.judge_all(study), [])];'
+    "print(sum('DARE' in picture.reading for picture in pictures))"
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert process.returncode == 0, process.stderr
+  assert int(process.stdout) > 0

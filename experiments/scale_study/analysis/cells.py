@@ -13,16 +13,16 @@ from pathlib import Path
 import typing
 from typing import Any, Literal
 
+from experiments.scale_study.analysis import methods
 from experiments.scale_study.analysis.records import from_json, type_problems
 
 Base = Literal['pretrained', 'instruction-tuned']
-Method = Literal['average', 'task_arithmetic', 'dare_ties', 'ties']
 Setting = Literal['validated', 'fixed', 'sweep']
 Split = Literal['test', 'validation']
 Scores = Mapping[str, float]
 
 BASES: tuple[Base, ...] = typing.get_args(Base)
-METHODS: tuple[Method, ...] = typing.get_args(Method)
+METHODS = tuple(methods.METHODS)
 
 # The category of a gate that concerns all categories of its split.
 ALL = 'all'
@@ -36,7 +36,7 @@ class Cell:
     size: name of the model size.
     parameters: number of parameters of that size.
     base: the base the experts were fine-tuned from.
-    method: the merge method.
+    method: the merge method, one of `METHODS`.
     n: number of experts merged.
     subset: categories of the experts merged, in order.
     subset_number: which of the subsets of this `n` and `seed` it is.
@@ -62,7 +62,7 @@ class Cell:
   size: str
   parameters: int
   base: Base
-  method: Method
+  method: str
   n: int
   subset: tuple[str, ...]
   subset_number: int
@@ -241,6 +241,8 @@ def _problems(cell: Cell) -> list[str]:
 
 
 def _merge_problems(cell: Cell) -> Iterable[str]:
+  if cell.method not in METHODS:
+    yield f'method is {cell.method!r}, not one of {", ".join(METHODS)}'
   if len(set(cell.subset)) != cell.n:
     yield f'n is {cell.n}, but subset is {list(cell.subset)}'
   unknown = set(cell.subset) - set(map(category, cell.held_in))

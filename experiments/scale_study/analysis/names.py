@@ -4,12 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-METHODS = {
-  'average': 'Averaging',
-  'task_arithmetic': 'Task arithmetic',
-  'dare_ties': 'Dare-TIES',
-  'ties': 'TIES',
-}
+from experiments.scale_study.analysis import methods
+
+METHODS = {name: method.title for name, method in methods.METHODS.items()}
 BASES = {
   'pretrained': 'Pretrained',
   'instruction-tuned': 'Instruction-tuned',

@@ -13,13 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
-from experiments.scale_study.analysis import names
+from experiments.scale_study.analysis import methods, names
 
 METHOD_LOOKS: Mapping[str, dict[str, Any]] = {
-  'average': {'color': '#000000', 'marker': 'o'},
-  'task_arithmetic': {'color': '#0072b2', 'marker': 's'},
-  'dare_ties': {'color': '#cc79a7', 'marker': 'D'},
-  'ties': {'color': '#d55e00', 'marker': '^'},
+  name: {'color': method.color, 'marker': method.marker}
+  for name, method in methods.METHODS.items()
 }
 BASE_LOOKS: Mapping[str, dict[str, Any]] = {
   'pretrained': {'color': '#e69f00', 'marker': 'o'},
@@ -144,9 +142,9 @@ def handle(label: str, **look: Any) -> Line2D:
   return Line2D([], [], label=label, **look)
 
 
-def method_handles(methods: Sequence[str]) -> list[Line2D]:
+def method_handles(shown: Sequence[str]) -> list[Line2D]:
   """Makes the entries of methods."""
-  return [handle(names.METHODS[m], **METHOD_LOOKS[m]) for m in methods]
+  return [handle(names.METHODS[m], **METHOD_LOOKS[m]) for m in shown]
 
 
 def base_handles(bases: Sequence[str]) -> list[Line2D]:

@@ -1,7 +1,8 @@
 """How the chunks of a zarr array are encoded, and where their bytes lie.
 
-From an object store TensorStore fetches whole chunks. Where a chunk is nothing
-but its elements in row-major order, a part of it can be fetched instead.
+TensorStore fetches whole chunks from an object store, and maps local files anew
+for each. Where a chunk is nothing but its elements in row-major order, the
+bytes of a part of it can be read instead.
 """
 
 from collections.abc import Callable, Iterator
@@ -88,19 +89,19 @@ def raw_blocks(
 
   def block(cell: tuple[int, ...], origin: tuple[int, ...]) -> ranges.Block:
     if local is None:
-      return ranges.Block(functools.partial(fetch, cell), origin, chunk)
+      return ranges.Block(origin, chunk, functools.partial(fetch, cell))
     store, key = place(cell)
     found = local(f'{store.path}{key.decode()}')
     if isinstance(found, ocdbt_values.Place):
       into = contents.reads_into(found.file, found.offset, found.length)
-      return ranges.Block(_bytes_by(into), origin, chunk, into)
+      return ranges.Block(origin, chunk, read_into=into)
 
     def fetch_found(start: int, stop: int) -> bytes | None:
       if found is None and not may_lack:
         raise FileNotFoundError(f'{name}: chunk {key.decode()} is not stored.')
       return found and found[start:stop]
 
-    return ranges.Block(fetch_found, origin, chunk)
+    return ranges.Block(origin, chunk, fetch_found)
 
   def blocks(box: source.Index) -> Iterator[ranges.Block]:
     touched = (
@@ -112,19 +113,6 @@ def raw_blocks(
       yield block(cell, origin)
 
   return blocks
-
-
-def _bytes_by(
-  read_into: contents.ReadInto,
-) -> Callable[[int, int], bytearray]:
-  """The same bytes, in memory of their own."""
-
-  def fetch(start: int, stop: int) -> bytearray:
-    buffer = bytearray(stop - start)
-    read_into([(start, memoryview(buffer))])
-    return buffer
-
-  return fetch
 
 
 def _zarr2(metadata: dict[str, Any], kvstore: ts.KvStore) -> _Place | None:

@@ -1,16 +1,16 @@
 """What files hold, and whether they changed, on disks and in object stores.
 
-Local files are mapped; of objects no more is fetched than is asked for.
+No more is read than is asked for, and no file stays open: a checkpoint may have
+more shards than a process may have descriptors.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 import contextlib
+import functools
 import math
 import os
-from typing import Any
 
 from etils import epath
-import numpy as np
 import tensorstore as ts
 
 from mergekit_jax.checkpoint import remote
@@ -19,28 +19,28 @@ from mergekit_jax.checkpoint import remote
 ReadInto = Callable[[Iterable[tuple[int, memoryview]]], None]
 
 
-def bytes_of(file: epath.Path) -> Callable[[int, int], Any]:
+def bytes_of(file: epath.Path) -> Callable[[int, int], bytes]:
   """A function that gives the bytes of a file from one offset up to another.
 
-  It may be called by several threads at once. Local files are mapped: nothing
-  is read before it is looked at.
+  It may be called by several threads at once.
 
   Raises (the function):
     EOFError: the file is shorter.
     OSError: it cannot be read.
   """
   if not isinstance(file, remote.RemotePath):
-    empty = os.path.getsize(file) == 0
-    mapped = np.empty(0) if empty else np.memmap(file, np.uint8, 'r')
-
-    def of_mapped(start: int, stop: int) -> Any:
-      if stop > mapped.size:
-        raise EOFError(f'{file} is cut off: it has {mapped.size} bytes.')
-      return mapped[start:stop]
-
-    return of_mapped
+    return functools.partial(_bytes_between, file)
   store = remote.open_store(file.parent)
   return lambda start, stop: fetched(store, file.name, slice(start, stop), file)
+
+
+def _bytes_between(file: epath.Path, start: int, stop: int) -> bytes:
+  with open(file, 'rb') as opened:
+    size = os.fstat(opened.fileno()).st_size
+    if stop > size:
+      raise EOFError(f'{file} is cut off: it has {size} bytes.')
+    opened.seek(start)
+    return opened.read(stop - start)
 
 
 def reads_into(file: str, start: int, length: int) -> ReadInto:

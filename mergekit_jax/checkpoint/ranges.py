@@ -1,8 +1,9 @@
-"""Boxes of arrays whose bytes lie in row-major order, fetched by byte ranges.
+"""Boxes of arrays whose bytes lie in row-major order, read by byte ranges.
 
 An object store takes about as long to answer at all as it takes to send a
 megabyte. So what lies between short runs is fetched with them, and thrown away;
-long runs are fetched in pieces, which bounds the memory they take.
+long runs are fetched in pieces, which bounds the memory they take. Long runs of
+a local file are read straight to where they are wanted.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,9 @@ from typing import Any
 import numpy as np
 
 from mergekit_jax.checkpoint import contents, row_major, source
+
+# Bytes from one offset up to another, or None if they are not stored.
+Fetch = Callable[[int, int], bytes | None]
 
 # Bytes of a run of a local file that is read without what lies beside it: to
 # ask there costs less than to read what belongs to another process.
@@ -33,19 +37,25 @@ _TASK = 2**23
 class Block:
   """A part of an array that lies in one place, in row-major order.
 
+  It is read by the one of `fetch` and `read_into` that is given.
+
   Attributes:
-    fetch: gives its bytes from one offset up to another, or None if it is not
-      stored, because all of it is the fill value.
     origin: where it begins in the array.
     shape: its shape.
+    fetch: gives its bytes from one offset up to another, or None if it is not
+      stored, because all of it is the fill value.
     read_into: fills buffers with its bytes from an offset on each, which is how
-      a local file is read; None where bytes can only be fetched.
+      a local file is read.
   """
 
-  fetch: Callable[[int, int], Any]
   origin: tuple[int, ...]
   shape: tuple[int, ...]
+  fetch: Fetch | None = None
   read_into: contents.ReadInto | None = None
+
+  def __post_init__(self):
+    if (self.fetch is None) == (self.read_into is None):
+      raise ValueError('A block is read by fetch or by read_into.')
 
 
 class Reader:
@@ -99,7 +109,11 @@ def _work(
   common = row_major.overlap(box, own)
   inside = row_major.moved(common, [-o for o in block.origin])
   itemsize = parts[0][1].itemsize
-  local = block.read_into is not None
+  if block.fetch is not None:
+    for span in row_major.spans(block.shape, inside, itemsize):
+      yield functools.partial(
+        _fetch_span, block.fetch, block, span, parts, fill
+      )
   if block.read_into is not None:
     straight = [_straight(block, own, part, out) for part, out in parts]
     if min(length for length, _ in straight) >= _DIRECT:
@@ -110,11 +124,9 @@ def _work(
             _read_runs, block.read_into, memoryview(flat), task
           )
       return
-  found = row_major.spans(
-    block.shape, inside, itemsize, _APART if local else None
-  )
-  for task in _together(found, _TASK if local else 0):
-    yield functools.partial(_copy, block, task, parts, fill)
+    found = row_major.spans(block.shape, inside, itemsize, _APART)
+    for task in _together(found):
+      yield functools.partial(_read_spans, block.read_into, block, task, parts)
 
 
 def _straight(
@@ -167,38 +179,45 @@ def fetching_bytes(largest: int) -> int:
 
 
 def _together(
-  spans: Iterable[row_major.Span], size: int
+  spans: Iterable[row_major.Span],
 ) -> Iterator[list[row_major.Span]]:
-  """Spans in lists of at least so many bytes, but for the last one."""
+  """Spans in lists of at least `_TASK` bytes, but for the last one."""
   task, held = [], 0
   for span in spans:
     task.append(span)
     held += span.stop - span.start
-    if held >= size:
+    if held >= _TASK:
       yield task
       task, held = [], 0
   if task:
     yield task
 
 
-def _copy(
+def _fetch_span(
+  fetch: Fetch,
   block: Block,
-  task: Sequence[row_major.Span],
+  span: row_major.Span,
   parts: Sequence[tuple[source.Index, np.ndarray]],
   fill: Any,
 ) -> None:
-  """Fetches spans and puts each element where it belongs."""
-  if block.read_into is None:
-    for span in task:
-      _put(block.fetch(span.start, span.stop), block, span, parts, fill)
-    return
+  """Fetches a span and puts each element where it belongs."""
+  _put(fetch(span.start, span.stop), block, span, parts, fill)
+
+
+def _read_spans(
+  read_into: contents.ReadInto,
+  block: Block,
+  task: Sequence[row_major.Span],
+  parts: Sequence[tuple[source.Index, np.ndarray]],
+) -> None:
+  """Reads spans and puts each element where it belongs."""
   # Fresh memory for every span would take longer than to read it.
   longest = max(span.stop - span.start for span in task)
   reused: Any = np.empty(longest, np.uint8)
   for span in task:
     data = reused[: span.stop - span.start]
-    block.read_into([(span.start, memoryview(data))])
-    _put(data, block, span, parts, fill)
+    read_into([(span.start, memoryview(data))])
+    _put(data, block, span, parts)
 
 
 def _put(
@@ -206,7 +225,7 @@ def _put(
   block: Block,
   span: row_major.Span,
   parts: Sequence[tuple[source.Index, np.ndarray]],
-  fill: Any,
+  fill: Any = None,
 ) -> None:
   """Puts the bytes of a span, None for the fill value, into the parts."""
   dtype = parts[0][1].dtype

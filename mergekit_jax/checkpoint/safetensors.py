@@ -35,7 +35,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
     shards: Mapping[epath.Path, set[str] | None],
     index: str,
   ):
-    """Reads the headers, and maps the files that are local.
+    """Reads the headers.
 
     Args:
       path: the path the user gave.
@@ -65,21 +65,17 @@ class SafetensorsCheckpoint(source.Checkpoint):
           f'{file} lacks the tensor {missing[0]!r} that {index} says it holds'
           f' ({len(missing)} missing in all). Restore the file from a copy.'
         )
-      fetch = contents.bytes_of(file)
-      local = source.is_local(file)
+      fetch = None if source.is_local(file) else contents.bytes_of(file)
       for name, spec in header.specs.items():
         if name in names:
           specs[name] = spec
           self.places[name] = file.name
+          start, size = header.starts[name], safetensors_layout.nbytes(spec)
           self._blocks[name] = ranges.Block(
-            functools.partial(_fetch_from, fetch, header.starts[name]),
             (0,) * len(spec.shape),
             spec.shape,
-            contents.reads_into(
-              str(file), header.starts[name], safetensors_layout.nbytes(spec)
-            )
-            if local
-            else None,
+            fetch and functools.partial(_fetch_from, fetch, start),
+            None if fetch else contents.reads_into(str(file), start, size),
           )
     super().__init__(
       path,
@@ -109,6 +105,6 @@ class SafetensorsCheckpoint(source.Checkpoint):
     return self._reader.read(lambda box: [self._blocks[path]], parts)
 
 
-def _fetch_from(fetch: Any, origin: int, start: int, stop: int) -> Any:
+def _fetch_from(fetch: Any, origin: int, start: int, stop: int) -> bytes:
   """Bytes counted from the beginning of a tensor."""
   return fetch(origin + start, origin + stop)

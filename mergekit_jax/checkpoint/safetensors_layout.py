@@ -165,14 +165,14 @@ def read_header(file: epath.Path) -> Header:
   """
   fetch = contents.bytes_of(file)
   try:
-    length = bytes(fetch(0, _LENGTH_BYTES))
+    length = fetch(0, _LENGTH_BYTES)
   except EOFError as error:
     raise _damaged(file, 'it is too short to have a header') from error
   said = int.from_bytes(length, 'little')
   try:
     if said > _LONGEST_HEADER:
       raise EOFError
-    raw = length + bytes(fetch(_LENGTH_BYTES, _LENGTH_BYTES + said))
+    raw = length + fetch(_LENGTH_BYTES, _LENGTH_BYTES + said)
   except EOFError as error:
     raise _damaged(
       file,

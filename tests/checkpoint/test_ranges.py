@@ -35,9 +35,9 @@ class Objects:
       part = array[np.ix_(*indices)] if indices else array
       self._blocks.append(
         ranges.Block(
-          self._fetch(None if number in lacking else part.tobytes()),
           tuple(int(along[0]) for along in indices),
           part.shape,
+          self._fetch(None if number in lacking else part.tobytes()),
         )
       )
 
@@ -153,7 +153,7 @@ def test_long_runs_of_a_local_file_are_read_to_their_places(axis, in_place):
       out[:] = data[start : start + len(out)]
       filled.append((np.frombuffer(out, np.uint8), len(out)))
 
-  block = ranges.Block(lambda *_: None, (0,) * 4, array.shape, read_into)
+  block = ranges.Block((0,) * 4, array.shape, read_into=read_into)
   outs = []
   half = array.shape[axis] // 2
   for start in (0, half):
@@ -170,6 +170,12 @@ def test_long_runs_of_a_local_file_are_read_to_their_places(axis, in_place):
   for buffer, _ in filled:
     shared = any(np.may_share_memory(buffer, out) for _, out, _ in outs)
     assert shared == in_place
+
+
+def test_a_block_has_one_way_to_be_read():
+  for ways in {}, {'fetch': print, 'read_into': print}:
+    with pytest.raises(ValueError, match='by fetch or by read_into'):
+      ranges.Block((0,), (3,), **ways)
 
 
 def test_what_is_not_stored_is_the_fill_value(array):
@@ -198,7 +204,7 @@ def test_memory_is_bounded(monkeypatch):
       held -= stop - start
     return bytes(stop - start)
 
-  block = ranges.Block(fetch, (0,), array.shape)
+  block = ranges.Block((0,), array.shape, fetch)
   box = (slice(0, array.size),)
   ranges.Reader().read(lambda _: [block], [(box, array)]).result()
   assert 1000 < most <= ranges.fetching_bytes(array.nbytes) <= 40_000
@@ -215,7 +221,7 @@ def test_an_error_comes_after_all_reads_have_ended(array):
     raise OSError('no such object')
 
   def blocks(box):
-    yield ranges.Block(fetch, (0,) * 4, SHAPE)
+    yield ranges.Block((0,) * 4, SHAPE, fetch)
 
   out = np.zeros(SHAPE, array.dtype)
   box = tuple(slice(0, size) for size in SHAPE)

@@ -10,9 +10,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from mergekit_jax.checkpoint import open_checkpoint
+from tests import checkpoints, compare
 
 QUERY = 'model.layers.0.self_attn.q_proj.weight'
 INDEX = 'model.safetensors.index.json'
+# What this process has open.
+FILES = '/proc/self/fd'
 
 
 @pytest.fixture
@@ -300,6 +303,18 @@ def test_index_that_is_not_there(tmp_path, tensors):
   save_file(tensors, tmp_path / 'model.safetensors')
   (tmp_path / INDEX).symlink_to('nowhere')
   assert set(open_checkpoint(tmp_path).specs) == set(tensors)
+
+
+@pytest.mark.skipif(not os.path.exists(FILES), reason='files are not counted')
+def test_no_file_stays_open(tmp_path):
+  """A process may have 1024; nine models of 120 shards are more."""
+  tensors = {f'{i}': np.full(3, i, np.float32) for i in range(60)}
+  checkpoints.save_shards(tmp_path / 'c', tensors)
+  before = len(os.listdir(FILES))
+  checkpoint = open_checkpoint(tmp_path / 'c')
+  reads = {name: np.asarray(checkpoint.read(name)) for name in tensors}
+  assert len(os.listdir(FILES)) < before + 10
+  compare.same_bits(reads, tensors)
 
 
 @pytest.mark.parametrize('text', ['{', '{}'])

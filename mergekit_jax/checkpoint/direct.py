@@ -5,7 +5,6 @@ of it is memory that the system has to find first, which can cost more than the
 merge; and it would push out what is still to be read.
 """
 
-import contextlib
 import errno
 import mmap
 import os
@@ -47,7 +46,11 @@ class File:
       OSError: if it cannot be opened.
     """
     self._file = os.open(path, os.O_WRONLY)
-    direct = open_direct(path)
+    try:
+      direct = open_direct(path)
+    except OSError:
+      os.close(self._file)
+      raise
     self._direct = self._file if direct is None else direct
     self._refused = direct is None
     self._buffer = buffer
@@ -91,9 +94,16 @@ class File:
 
 
 def open_direct(path: epath.Path) -> int | None:
-  """Opens a file to be written past the page cache, if that can be done."""
+  """Opens a file to be written past the page cache, if that can be done.
+
+  Raises:
+    OSError: if it cannot be opened for another reason.
+  """
   if not hasattr(os, 'O_DIRECT'):
     return None
-  with contextlib.suppress(OSError):
+  try:
     return os.open(path, os.O_WRONLY | os.O_DIRECT)
-  return None
+  except OSError as error:
+    if error.errno not in _REFUSALS:
+      raise
+    return None

@@ -4,7 +4,7 @@ All sizes are known beforehand, so every file is made in full first, header and
 room for the tensors, and boxes are then written into their places in any order.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
 import contextlib
 import itertools
@@ -97,8 +97,7 @@ def write_safetensors(
   }
   stage = replace.beside(path, 'tmp')
   replace.on_primary(lambda: _make_files(stage, headers))
-  with _opened(stage, headers) as opened:
-    _fill(opened, headers, arrays, produce)
+  _fill(stage, headers, arrays, produce)
   ocp.multihost.sync_global_processes('mergekit_jax:safetensors_written')
   replace.on_primary(lambda: _commit(stage, path, headers, like, stem))
 
@@ -173,26 +172,14 @@ def _make_files(
       os.close(file)
 
 
-@contextlib.contextmanager
-def _opened(
-  stage: epath.Path, names: Mapping[str, Any]
-) -> Iterator[dict[str, direct.File]]:
-  with contextlib.ExitStack() as stack:
-    opened, buffer = {}, direct.Buffer()
-    for name in names:
-      opened[name] = direct.File(stage / name, buffer)
-      stack.callback(opened[name].close)
-    yield opened
-
-
 def _fill(
-  opened: Mapping[str, direct.File],
+  stage: epath.Path,
   headers: Mapping[str, safetensors_layout.Header],
   arrays: Mapping[str, jax.ShapeDtypeStruct],
   produce: Callable[[Write], None],
 ) -> None:
   places = {
-    tensor: (opened[name], start)
+    tensor: (stage / name, start)
     for name, header in headers.items()
     for tensor, start in header.starts.items()
   }
@@ -212,19 +199,28 @@ class _Writer(BoxWriter):
   def __init__(
     self,
     specs: Mapping[str, jax.ShapeDtypeStruct],
-    places: Mapping[str, tuple[direct.File, int]],
+    places: Mapping[str, tuple[epath.Path, int]],
     pool: futures.Executor,
   ):
     super().__init__(specs)
     self._places = places
     self._pool = pool
+    self._buffer = direct.Buffer()
 
   def _start(
     self, path: str, box: source.Index, block: np.ndarray
   ) -> futures.Future:
-    file, start = self._places[path]
-    shape = self._specs[path].shape
-    return self._pool.submit(_write_box, file, start, shape, box, block)
+    return self._pool.submit(self._write, path, box, block)
+
+  def _write(self, path: str, box: source.Index, block: np.ndarray) -> None:
+    place, start = self._places[path]
+    # A file is open only while a box is written: ten outputs of sixty shards
+    # have more files than a process may have open. To open one takes far less
+    # than to sync it.
+    with contextlib.closing(direct.File(place, self._buffer)) as file:
+      _write_box(file, start, self._specs[path].shape, box, block)
+      # What is told to be written is not written again after a power failure.
+      file.sync()
 
 
 def _write_box(
@@ -257,8 +253,6 @@ def _write_box(
     offset = sum(i * stride for i, stride in zip(index, strides, strict=False))
     part = data[number * run : (number + 1) * run]
     file.write(part, begin + offset)
-  # What is told to be written is not written again after a power failure.
-  file.sync()
 
 
 def _commit(

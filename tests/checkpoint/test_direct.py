@@ -126,6 +126,25 @@ def test_where_the_system_refuses_them(path, monkeypatch, function):
   np.testing.assert_array_equal(found[77 : 77 + piece.size], piece)
 
 
+def test_too_many_open_files_are_not_passed_over(path, monkeypatch):
+  """And what was opened before is closed."""
+  if not hasattr(os, 'O_DIRECT'):
+    pytest.skip('this system has no direct writes')
+  real, opened = os.open, []
+
+  def one(path, flags):
+    if opened:
+      raise OSError(errno.EMFILE, 'Too many open files')
+    opened.append(real(path, flags))
+    return opened[0]
+
+  monkeypatch.setattr(os, 'open', one)
+  with pytest.raises(OSError, match='Too many'):
+    direct.File(path, direct.Buffer())
+  with pytest.raises(OSError, match='Bad file descriptor'):
+    os.fstat(opened[0])
+
+
 def test_a_full_disk_is_not_passed_over(path, monkeypatch):
   def full(file, data, offset):
     raise OSError(errno.ENOSPC, 'No space left on device')

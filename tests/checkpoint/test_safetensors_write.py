@@ -275,6 +275,24 @@ class TestDisk:
     write(tmp_path / 'out', tensors)
     check(tmp_path / 'out' / 'model.safetensors', tensors)
 
+  @pytest.mark.skipif(
+    not os.path.exists('/proc/self/fd'), reason='files are not counted'
+  )
+  def test_few_files_are_open_at_once(self, tmp_path):
+    """However many shards there are, and outputs that are written together."""
+    tensors = {f'{i}': np.full(3, i, np.float32) for i in range(60)}
+    before = len(os.listdir('/proc/self/fd'))
+
+    def produce(write):
+      for name, tensor in tensors.items():
+        write(name, None, tensor).result()
+        assert len(os.listdir('/proc/self/fd')) < before + 10
+
+    out = tmp_path / 'out'
+    specs = specs_of(tensors)
+    write_safetensors(out, specs, None, produce, shard_size=12)
+    assert len(list(out.glob('*.safetensors'))) == 60
+
   def test_a_write_that_fails_is_raised(self, tmp_path, monkeypatch):
     whole = os.pwrite
 

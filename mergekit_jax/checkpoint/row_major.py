@@ -44,14 +44,19 @@ def runs(
     out_shape[first:]
   ):
     first -= 1
-  steps = strides(shape, itemsize), strides(out_shape, itemsize)
+
+  def offsets(shape: Sequence[int], box: source.Index) -> Iterator[int]:
+    along = [
+      range(s.start * step, s.stop * step, step)
+      for s, step in zip(box, strides(shape, itemsize), strict=True)
+    ]
+    begin = sum(each.start for each in along[first:])
+    return map(sum, itertools.product(*along[:first], [begin]))
+
   length = math.prod(counts[first:]) * itemsize
-  for index in itertools.product(*map(range, counts[:first])):
-    at = (*index, *[0] * (len(counts) - first))
-    start, to = (
-      sum((s.start + i) * step for s, i, step in zip(b, at, by, strict=True))
-      for b, by in zip((box, out_box), steps, strict=True)
-    )
+  for start, to in zip(
+    offsets(shape, box), offsets(out_shape, out_box), strict=True
+  ):
     yield start, to, length
 
 

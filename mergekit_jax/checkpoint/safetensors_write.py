@@ -7,9 +7,7 @@ room for the tensors, and boxes are then written into their places in any order.
 from collections.abc import Callable, Mapping
 from concurrent import futures
 import contextlib
-import itertools
 import json
-import math
 import os
 from typing import Any
 
@@ -24,6 +22,7 @@ from mergekit_jax.checkpoint import (
   direct,
   files,
   replace,
+  row_major,
   safetensors_layout,
   source,
 )
@@ -231,28 +230,12 @@ def _write_box(
   block: np.ndarray,
 ) -> None:
   """Writes a box of a row-major tensor that begins at byte `start`."""
-  if not block.size:
-    return
-  flat: Any = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
-  data = memoryview(flat)
-  # Elements follow each other in the file along the last axis that the box does
-  # not span, and all axes after it.
-  axis = len(shape)
-  while axis and block.shape[axis - 1] == shape[axis - 1]:
-    axis -= 1
-  outer = max(axis - 1, 0)
-  run = math.prod(block.shape[outer:]) * block.itemsize
-  strides = [
-    math.prod(shape[i + 1 :]) * block.itemsize for i in range(len(shape))
-  ]
-  begin = start + sum(
-    s.start * stride for s, stride in zip(box, strides, strict=True)
-  )
-  indices = itertools.product(*map(range, block.shape[:outer]))
-  for number, index in enumerate(indices):
-    offset = sum(i * stride for i, stride in zip(index, strides, strict=False))
-    part = data[number * run : (number + 1) * run]
-    file.write(part, begin + offset)
+  data: Any = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+  whole = tuple(slice(0, size) for size in block.shape)
+  for at, first, length in row_major.runs(
+    shape, box, block.shape, whole, block.itemsize
+  ):
+    file.write(memoryview(data)[first : first + length], start + at)
 
 
 def _commit(

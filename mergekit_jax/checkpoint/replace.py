@@ -118,12 +118,6 @@ def beside(path: epath.Path, kind: str) -> epath.Path:
   return path.parent / f'{path.name}.mergekit-{kind}'
 
 
-def make_empty(path: epath.Path) -> None:
-  """Makes an empty directory, whatever an earlier attempt left there."""
-  remove(path)
-  path.mkdir(parents=True)
-
-
 def is_unfinished(path: epath.Path) -> bool:
   """Whether the writer of a checkpoint at `path` can go on with what is there.
 

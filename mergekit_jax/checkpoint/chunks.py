@@ -39,7 +39,7 @@ def _names(codecs: list[dict[str, Any]]) -> Iterator[str]:
     yield from _names(codec.get('configuration', {}).get('codecs', []))
 
 
-def raw_blocks(
+def raw_pieces(
   store: ts.TensorStore,
   directory: Callable[[str], dict[str, Any]],
   context: ts.Context,
@@ -47,7 +47,7 @@ def raw_blocks(
   name: str,
   may_lack: bool,
   local: Callable[[str], ocdbt_values.Place | bytes | None] | None = None,
-) -> Callable[[source.Index], Iterator[ranges.Block]] | None:
+) -> Callable[[source.Index], Iterator[ranges.Piece]] | None:
   """A function that gives the chunks that a box touches, as they are stored.
 
   Args:
@@ -87,32 +87,32 @@ def raw_blocks(
         raise
       return None
 
-  def block(cell: tuple[int, ...], origin: tuple[int, ...]) -> ranges.Block:
+  def piece(cell: tuple[int, ...], origin: tuple[int, ...]) -> ranges.Piece:
     if local is None:
-      return ranges.Block(origin, chunk, functools.partial(fetch, cell))
+      return ranges.Piece(origin, chunk, functools.partial(fetch, cell))
     store, key = place(cell)
     found = local(f'{store.path}{key.decode()}')
     if isinstance(found, ocdbt_values.Place):
       into = contents.reads_into(found.file, found.offset, found.length)
-      return ranges.Block(origin, chunk, read_into=into)
+      return ranges.Piece(origin, chunk, read_into=into)
 
     def fetch_found(start: int, stop: int) -> bytes | None:
       if found is None and not may_lack:
         raise FileNotFoundError(f'{name}: chunk {key.decode()} is not stored.')
       return found and found[start:stop]
 
-    return ranges.Block(origin, chunk, fetch_found)
+    return ranges.Piece(origin, chunk, fetch_found)
 
-  def blocks(box: source.Index) -> Iterator[ranges.Block]:
+  def pieces(box: source.Index) -> Iterator[ranges.Piece]:
     touched = (
       range(s.start // size, -(-s.stop // size))
       for s, size in zip(box, chunk, strict=True)
     )
     for cell in itertools.product(*touched):
       origin = tuple(i * size for i, size in zip(cell, chunk, strict=True))
-      yield block(cell, origin)
+      yield piece(cell, origin)
 
-  return blocks
+  return pieces
 
 
 def _zarr2(metadata: dict[str, Any], kvstore: ts.KvStore) -> _Place | None:

@@ -87,7 +87,7 @@ class OrbaxCheckpoint(source.Checkpoint):
     return source.Storage(
       # TensorStore says None for scalars.
       chunk=store.chunk_layout.read_chunk.shape or (),
-      compressed=self._raw_blocks(path) is None
+      compressed=self._raw_pieces(path) is None
       if not source.is_local(self._item)
       else chunks.is_compressed(store),
     )
@@ -115,8 +115,8 @@ class OrbaxCheckpoint(source.Checkpoint):
   def _start_read(
     self, path: str, parts: Sequence[tuple[source.Index, np.ndarray]]
   ) -> source.Future:
-    if blocks := self._raw_blocks(path):
-      return self._ranges.read(blocks, parts, self._open(path).fill_value)
+    if pieces := self._raw_pieces(path):
+      return self._ranges.read(pieces, parts, self._open(path).fill_value)
     store = self._reader(path)
     return source.Joined(
       remote.Read.of(
@@ -148,13 +148,13 @@ class OrbaxCheckpoint(source.Checkpoint):
     )
     return 2 * max(sizes, default=0)
 
-  def _raw_blocks(self, path: str) -> Any:
+  def _raw_pieces(self, path: str) -> Any:
     """Where the bytes of an array lie that are as they are, else None."""
     local = source.is_local(self._item)
     if local and self._places is None:
       return None
     if path not in self._raw:
-      self._raw[path] = chunks.raw_blocks(
+      self._raw[path] = chunks.raw_pieces(
         self._open(path),
         lambda inside: _kvstore(
           self._item, f'{self._names[path]}/{inside}', self._layout.use_ocdbt

@@ -2,8 +2,8 @@
 
 An object store takes about as long to answer at all as it takes to send a
 megabyte. So what lies between short runs is fetched with them, and thrown away;
-long runs are fetched in pieces, which bounds the memory they take. Long runs of
-a local file are read straight to where they are wanted.
+long runs are fetched by several requests, which bounds the memory they take.
+Long runs of a local file are read straight to where they are wanted.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ _TASK = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Piece:
   """A part of an array that lies in one place, in row-major order.
 
   It is read by the one of `fetch` and `read_into` that is given.
@@ -55,11 +55,11 @@ class Block:
 
   def __post_init__(self):
     if (self.fetch is None) == (self.read_into is None):
-      raise ValueError('A block is read by fetch or by read_into.')
+      raise ValueError('A piece is read by fetch or by read_into.')
 
 
 class Reader:
-  """Reads boxes out of blocks, in threads."""
+  """Reads boxes out of pieces, in threads."""
 
   def __init__(self, local: bool = False):
     threads = _LOCAL_THREADS if local else _THREADS
@@ -67,14 +67,14 @@ class Reader:
 
   def read(
     self,
-    blocks: Callable[[source.Index], Iterable[Block]],
+    pieces: Callable[[source.Index], Iterable[Piece]],
     parts: Sequence[tuple[source.Index, np.ndarray]],
     fill: Any = None,
   ) -> source.Future:
     """Starts to read several boxes of one array, each into its buffer.
 
     Args:
-      blocks: gives the blocks that a box touches.
+      pieces: gives the pieces that a box touches.
       parts: boxes that do not overlap, and buffers of their shape. If the boxes
         fill the one around them, nothing is asked for twice: short columns of a
         row that lie on several devices come with one request.
@@ -92,51 +92,51 @@ class Reader:
     return source.Joined(
       self._pool.submit(work)
       for box, group in groups
-      for block in blocks(box)
-      for work in _work(block, box, group, fill)
+      for piece in pieces(box)
+      for work in _work(piece, box, group, fill)
     )
 
 
 def _work(
-  block: Block,
+  piece: Piece,
   box: source.Index,
   parts: Sequence[tuple[source.Index, np.ndarray]],
   fill: Any,
 ) -> Iterator[Callable[[], None]]:
-  """What is to be done to put a block's elements of a box into the parts."""
-  end = tuple(o + n for o, n in zip(block.origin, block.shape, strict=True))
-  own = tuple(slice(o, e) for o, e in zip(block.origin, end, strict=True))
+  """What is to be done to put a piece's elements of a box into the parts."""
+  end = tuple(o + n for o, n in zip(piece.origin, piece.shape, strict=True))
+  own = tuple(slice(o, e) for o, e in zip(piece.origin, end, strict=True))
   common = row_major.overlap(box, own)
-  inside = row_major.moved(common, [-o for o in block.origin])
+  inside = row_major.moved(common, [-o for o in piece.origin])
   itemsize = parts[0][1].itemsize
-  if block.fetch is not None:
-    for span in row_major.spans(block.shape, inside, itemsize):
+  if piece.fetch is not None:
+    for span in row_major.spans(piece.shape, inside, itemsize):
       yield functools.partial(
-        _fetch_span, block.fetch, block, span, parts, fill
+        _fetch_span, piece.fetch, piece, span, parts, fill
       )
-  if block.read_into is not None:
-    straight = [_straight(block, own, part, out) for part, out in parts]
+  if piece.read_into is not None:
+    straight = [_straight(piece, own, part, out) for part, out in parts]
     if min(length for length, _ in straight) >= _DIRECT:
       for (_, runs), (_, out) in zip(straight, parts, strict=True):
         flat: Any = out.reshape(-1).view(np.uint8)
         for task in _tasks(runs):
           yield functools.partial(
-            _read_runs, block.read_into, memoryview(flat), task
+            _read_runs, piece.read_into, memoryview(flat), task
           )
       return
-    found = row_major.spans(block.shape, inside, itemsize, _APART)
+    found = row_major.spans(piece.shape, inside, itemsize, _APART)
     for task in _together(found):
-      yield functools.partial(_read_spans, block.read_into, block, task, parts)
+      yield functools.partial(_read_spans, piece.read_into, piece, task, parts)
 
 
 def _straight(
-  block: Block, own: source.Index, part: source.Index, out: np.ndarray
+  piece: Piece, own: source.Index, part: source.Index, out: np.ndarray
 ) -> tuple[float, Iterable[row_major.Run]]:
-  """The runs of a block that a part's buffer takes, and how long they are."""
+  """The runs of a piece that a part's buffer takes, and how long they are."""
   common = row_major.overlap(part, own)
   runs = row_major.runs(
-    block.shape,
-    row_major.moved(common, [-o for o in block.origin]),
+    piece.shape,
+    row_major.moved(common, [-o for o in piece.origin]),
     out.shape,
     row_major.moved(common, [-s.start for s in part]),
     out.itemsize,
@@ -175,7 +175,7 @@ def fetching_bytes(largest: int) -> int:
 
   TensorStore holds an answer twice while it hands it over.
   """
-  return 2 * _THREADS * min(row_major.PIECE, largest)
+  return 2 * _THREADS * min(row_major.REQUEST, largest)
 
 
 def _together(
@@ -195,18 +195,18 @@ def _together(
 
 def _fetch_span(
   fetch: Fetch,
-  block: Block,
+  piece: Piece,
   span: row_major.Span,
   parts: Sequence[tuple[source.Index, np.ndarray]],
   fill: Any,
 ) -> None:
   """Fetches a span and puts each element where it belongs."""
-  _put(fetch(span.start, span.stop), block, span, parts, fill)
+  _put(fetch(span.start, span.stop), piece, span, parts, fill)
 
 
 def _read_spans(
   read_into: contents.ReadInto,
-  block: Block,
+  piece: Piece,
   task: Sequence[row_major.Span],
   parts: Sequence[tuple[source.Index, np.ndarray]],
 ) -> None:
@@ -217,19 +217,19 @@ def _read_spans(
   for span in task:
     data = reused[: span.stop - span.start]
     read_into([(span.start, memoryview(data))])
-    _put(data, block, span, parts)
+    _put(data, piece, span, parts)
 
 
 def _put(
   data: Any,
-  block: Block,
+  piece: Piece,
   span: row_major.Span,
   parts: Sequence[tuple[source.Index, np.ndarray]],
   fill: Any = None,
 ) -> None:
   """Puts the bytes of a span, None for the fill value, into the parts."""
   dtype = parts[0][1].dtype
-  here = row_major.moved(span.box, block.origin)
+  here = row_major.moved(span.box, piece.origin)
   if data is None:
     elements = np.broadcast_to(
       np.asarray(0 if fill is None else fill, dtype),
@@ -240,7 +240,7 @@ def _put(
       source.box_shape(span.box),
       dtype,
       data,
-      strides=row_major.strides(block.shape, dtype.itemsize),
+      strides=row_major.strides(piece.shape, dtype.itemsize),
     )
   for box, out in parts:
     common = row_major.overlap(box, here)

@@ -8,7 +8,7 @@ import math
 from mergekit_jax.checkpoint import source
 
 # Bytes of one request, if it is not a single element.
-PIECE = 2**21
+REQUEST = 2**21
 # Bytes between two runs that are fetched rather than asked around.
 _HOLE = 2**18
 
@@ -62,12 +62,12 @@ def runs(
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """Bytes of a block that are fetched at once, for the elements of a box.
+  """Bytes of a piece that are fetched at once, for the elements of a box.
 
   Attributes:
     start: offset of the first byte.
     stop: offset behind the last byte.
-    box: the elements, counted from the origin of the block.
+    box: the elements, counted from the origin of the piece.
   """
 
   start: int
@@ -81,10 +81,10 @@ def spans(
   itemsize: int,
   apart: int | None = None,
 ) -> Iterator[Span]:
-  """Cuts a box of a row-major block into what one request each should bring.
+  """Cuts a box of a row-major array into what one request each should bring.
 
   Args:
-    shape: shape of the block.
+    shape: of the array.
     box: a box of it.
     itemsize: bytes of an element.
     apart: bytes of a run from which on no hole is fetched with it; None if
@@ -105,7 +105,7 @@ def spans(
     run = stop - start - extents[axis]
     hole = steps[axis] - run
     joined = not hole or hole <= _HOLE and (apart is None or run < apart)
-    rows = max(1, PIECE // steps[axis]) if joined else 1
+    rows = max(1, REQUEST // steps[axis]) if joined else 1
     if rows >= counts[axis]:
       yield Span(start, stop, box)
       return

@@ -50,7 +50,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
     self._headers: list[bytes] = []
     self._files = sorted(shards)
     self.stem = safetensors_layout.stem(index or self._files[0].name)
-    self._blocks: dict[str, ranges.Block] = {}
+    self._pieces: dict[str, ranges.Piece] = {}
     self._reader = ranges.Reader(source.is_local(path))
     specs, metadata = {}, {}
     for file in self._files:
@@ -71,7 +71,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
           specs[name] = spec
           self.places[name] = file.name
           start, size = header.starts[name], safetensors_layout.nbytes(spec)
-          self._blocks[name] = ranges.Block(
+          self._pieces[name] = ranges.Piece(
             (0,) * len(spec.shape),
             spec.shape,
             fetch and functools.partial(_fetch_from, fetch, start),
@@ -102,7 +102,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
   def _start_read(
     self, path: str, parts: Sequence[tuple[source.Index, np.ndarray]]
   ) -> source.Future:
-    return self._reader.read(lambda box: [self._blocks[path]], parts)
+    return self._reader.read(lambda box: [self._pieces[path]], parts)
 
 
 def _fetch_from(fetch: Any, origin: int, start: int, stop: int) -> bytes:

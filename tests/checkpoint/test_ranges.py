@@ -22,19 +22,19 @@ def boxes():
 
 
 class Objects:
-  """An array cut into row-major blocks; notes what is asked for."""
+  """An array cut into row-major pieces; notes what is asked for."""
 
   def __init__(self, array, cuts, lacking=()):
     self.array = array
     self.asked = []
-    self._blocks = []
-    pieces = [
+    self._pieces = []
+    along_axes = [
       np.split(np.arange(n), c) for n, c in zip(array.shape, cuts, strict=True)
     ]
-    for number, indices in enumerate(itertools.product(*pieces)):
+    for number, indices in enumerate(itertools.product(*along_axes)):
       part = array[np.ix_(*indices)] if indices else array
-      self._blocks.append(
-        ranges.Block(
+      self._pieces.append(
+        ranges.Piece(
           tuple(int(along[0]) for along in indices),
           part.shape,
           self._fetch(None if number in lacking else part.tobytes()),
@@ -49,14 +49,14 @@ class Objects:
 
     return fetch
 
-  def blocks(self, box):
+  def pieces(self, box):
     """Only those that the box touches."""
-    for block in self._blocks:
+    for piece in self._pieces:
       if all(
         s.start < o + n and o < s.stop
-        for s, o, n in zip(box, block.origin, block.shape, strict=True)
+        for s, o, n in zip(box, piece.origin, piece.shape, strict=True)
       ):
-        yield block
+        yield piece
 
 
 @pytest.fixture(scope='module')
@@ -64,15 +64,15 @@ def array():
   return np.arange(np.prod(SHAPE)).astype(jnp.bfloat16).reshape(SHAPE)
 
 
-@pytest.mark.parametrize('piece, hole', [(2**21, 2**18), (40, 7), (1, 0)])
-def test_every_element_comes_from_its_place(monkeypatch, array, piece, hole):
-  monkeypatch.setattr(row_major, 'PIECE', piece)
+@pytest.mark.parametrize('size, hole', [(2**21, 2**18), (40, 7), (1, 0)])
+def test_every_element_comes_from_its_place(monkeypatch, array, size, hole):
+  monkeypatch.setattr(row_major, 'REQUEST', size)
   monkeypatch.setattr(row_major, '_HOLE', hole)
   reader = ranges.Reader()
   objects = Objects(array, [[2], [], [1, 3], [4]])
   for box in boxes():
     out = np.zeros([s.stop - s.start for s in box], array.dtype)
-    reader.read(objects.blocks, [(box, out)]).result()
+    reader.read(objects.pieces, [(box, out)]).result()
     np.testing.assert_array_equal(out, array[box])
 
 
@@ -87,10 +87,10 @@ def test_a_run_of_rows_is_one_request():
   assert spans((4, 100, 50), box) == [(2 * 20_000 + 2000, 2 * 20_000 + 6000)]
 
 
-def test_a_long_run_is_fetched_in_pieces():
-  pieces = spans((2**10, 2**10), (slice(0, 2**10), slice(0, 2**10)))
-  assert pieces == [(0, 2**21), (2**21, 2**22)]
-  # Rows that are longer than a piece are cut themselves.
+def test_a_long_run_is_fetched_in_several_requests():
+  found = spans((2**10, 2**10), (slice(0, 2**10), slice(0, 2**10)))
+  assert found == [(0, 2**21), (2**21, 2**22)]
+  # Rows that are longer than a request are cut themselves.
   row = spans((2, 2**20), (slice(1, 2), slice(0, 2**20)))
   assert row == [(2**22, 2**22 + 2**21), (2**22 + 2**21, 2**23)]
 
@@ -121,7 +121,7 @@ def test_scalars_and_boxes_without_elements():
   assert spans((3, 4), (slice(1, 1), slice(0, 4))) == []
   out = np.zeros((), np.float32)
   objects = Objects(np.asarray(2.5, np.float32), [])
-  ranges.Reader().read(objects.blocks, [((), out)]).result()
+  ranges.Reader().read(objects.pieces, [((), out)]).result()
   assert out == 2.5
 
 
@@ -130,14 +130,14 @@ def test_columns_on_several_devices_are_fetched_once(array):
   box = (slice(0, 3), slice(1, 5), slice(0, 4))
   parts = [((*box, slice(i, i + 2)), i) for i in (0, 2, 4)]
   outs = [(part, np.zeros((3, 4, 4, 2), array.dtype)) for part, _ in parts]
-  ranges.Reader().read(objects.blocks, outs).result()
+  ranges.Reader().read(objects.pieces, outs).result()
   for (_, i), (_, out) in zip(parts, outs, strict=True):
     np.testing.assert_array_equal(out, array[:, 1:, :, i : i + 2])
   # From the first element to the last one, with the holes in between.
   assert objects.asked == [array.nbytes - array[0, 0].nbytes]
   # Parts with others between them are fetched each for itself.
   objects.asked.clear()
-  ranges.Reader().read(objects.blocks, [outs[0], outs[2]]).result()
+  ranges.Reader().read(objects.pieces, [outs[0], outs[2]]).result()
   assert len(objects.asked) == 2
 
 
@@ -153,7 +153,7 @@ def test_long_runs_of_a_local_file_are_read_to_their_places(axis, in_place):
       out[:] = data[start : start + len(out)]
       filled.append((np.frombuffer(out, np.uint8), len(out)))
 
-  block = ranges.Block((0,) * 4, array.shape, read_into=read_into)
+  piece = ranges.Piece((0,) * 4, array.shape, read_into=read_into)
   outs = []
   half = array.shape[axis] // 2
   for start in (0, half):
@@ -162,7 +162,7 @@ def test_long_runs_of_a_local_file_are_read_to_their_places(axis, in_place):
     wanted = array[tuple(box)]
     outs.append((tuple(box), np.zeros(wanted.shape, array.dtype), wanted))
   ranges.Reader(local=True).read(
-    lambda _: [block], [(box, out) for box, out, _ in outs]
+    lambda _: [piece], [(box, out) for box, out, _ in outs]
   ).result()
   for _, out, wanted in outs:
     np.testing.assert_array_equal(out, wanted)
@@ -172,24 +172,24 @@ def test_long_runs_of_a_local_file_are_read_to_their_places(axis, in_place):
     assert shared == in_place
 
 
-def test_a_block_has_one_way_to_be_read():
+def test_a_piece_has_one_way_to_be_read():
   for ways in {}, {'fetch': print, 'read_into': print}:
     with pytest.raises(ValueError, match='by fetch or by read_into'):
-      ranges.Block((0,), (3,), **ways)
+      ranges.Piece((0,), (3,), **ways)
 
 
 def test_what_is_not_stored_is_the_fill_value(array):
   objects = Objects(array, [[1], [], [], []], lacking=[0])
   out = np.zeros(SHAPE, array.dtype)
   everything = tuple(slice(0, size) for size in SHAPE)
-  ranges.Reader().read(objects.blocks, [(everything, out)], 7).result()
+  ranges.Reader().read(objects.pieces, [(everything, out)], 7).result()
   assert (out[0] == 7).all()
   np.testing.assert_array_equal(out[1:], array[1:])
 
 
 def test_memory_is_bounded(monkeypatch):
   """What is held at once is no more than what the plan counts."""
-  monkeypatch.setattr(row_major, 'PIECE', 1000)
+  monkeypatch.setattr(row_major, 'REQUEST', 1000)
   array = np.zeros(100_000, np.uint8)
   lock = threading.Lock()
   held, most = 0, 0
@@ -204,9 +204,9 @@ def test_memory_is_bounded(monkeypatch):
       held -= stop - start
     return bytes(stop - start)
 
-  block = ranges.Block((0,), array.shape, fetch)
+  piece = ranges.Piece((0,), array.shape, fetch)
   box = (slice(0, array.size),)
-  ranges.Reader().read(lambda _: [block], [(box, array)]).result()
+  ranges.Reader().read(lambda _: [piece], [(box, array)]).result()
   assert 1000 < most <= ranges.fetching_bytes(array.nbytes) <= 40_000
   assert ranges.fetching_bytes(10) <= 400
 
@@ -220,12 +220,12 @@ def test_an_error_comes_after_all_reads_have_ended(array):
       return array.tobytes()[start:stop]
     raise OSError('no such object')
 
-  def blocks(box):
-    yield ranges.Block((0,) * 4, SHAPE, fetch)
+  def pieces(box):
+    yield ranges.Piece((0,) * 4, SHAPE, fetch)
 
   out = np.zeros(SHAPE, array.dtype)
   box = tuple(slice(0, size) for size in SHAPE)
   parts = [((slice(i, i + 1), *box[1:]), out[i : i + 1]) for i in (0, 2)]
   with pytest.raises(OSError, match='no such object'):
-    ranges.Reader().read(blocks, parts).result()
+    ranges.Reader().read(pieces, parts).result()
   assert len(ended) == 1 and (out[2] == array[2]).all()

@@ -22,8 +22,8 @@ _RAW = (
   [{'name': 'bytes', 'configuration': {'endian': 'little'}}],
 )
 
-# Where a cell of the grid of chunks lies.
-_Place = Callable[[tuple[int, ...]], tuple[ts.KvStore, bytes]]
+# Says where a cell of the grid of chunks lies.
+_Locate = Callable[[tuple[int, ...]], tuple[ts.KvStore, bytes]]
 
 
 def is_compressed(store: ts.TensorStore) -> bool:
@@ -46,7 +46,7 @@ def raw_pieces(
   *,
   name: str,
   may_lack: bool,
-  local: Callable[[str], ocdbt_values.Place | bytes | None] | None = None,
+  local: Callable[[str], ocdbt_values.Extent | bytes | None] | None = None,
 ) -> Callable[[source.Index], Iterator[ranges.Piece]] | None:
   """A function that gives the chunks that a box touches, as they are stored.
 
@@ -67,21 +67,21 @@ def raw_pieces(
   metadata = spec['metadata']
   kvstore = cast(ts.KvStore, store.kvstore)
   if spec['driver'] == 'zarr':
-    place = _zarr2(metadata, kvstore)
+    locate = _zarr2(metadata, kvstore)
   elif metadata['codecs'] in _RAW:
-    place = _zarr3(metadata, kvstore)
+    locate = _zarr3(metadata, kvstore)
   elif local is not None:
     return None  # TensorStore knows where in a shard its chunks lie
   else:
-    place = _zarr3_shards(metadata, directory, context)
-  if place is None:
+    locate = _zarr3_shards(metadata, directory, context)
+  if locate is None:
     return None
   # TensorStore says None for scalars.
   chunk: Any = store.chunk_layout.read_chunk.shape or ()
 
   def fetch(cell: tuple[int, ...], start: int, stop: int) -> bytes | None:
     try:
-      return contents.fetched(*place(cell), slice(start, stop), name)
+      return contents.fetched(*locate(cell), slice(start, stop), name)
     except FileNotFoundError:
       if not may_lack:
         raise
@@ -90,9 +90,9 @@ def raw_pieces(
   def piece(cell: tuple[int, ...], origin: tuple[int, ...]) -> ranges.Piece:
     if local is None:
       return ranges.Piece(origin, chunk, functools.partial(fetch, cell))
-    store, key = place(cell)
+    store, key = locate(cell)
     found = local(f'{store.path}{key.decode()}')
-    if isinstance(found, ocdbt_values.Place):
+    if isinstance(found, ocdbt_values.Extent):
       into = contents.reads_into(found.file, found.offset, found.length)
       return ranges.Piece(origin, chunk, read_into=into)
 
@@ -115,7 +115,7 @@ def raw_pieces(
   return pieces
 
 
-def _zarr2(metadata: dict[str, Any], kvstore: ts.KvStore) -> _Place | None:
+def _zarr2(metadata: dict[str, Any], kvstore: ts.KvStore) -> _Locate | None:
   dtype = metadata['dtype']
   if (
     metadata['compressor'] is not None
@@ -127,24 +127,24 @@ def _zarr2(metadata: dict[str, Any], kvstore: ts.KvStore) -> _Place | None:
     return None
   separator = metadata.get('dimension_separator', '.')
 
-  def place(cell: tuple[int, ...]) -> tuple[ts.KvStore, bytes]:
+  def locate(cell: tuple[int, ...]) -> tuple[ts.KvStore, bytes]:
     return kvstore, (separator.join(map(str, cell)) or '0').encode()
 
-  return place
+  return locate
 
 
-def _zarr3(metadata: dict[str, Any], kvstore: ts.KvStore) -> _Place:
-  def place(cell: tuple[int, ...]) -> tuple[ts.KvStore, bytes]:
+def _zarr3(metadata: dict[str, Any], kvstore: ts.KvStore) -> _Locate:
+  def locate(cell: tuple[int, ...]) -> tuple[ts.KvStore, bytes]:
     return kvstore, _zarr3_key(metadata, cell).encode()
 
-  return place
+  return locate
 
 
 def _zarr3_shards(
   metadata: dict[str, Any],
   directory: Callable[[str], dict[str, Any]],
   context: ts.Context,
-) -> _Place | None:
+) -> _Locate | None:
   """Chunks inside of shards, which is how Orbax writes all of zarr3."""
   outer = metadata['chunk_grid']['configuration']['chunk_shape']
   shards = metadata['codecs'][0].get('configuration', {})
@@ -166,13 +166,13 @@ def _zarr3_shards(
       context=context,
     ).result()
 
-  def place(cell: tuple[int, ...]) -> tuple[ts.KvStore, bytes]:
+  def locate(cell: tuple[int, ...]) -> tuple[ts.KvStore, bytes]:
     shard = tuple(i // n for i, n in zip(cell, grid, strict=True))
     inside = [i % n for i, n in zip(cell, grid, strict=True)]
     key = b''.join(i.to_bytes(4, 'big') for i in inside)
     return opened(_zarr3_key(metadata, shard)), key
 
-  return place
+  return locate
 
 
 def _zarr3_key(metadata: dict[str, Any], cell: tuple[int, ...]) -> str:

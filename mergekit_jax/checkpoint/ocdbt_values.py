@@ -14,7 +14,7 @@ import tensorstore as ts
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Extent:
   """A run of bytes in a file."""
 
   file: str
@@ -22,7 +22,7 @@ class Place:
   length: int
 
 
-def places(directory: epath.Path) -> dict[bytes, Place | bytes]:
+def places(directory: epath.Path) -> dict[bytes, Extent | bytes]:
   """Where each key's value lies; short values, which lie in the tree, as such.
 
   Args:
@@ -42,7 +42,7 @@ def places(directory: epath.Path) -> dict[bytes, Place | bytes]:
 
 def _entries(
   store: ts.KvStore, location: str, prefix: bytes, directory: str
-) -> Iterator[tuple[bytes, Place | bytes]]:
+) -> Iterator[tuple[bytes, Extent | bytes]]:
   """The entries of a node of the B-tree and of all below it."""
   node: Any = ts.ocdbt.dump(store, node=location).result()
   for entry in node['entries']:
@@ -50,15 +50,15 @@ def _entries(
     if 'inline_value' in entry:
       yield key, entry['inline_value']
     elif 'indirect_value' in entry:
-      yield key, _place(entry['indirect_value'], directory)
+      yield key, _extent(entry['indirect_value'], directory)
     else:
       below = prefix + entry['subtree_common_prefix']
       yield from _entries(store, entry['location'], below, directory)
 
 
-def _place(value: str, directory: str) -> Place:
+def _extent(value: str, directory: str) -> Extent:
   """Reads 'value:ocdbt.process_0/:d/f9a1…:8388608:4096'."""
   kind, base, name, offset, length = value.split(':')
   if kind != 'value':
     raise ValueError(f'{value!r} is not the place of a value.')
-  return Place(f'{directory}{base}{name}', int(offset), int(length))
+  return Extent(f'{directory}{base}{name}', int(offset), int(length))

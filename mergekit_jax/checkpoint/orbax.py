@@ -176,12 +176,12 @@ class OrbaxCheckpoint(source.Checkpoint):
     except (KeyError, ValueError):
       return None
 
-  def _place(self, key: str) -> ocdbt_values.Place | bytes | None:
+  def _place(self, key: str) -> ocdbt_values.Extent | bytes | None:
     if self._layout.use_ocdbt:
       return (self._places or {}).get(key.encode())
     exists = os.path.exists(key)
     size = os.path.getsize(key) if exists else 0
-    return ocdbt_values.Place(key, 0, size) if exists else None
+    return ocdbt_values.Extent(key, 0, size) if exists else None
 
   def _reader(self, path: str) -> ts.TensorStore:
     """The array, with a cache of decoded chunks if it is compressed."""

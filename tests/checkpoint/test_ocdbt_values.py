@@ -37,7 +37,7 @@ def test_all_keys_of_a_deep_tree(tmp_path):
   assert {key: read(place) for key, place in places.items()} == values
   assert {type(place) for place in places.values()} == {
     bytes,
-    ocdbt_values.Place,
+    ocdbt_values.Extent,
   }
 
 

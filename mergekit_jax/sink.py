@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from mergekit_jax import plan as plans
+from mergekit_jax.checkpoint.writer import Write
 from mergekit_jax.reading import Loading
 
-Write = Callable[[str, Sequence[slice], np.ndarray], Any]
 _Part = tuple[tuple[slice, ...], np.ndarray]
 
 

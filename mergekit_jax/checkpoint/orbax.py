@@ -47,7 +47,7 @@ class OrbaxCheckpoint(source.Checkpoint):
       OSError: the checkpoint is remote and cannot be reached.
     """
     # TensorStore takes absolute paths only.
-    self._item = item.absolute() if source.is_local(item) else item
+    self._item = item.absolute() if remote.is_local(item) else item
     header = orbax_layout.read_json(item / orbax_layout.ITEM_METADATA)
     self._layout = source.OrbaxLayout(
       item=name,
@@ -60,7 +60,7 @@ class OrbaxCheckpoint(source.Checkpoint):
     self._stores: dict[str, ts.TensorStore] = {}
     self._readers: dict[str, ts.TensorStore] = {}
     self._raw: dict[str, Any] = {}
-    self._ranges = ranges.Reader(source.is_local(item))
+    self._ranges = ranges.Reader(remote.is_local(item))
 
     tree = orbax_tree.read(self._item, self._open_all)
     arrays = list(orbax_tree.arrays(tree))
@@ -88,7 +88,7 @@ class OrbaxCheckpoint(source.Checkpoint):
       # TensorStore says None for scalars.
       chunk=store.chunk_layout.read_chunk.shape or (),
       compressed=self._raw_pieces(path) is None
-      if not source.is_local(self._item)
+      if not remote.is_local(self._item)
       else chunks.is_compressed(store),
     )
 
@@ -130,7 +130,7 @@ class OrbaxCheckpoint(source.Checkpoint):
 
   @functools.cached_property
   def decoding_bytes(self) -> int:
-    if source.is_local(self._item):
+    if remote.is_local(self._item):
       fetched = 0
     else:
       sizes = (s.size * s.dtype.itemsize for s in self.specs.values())
@@ -150,7 +150,7 @@ class OrbaxCheckpoint(source.Checkpoint):
 
   def _raw_pieces(self, path: str) -> Any:
     """Where the bytes of an array lie that are as they are, else None."""
-    local = source.is_local(self._item)
+    local = remote.is_local(self._item)
     if local and self._places is None:
       return None
     if path not in self._raw:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mergekit_jax.checkpoint import source
+from mergekit_jax.checkpoint import remote
 
 # What Orbax calls the types whose leaves are stored as arrays.
 _ARRAY_TYPES = {
@@ -33,13 +33,13 @@ def read(
     OSError: the item is remote and cannot be reached.
   """
   options: dict[str, Any] = {}
-  if not source.is_local(item):
+  if not remote.is_local(item):
     options['type_handler_registry'] = _registry(open_all)
   try:
     handler = ocp.PyTreeCheckpointHandler(**options)
     return handler.metadata(item).tree
   except Exception as error:
-    if isinstance(error, OSError) and not source.is_local(item):
+    if isinstance(error, OSError) and not remote.is_local(item):
       raise
     raise ValueError(
       f'{item} is damaged: Orbax cannot read the metadata of its arrays'

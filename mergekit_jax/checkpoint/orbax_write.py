@@ -80,7 +80,7 @@ def write_orbax(
     BaseException: whatever `produce` raises.
   """
   path = epath.Path(path)
-  if source.is_local(path):
+  if remote.is_local(path):
     path = path.absolute()
   if not _arrays(specs):
     raise ValueError('The tree to write has no jax.ShapeDtypeStruct leaf.')

@@ -14,6 +14,7 @@ import numpy as np
 from mergekit_jax.checkpoint import (
   contents,
   ranges,
+  remote,
   safetensors_layout,
   source,
 )
@@ -51,7 +52,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
     self._files = sorted(shards)
     self.stem = safetensors_layout.stem(index or self._files[0].name)
     self._pieces: dict[str, ranges.Piece] = {}
-    self._reader = ranges.Reader(source.is_local(path))
+    self._reader = ranges.Reader(remote.is_local(path))
     specs, metadata = {}, {}
     for file in self._files:
       header = safetensors_layout.read_header(file)
@@ -65,7 +66,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
           f'{file} lacks the tensor {missing[0]!r} that {index} says it holds'
           f' ({len(missing)} missing in all). Restore the file from a copy.'
         )
-      fetch = None if source.is_local(file) else contents.bytes_of(file)
+      fetch = None if remote.is_local(file) else contents.bytes_of(file)
       for name, spec in header.specs.items():
         if name in names:
           specs[name] = spec
@@ -89,7 +90,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
 
   @property
   def decoding_bytes(self) -> int:
-    if source.is_local(self.path):
+    if remote.is_local(self.path):
       return 0
     sizes = map(safetensors_layout.nbytes, self.specs.values())
     return ranges.fetching_bytes(max(sizes, default=0))

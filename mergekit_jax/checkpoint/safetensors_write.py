@@ -21,6 +21,7 @@ from mergekit_jax.checkpoint import (
   companions,
   direct,
   files,
+  remote,
   replace,
   row_major,
   safetensors_layout,
@@ -76,7 +77,7 @@ def write_safetensors(
     BaseException: whatever `produce` raises.
   """
   path = epath.Path(path)
-  if not source.is_local(path):
+  if not remote.is_local(path):
     raise ValueError(
       f'{path} is not on a local file system, and safetensors files are'
       " written in place. Give a local path, or format='orbax'."

@@ -15,9 +15,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from mergekit_jax.checkpoint import contents, remote
-
-is_local = remote.is_local
+from mergekit_jax.checkpoint import contents
 
 Index = tuple[slice, ...]
 

@@ -106,9 +106,7 @@ class Job:
 
     pruned = prune(self.template.tree, '')
     return jax.tree.map_with_path(
-      lambda keys, leaf: specs.get(
-        jax.tree_util.keystr(keys, simple=True, separator='/'), leaf
-      ),
+      lambda keys, leaf: specs.get(tree.path_of(keys), leaf),
       pruned,
     )
 

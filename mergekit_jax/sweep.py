@@ -19,6 +19,7 @@ from mergekit_jax.job import Job, make_job
 from mergekit_jax.merge import merge
 from mergekit_jax.progress import progress
 from mergekit_jax.reading import Loading
+from mergekit_jax.tree import path_of
 
 
 def sweep(
@@ -187,7 +188,7 @@ class _TreeSink:
     random_keys = layout.random_keys if layout else {}
 
     def filled(keys: Any, leaf: Any) -> Any:
-      path = jax.tree_util.keystr(keys, simple=True, separator='/')
+      path = path_of(keys)
       leaf = self._leaves.pop(path, leaf)
       if path not in random_keys:
         return leaf

@@ -17,6 +17,11 @@ _Value = TypeVar('_Value')
 _LAYERS = re.compile(r'(.*/)?(\w+_)?layers/(?!\d+(/|$)).*')
 
 
+def path_of(keys: Any) -> str:
+  """The path of a leaf: the keys that lead to it, joined by '/'."""
+  return jax.tree_util.keystr(keys, simple=True, separator='/')
+
+
 def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
   """The leaves of a tree by path, keys joined by '/', and its structure.
 
@@ -26,7 +31,7 @@ def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
   with_paths, structure = jax.tree.flatten_with_path(tree)
   leaves = {}
   for keys, leaf in with_paths:
-    path = jax.tree_util.keystr(keys, simple=True, separator='/')
+    path = path_of(keys)
     if path in leaves:
       raise ValueError(f'Two leaves of the tree have the path {path!r}.')
     leaves[path] = leaf

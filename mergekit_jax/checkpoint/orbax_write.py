@@ -30,6 +30,7 @@ import tensorstore as ts
 from mergekit_jax import checks
 from mergekit_jax.checkpoint import remote, source
 from mergekit_jax.checkpoint.writer import BoxWriter, Write
+from mergekit_jax.tree import path_of
 
 
 def write_orbax(
@@ -139,7 +140,7 @@ def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
   for keys, leaf in jax.tree.leaves_with_path(specs):
     if not isinstance(leaf, jax.ShapeDtypeStruct):
       continue
-    path = _path_of(keys)
+    path = path_of(keys)
     leaves.append((path, leaf))
     # Orbax joins keys by dots, which names of tensors contain: of two arrays
     # with one name it would keep the last.
@@ -155,10 +156,6 @@ def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
         ' arrays. Leave it out, or write safetensors.'
       )
   return source.collect_specs(leaves)
-
-
-def _path_of(keys: Any) -> str:
-  return jax.tree_util.keystr(keys, simple=True, separator='/')
 
 
 def _registry(handler: ocp.type_handlers.TypeHandler) -> Any:
@@ -195,7 +192,7 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
     for info in infos:
       await info.await_path_creation()
     write_specs = {
-      _path_of(info.keypath): self._write_spec(spec, info, arg)
+      path_of(info.keypath): self._write_spec(spec, info, arg)
       for spec, info, arg in zip(values, infos, args, strict=True)
     }
     await self._record_shardings(values, infos)
@@ -226,7 +223,7 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
     """Writes what a restore without a target restores the arrays with."""
     # The layout's as they are: their devices need not be here.
     recorded = [
-      None if spec.sharding else self._shardings.get(_path_of(info.keypath))
+      None if spec.sharding else self._shardings.get(path_of(info.keypath))
       for spec, info in zip(values, infos, strict=True)
     ]
     await jax_array_handlers._async_serialize_shardings(
@@ -253,7 +250,7 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
 
   def _write_spec(self, spec, info, arg) -> tensorstore_utils.ArrayWriteSpec:
     sharding = spec.sharding or _default_sharding()
-    path = _path_of(info.keypath)
+    path = path_of(info.keypath)
     chunk = self._chunks.get(path)
     if chunk is None:
       chunk = sharding.shard_shape(spec.shape)

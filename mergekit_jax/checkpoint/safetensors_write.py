@@ -29,6 +29,7 @@ from mergekit_jax.checkpoint import (
 )
 from mergekit_jax.checkpoint.safetensors import SafetensorsCheckpoint
 from mergekit_jax.checkpoint.writer import BoxWriter, Write
+from mergekit_jax.tree import path_of
 
 # Enough writes in flight to keep a disk busy.
 _THREADS = 4
@@ -104,7 +105,7 @@ def write_safetensors(
 
 def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
   arrays = source.collect_specs(
-    (jax.tree_util.keystr(keys, simple=True, separator='/'), leaf)
+    (path_of(keys), leaf)
     for keys, leaf in jax.tree.leaves_with_path(specs)
     if isinstance(leaf, jax.ShapeDtypeStruct)
   )

@@ -36,7 +36,7 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
   Raises:
     FileNotFoundError: there is nothing at `path`.
     ValueError: there is no supported checkpoint at `path`, or it is damaged.
-    OSError: `path` is remote and cannot be reached.
+    OSError: it may not be read, or it is remote and cannot be reached.
   """
   path = remote.as_path(path)
   if not path.exists():

@@ -30,6 +30,7 @@ def read(
 
   Raises:
     ValueError: the metadata is damaged.
+    PermissionError: it may not be read.
     OSError: the item is remote and cannot be reached.
   """
   options: dict[str, Any] = {}
@@ -41,6 +42,13 @@ def read(
   except Exception as error:
     if isinstance(error, OSError) and not remote.is_local(item):
       raise
+    # TensorStore has ValueError for this too.
+    denied = str(error).startswith('PERMISSION_DENIED')
+    if denied or isinstance(error, PermissionError):
+      raise PermissionError(
+        f'{item} cannot be read, for want of permission ({error}). Change the'
+        ' permissions of its files.'
+      ) from error
     raise ValueError(
       f'{item} is damaged: Orbax cannot read the metadata of its arrays'
       f' ({error}). Restore it from a copy.'

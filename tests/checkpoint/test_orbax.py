@@ -1,5 +1,6 @@
 """Checkpoints written by ordinary Orbax read back, whole and in parts."""
 
+import errno
 import json
 import os
 import shutil
@@ -261,6 +262,26 @@ def test_damaged_metadata_names_the_file(tmp_path, flat, state):
   file = tmp_path / 'c/_METADATA'
   file.write_text(file.read_text()[:-20])
   with pytest.raises(ValueError, match='_METADATA is damaged'):
+    open_checkpoint(tmp_path / 'c')
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    PermissionError(errno.EACCES, 'Permission denied'),
+    ValueError('PERMISSION_DENIED: Error opening "zarr" driver'),  # TensorStore
+  ],
+)
+def test_what_may_not_be_read_is_not_damaged(
+  tmp_path, flat, state, monkeypatch, error
+):
+  flat(tmp_path / 'c', state)
+
+  def denied(*_):
+    raise error
+
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'metadata', denied)
+  with pytest.raises(PermissionError, match='c cannot be read, for want of'):
     open_checkpoint(tmp_path / 'c')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import random
@@ -249,6 +250,25 @@ def test_two_merges_into_one_output(sources, tmp_path):
         merge(sources, output)
       raise RuntimeError('stop')
   assert merge(sources, output).units_resumed == 0
+
+
+def test_a_lock_that_its_owner_has_removed_is_none(tmp_path, monkeypatch):
+  """The owner was done between our opening the file and locking it."""
+  directory = tmp_path / 'out.mergekit-tmp'
+  flock = fcntl.flock
+
+  def too_late(*arguments):
+    monkeypatch.undo()
+    shutil.rmtree(directory)
+    flock(*arguments)
+
+  monkeypatch.setattr(fcntl, 'flock', too_late)
+  with locks.file_locked(directory):
+    with pytest.raises(ValueError, match='Another merge'):
+      with locks.file_locked(directory):
+        pass
+  with locks.file_locked(directory):
+    pass
 
 
 @pytest.mark.parametrize('overwrite', [False, True])

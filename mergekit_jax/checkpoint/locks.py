@@ -45,25 +45,40 @@ def held(directory: epath.Path) -> Iterator[Callable[[], None]]:
 @contextlib.contextmanager
 def file_locked(directory: epath.Path) -> Iterator[None]:
   """Holds a local directory. The system frees a dead owner's lock."""
-  directory.mkdir(parents=True, exist_ok=True)
-  with open(directory / NAME, 'a+', encoding='utf-8') as lock:
-    lock.seek(0)
-    owner = lock.read().strip()
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise ValueError(
-        f'Another merge ({owner}) is writing to {directory}. Wait for it, or '
-        'give another output.'
-      ) from error
-    if owner:
-      logging.warning(
-        'Taking over %s from %s, which is gone.', directory, owner
-      )
-    lock.truncate(0)
-    lock.write(f'process {os.getpid()} on {socket.gethostname()}')
-    lock.flush()
-    yield
+  file = directory / NAME
+  while True:
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(file, 'a+', encoding='utf-8') as lock:
+      lock.seek(0)
+      owner = lock.read().strip()
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError as error:
+        raise ValueError(
+          f'Another merge ({owner}) is writing to {directory}. Wait for it, or '
+          'give another output.'
+        ) from error
+      # An owner that was done may have removed the file since it was opened.
+      # Nobody else would find a lock on it.
+      if not _is_at(file, lock.fileno()):
+        continue
+      if owner:
+        logging.warning(
+          'Taking over %s from %s, which is gone.', directory, owner
+        )
+      lock.truncate(0)
+      lock.write(f'process {os.getpid()} on {socket.gethostname()}')
+      lock.flush()
+      yield
+      return
+
+
+def _is_at(path: epath.Path, file: int) -> bool:
+  """Whether an open file is what lies at a path."""
+  try:
+    return os.path.samestat(os.fstat(file), os.stat(path))
+  except FileNotFoundError:
+    return False
 
 
 def claimed(directory: epath.Path) -> Callable[[], None]:

@@ -12,7 +12,8 @@ from etils import epath
 import jax
 import numpy as np
 
-from mergekit_jax.checkpoint.remote import as_path
+from mergekit_jax.checkpoint import files
+from mergekit_jax.checkpoint.remote import as_path, is_local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,16 @@ class MergeReport:
   def save(self, path: epath.Path) -> None:
     """Writes the report as JSON; what is not finite becomes null."""
     data = _finite(dataclasses.asdict(self))
-    path.write_text(json.dumps(data, indent=1, allow_nan=False) + '\n')
+    text = json.dumps(data, indent=1, allow_nan=False) + '\n'
+    if not is_local(path):
+      path.write_text(text)
+      return
+    # The old one, or all of this one, even if the power fails.
+    new = path.parent / f'{path.name}-tmp'
+    new.write_text(text)
+    files.sync(new)
+    new.replace(path)
+    files.sync(path.parent)
 
   def table(self) -> str:
     """A summary for people."""

@@ -23,7 +23,7 @@ def verify(output: epath.PathLike) -> list[str]:
 
   Raises:
     FileNotFoundError: if there is no output, or no report beside it.
-    ValueError: if the output is no checkpoint.
+    ValueError: if the output is no checkpoint, or the report is damaged.
   """
   checkpoint = open_checkpoint(output)
   report = report_path(output)
@@ -32,8 +32,15 @@ def verify(output: epath.PathLike) -> list[str]:
       f'{report} is missing: only with its report beside it can an output be '
       'verified. An output that is moved takes its report along.'
     )
+  try:
+    checksums = json.loads(report.read_text())['checksums']
+  except (ValueError, LookupError, TypeError) as error:
+    raise ValueError(
+      f'{report} is no report of a merge, or is damaged ({error}); restore it '
+      'from a copy, or merge again.'
+    ) from error
   damage = []
-  for path, parts in json.loads(report.read_text())['checksums'].items():
+  for path, parts in checksums.items():
     if path not in checkpoint.specs:
       damage.append(f'{path}: missing')
       continue

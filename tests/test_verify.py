@@ -47,6 +47,15 @@ def test_damage_is_found_and_named(merged, capsys):
   assert 'params/a' in capsys.readouterr().out
 
 
+def test_a_report_that_is_damaged(merged, capsys):
+  report = merged.parent / 'out.report.json'
+  report.write_text(report.read_text()[:-9])
+  with pytest.raises(ValueError, match='out.report.json is no report of a'):
+    verify(merged)
+  assert run('verify', merged) == 1
+  assert 'restore it from a copy' in capsys.readouterr().err
+
+
 def test_a_compressed_part_that_cannot_be_read_is_named(tmp_path):
   leaves = {'a': (64, 96), 'b': (5,)}
   _, experts = checkpoints.save_set(tmp_path / 'set', leaves, experts=2)

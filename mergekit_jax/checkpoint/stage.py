@@ -128,7 +128,8 @@ class Stage:
     """Puts the complete checkpoint in its place, if it is not there yet.
 
     Args:
-      report: writes what lies beside it; called just before, on one process.
+      report: writes what lies beside it; called just after, on one process. If
+        it never comes to that a resume calls it.
     """
     self.close()
     if not self.complete:
@@ -156,11 +157,11 @@ class Stage:
         f'{self.output} has appeared since this merge began, so it is not '
         f'touched. {what_to_do}'
       ) from error
-    report()
     if self.arrays is not None:
       # Not before: until here it would have been taken for what has appeared.
       (self.directory / replace.COMPLETE).write_text('yes')
     replace.publish(self.checkpoint, self.output, self.overwrite)
+    report()
 
   def clear_replaced(self) -> None:
     """Removes what lay at the output before, if anything did."""

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 import hashlib
 import importlib.metadata
 import resource
+import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 from mergekit_jax import doubts
 from mergekit_jax import report as reports
@@ -56,12 +58,18 @@ def describe(
 
 
 def of_bits(
-  job: Job, options: Mapping[str, Any], described: Mapping[str, Any]
+  job: Job,
+  output: Output,
+  overrides: Mapping[str, Any] | None,
+  options: Mapping[str, Any],
+  described: Mapping[str, Any],
 ) -> dict[str, Any]:
   """What decides the bits of an output: a resume must agree with it.
 
   Args:
     job: the merge.
+    output: which of its outputs.
+    overrides: as `merge_checkpoints` was given them.
     options: of the output's format.
     described: from `describe`. Each source is named apart, so that one that
       has changed is.
@@ -77,13 +85,24 @@ def of_bits(
   return {
     **named,
     **{f'source {name}': source for name, source in sources.items()},
-    'units': hashlib.blake2b(repr(boxes).encode(), digest_size=16).hexdigest(),
+    # As text they are rounded, and long ones are cut short.
+    'numbers': _digest(
+      b''.join(
+        np.asarray(leaf).tobytes()
+        for leaf in jax.tree.leaves((output.method, overrides))
+      )
+    ),
+    'units': _digest(repr(boxes).encode()),
     'memory_budget': job.plan.memory_budget,
     'processes': jax.process_count(),
     'layout': str(job.template.layout),
     **options,
     'format': options['format'] or job.template.format,
   }
+
+
+def _digest(data: bytes) -> str:
+  return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _sees_layers(job: Job, output: Output) -> bool:
@@ -133,7 +152,7 @@ def report(
   checksums: dict[str, list[Any]] = {}
   for record in records:
     checksums.setdefault(record['path'], []).extend(record['parts'])
-  kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return reports.MergeReport(
     output=str(output.path),
     tensors=tensors,
@@ -153,7 +172,7 @@ def report(
     bytes_read=sum(u.source_bytes for u in job.plan.units(done)),
     bytes_written=job.plan.bytes_written // job.plan.merges,
     seconds=seconds,
-    peak_memory=kilobytes * 1024,
+    peak_memory=peak if sys.platform == 'darwin' else peak * 1024,
     provenance=described,
     checksums=checksums,
   )

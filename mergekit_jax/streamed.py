@@ -126,7 +126,7 @@ def merge_checkpoints(
       stack.enter_context(
         staged(
           each.path,
-          provenance.of_bits(job, options, fact),
+          provenance.of_bits(job, each, overrides, options, fact),
           overwrite=overwrite,
           resume=resume,
         )

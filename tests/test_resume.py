@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
@@ -21,9 +22,10 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import verify
-from mergekit_jax.checkpoint import journal, locks, orbax_write
+from mergekit_jax.checkpoint import journal, locks, orbax_write, replace
 from mergekit_jax.checkpoint import stage as stages
 from mergekit_jax.checkpoint.stage import Stage
+from mergekit_jax.report import MergeReport
 from tests import checkpoints, compare
 from tests.launch import report_of, run_merge
 
@@ -537,6 +539,79 @@ def test_begun_anew_after_the_first_of_two_outputs(two, tmp_path):
       again(resume=False)
     assert again()['b'].units_resumed == 4
   assert names_in(tmp_path) == DONE
+
+
+@pytest.mark.parametrize('layout', ['orbax', 'safetensors'])
+def test_what_lies_where_an_output_was_has_its_number(layout, tmp_path):
+  """File systems give a new directory the number of one that was removed."""
+  output = tmp_path / 'out'
+  _, experts = checkpoints.save_set(tmp_path / 'set', {'a': (4, 8)}, experts=2)
+  with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
+      interrupted(patch, 'clear_replaced')
+      mk.merge_checkpoints(
+        mk.average(), experts=experts, output=output, format=layout
+      )
+  assert replace.is_published(epath.Path(output))
+  (output / 'notes').write_text('mine')
+  assert replace.is_published(epath.Path(output))
+  for entry in output.iterdir():
+    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+  (output / 'thesis.tex').write_text('years of work')
+  assert not replace.is_published(epath.Path(output))
+
+
+def test_an_output_that_cannot_be_put_in_its_place(
+  sources, tmp_path, monkeypatch
+):
+  """What it would have replaced stays, with a report that fits."""
+  output = tmp_path / 'out'
+  merge(sources, output)
+  before = (tmp_path / 'out.report.json').read_text()
+
+  def fail(*arguments):
+    raise OSError('no')
+
+  again = functools.partial(
+    merge, sources, output, method=mk.task_arithmetic(0.5), overwrite=True
+  )
+  with monkeypatch.context() as patch:
+    patch.setattr(stages.replace, 'publish', fail)
+    with pytest.raises(OSError, match='no'):
+      again()
+  assert verify.verify(output) == []
+  assert (tmp_path / 'out.report.json').read_text() == before
+  assert again().units_done == 0
+  assert verify.verify(output) == []
+  assert (tmp_path / 'out.report.json').read_text() != before
+
+
+def test_a_report_that_could_not_be_written(sources, tmp_path, monkeypatch):
+  """The old one stays as long as the new one is not on the disk."""
+  output = tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    patch.setattr(MergeReport, 'save', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      merge(sources, output)
+  assert output.exists()
+  merge(sources, output)
+  assert verify.verify(output) == []
+  assert names_in(tmp_path) == {'out', 'out.report.json'}
+
+
+def test_numbers_that_look_alike(sources, tmp_path, monkeypatch):
+  """Text rounds them; the merge does not go on with others."""
+  scales = [np.asarray(0.123456789012), np.asarray(0.123456789912)]
+  assert repr(scales[0]) == repr(scales[1])
+  output = tmp_path / 'out'
+  methods = [mk.task_arithmetic(scale) for scale in scales]
+  with monkeypatch.context() as patch:
+    interrupted(patch, 'record', 3)
+    with pytest.raises(KeyboardInterrupt):
+      merge(sources, output, method=methods[0])
+  with pytest.raises(ValueError, match='numbers: '):
+    merge(sources, output, method=methods[1])
+  assert merge(sources, output, method=methods[0]).units_resumed
 
 
 @pytest.mark.parametrize('overwrite', [False, True])

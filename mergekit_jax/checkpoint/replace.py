@@ -4,7 +4,6 @@ In a job of several processes only the first touches the directories.
 """
 
 from collections.abc import Callable
-import os
 import pathlib
 
 from etils import epath
@@ -73,14 +72,20 @@ def is_published(path: epath.Path) -> bool:
     return False
   if isinstance(path, remote.RemotePath):
     return _makes_a_checkpoint(path)
-  moved = path.exists() and not (stage / CHECKPOINT).exists()
+  moved = path.is_dir() and not (stage / CHECKPOINT).exists()
   # Something else may lie there by now.
-  return moved and identity(path) == (stage / COMPLETE).read_text()
+  recorded = (stage / COMPLETE).read_text().splitlines()
+  return moved and set(recorded) <= set(identity(path).splitlines())
 
 
 def identity(path: epath.Path) -> str:
-  """What a local directory keeps when it is moved."""
-  return str(os.stat(path).st_ino)
+  """What a local directory keeps when it is moved, a line an entry of it."""
+  entries = sorted(pathlib.Path(path).iterdir())
+  stats = [entry.lstat() for entry in entries]
+  return '\n'.join(
+    f'{stat.st_ino} {stat.st_mtime_ns} {entry.name}'
+    for entry, stat in zip(entries, stats, strict=True)
+  )
 
 
 def _is_begun(path: epath.Path) -> bool:

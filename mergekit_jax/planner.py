@@ -253,9 +253,14 @@ def _half(extent: int, shards: int, leaf: Leaf, axis: int) -> int:
     aligned = math.lcm(leaf.chunk[axis], shards) // shards
     step = aligned if aligned <= most else 1
   rows = leaf.shape[axis] // shards
-  # Of the part sizes from here to half of it, one that leaves the least over.
-  candidates = range(most - most % step, most // 2, -step)
-  best = min(candidates, key=lambda part: rows % part)
+  # Of the part sizes from here to half of it, one that leaves the least over:
+  # of those that go into the rows as often, the largest does.
+  largest = most - most % step
+  times = range(rows // largest, rows // (most // 2 + 1) + 1)
+  parts = [min(largest, rows // n // step * step) for n in times]
+  best = min(
+    (part for part in parts if part > most // 2), key=lambda part: rows % part
+  )
   return best * shards
 
 

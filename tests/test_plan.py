@@ -1,7 +1,9 @@
 """The plan: boxes that tile every tensor, what is read when, and memory."""
 
 import collections
+import dataclasses
 import math
+import timeit
 from typing import ClassVar
 
 import jax
@@ -149,6 +151,35 @@ class TestBoxes:
     (tensor,) = plan_of(Rule(), [weights], 'one', 20 * 10**6).scopes[0].tensors
     assert {box.shape[2] for box in tensor.boxes} == {shape[2]}
     assert len(tensor.boxes) > 1
+
+  def test_halves_leave_the_least_over(self):
+    """Every part size from half of the extent to a quarter is looked at."""
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+      shards = int(generator.integers(1, 9))
+      rows = int(generator.integers(2, 4000))
+      extent = int(generator.integers(2, rows + 1)) * shards
+      step = int(generator.integers(1, 40))
+      compressed = bool(generator.integers(2))
+      made = leaf('a', (rows * shards,))
+      if compressed:
+        made = dataclasses.replace(made, chunk=(step * shards,))
+      most = max(1, extent // (2 * shards))
+      step = step if compressed and step <= most else 1
+      parts = [n for n in range(most, most // 2, -1) if n % step == 0]
+      left = [rows % part for part in parts]
+      expected = parts[left.index(min(left))] * shards
+      assert planner._half(extent, shards, made, 0) == expected
+
+  def test_a_long_vector(self):
+    """Its halves are found as fast as those of a short one."""
+
+    def seconds(rows):
+      made = leaf('a', (rows,))
+      run = lambda: planner._half(rows, 1, made, 0)
+      return min(timeit.repeat(run, number=10, repeat=3))
+
+    assert seconds(2**26 - 1) < 100 * seconds(2**10 - 1)
 
 
 class TestReads:

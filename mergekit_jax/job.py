@@ -136,10 +136,7 @@ def make_job(
     scopes.demand_rule('A method is a rule', method)
   methods = [_on_host(method) for method in methods]
   overrides = {regex: _on_host(x) for regex, x in (overrides or {}).items()}
-  if isinstance(experts, (str, bytes)) or not experts:
-    raise ValueError(
-      f'experts={experts!r} was given; give a list of at least one checkpoint.'
-    )
+  experts = checks.experts(experts)
   dtype = floating(dtype)
   named = [('base', base)] if base is not None else []
   named += [(f'experts[{i}]', path) for i, path in enumerate(experts)]
@@ -162,6 +159,7 @@ def make_job(
   reference = _specs(models[0])
   demand_short_axes(reference)
   mesh = sharding.make_mesh() if mesh is None else sharding.auto_mesh(mesh)
+  sharding.demand_all_processes(mesh)
   merged = {
     path: spec.shape
     for path, spec in reference.items()

@@ -30,6 +30,17 @@ def auto_mesh(mesh: Mesh) -> Mesh:
   return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 
 
+def demand_all_processes(mesh: Mesh) -> None:
+  """Raises ValueError if a process holds no device of the mesh."""
+  holders = {device.process_index for device in mesh.devices.flat}
+  if idle := sorted(set(range(jax.process_count())) - holders):
+    raise ValueError(
+      f'The mesh {dict(mesh.shape)} has no device of process '
+      f'{", ".join(map(str, idle))}. Give one on which every process has '
+      'devices, or start fewer processes.'
+    )
+
+
 def with_auto_axes(
   function: Callable[..., dict[str, jax.Array]],
   like: Mapping[str, jax.Array],

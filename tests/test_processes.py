@@ -154,6 +154,20 @@ def test_all_say_what_the_first_was_refused(sources, tmp_path):
   assert f'\n{heard}: {said}' in printed[1]
 
 
+def test_a_mesh_without_one_of_the_processes(sources, tmp_path):
+  arguments = job(sources, tmp_path / 'out', 'random')
+  command = ['merge', '--method=average', '--mesh=fsdp=1', '--output']
+  command += [arguments['output'], '--experts', *arguments['experts']]
+  codes, printed = run_merge(
+    {'command': command}, processes=2, devices=1, check=False
+  )
+  assert codes == [1, 1]
+  for text in printed:
+    assert (
+      "mergekit-jax: The mesh {'fsdp': 1} has no device of process 1" in text
+    )
+
+
 @pytest.mark.parametrize(
   ('victim', 'method'), [(0, 'random'), (1, 'threshold')]
 )

@@ -51,7 +51,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _is_ours_or_a_warning(record: Any) -> bool:
   """Keeps what Orbax and JAX report of their inner life off the screen."""
-  return record.levelno >= WARNING or 'mergekit_jax' in record.pathname
+  ours = record.pathname.startswith(os.path.dirname(__file__) + os.sep)
+  return ours or record.levelno >= WARNING
 
 
 def _keep_heaps_small() -> None:
@@ -96,9 +97,22 @@ def _make_devices(arguments: argparse.Namespace) -> None:
   given = imagined or getattr(arguments, 'devices', None)
   if given is not None and given < 1:
     raise ValueError(f'--devices={given} was given; give 1 or more.')
-  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
-    return
-  jax.config.update('jax_num_cpu_devices', given or os.cpu_count() or 1)
+  flag = '--xla_force_host_platform_device_count'
+  if flag in (said := os.environ.get('XLA_FLAGS', '')):
+    if given and f'{flag}={given}' not in said.split():
+      raise ValueError(
+        f'{given} CPU devices are wanted, but XLA_FLAGS says {said!r}. Take '
+        f'{flag} out of it.'
+      )
+  elif given or 'JAX_NUM_CPU_DEVICES' not in os.environ:
+    jax.config.update('jax_num_cpu_devices', given or _cores())
+
+
+def _cores() -> int:
+  """How many cores this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _join_processes(arguments: argparse.Namespace) -> None:
@@ -133,6 +147,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
+  import jax
+
   import mergekit_jax as mk
 
   # What is imported stays: the collector need not look through it each time.
@@ -149,6 +165,8 @@ def _merge(arguments: argparse.Namespace) -> None:
     resume=not arguments.noresume,
     **what,
   )
+  if jax.process_index() != 0:
+    return
   for report in merged.values() if isinstance(merged, dict) else [merged]:
     print(report.table())
     print(f'merged checkpoint: {report.output}')

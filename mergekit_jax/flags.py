@@ -34,10 +34,11 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
     regex, change = found.groups()
     if change == 'base':
       overrides[regex] = 'base'
-    elif len(merges) > 1:
+    elif arguments.sweep or len(merges) > 1:
       raise ValueError(
-        f'--override {override!r} was given for {len(merges)} merges. Options '
-        "would be the same in all of them: give 'REGEX:base', or one merge."
+        f'--override {override!r} was given with --sweep or several methods. '
+        "Its options would be the same in all merges: give 'REGEX:base', or "
+        'one method without --sweep.'
       )
     else:
       make = all_methods()[arguments.method[0]]

@@ -19,10 +19,13 @@ from mergekit_jax import plan as plans
 def progress(plan: plans.Plan, done: Container[int]) -> Iterator[Any]:
   """A bar on a terminal, a line of log for every tenth elsewhere.
 
+  Of several processes the first one shows it.
+
   Yields:
     A function to call with every unit that is done.
   """
-  terminal = sys.stderr.isatty() and jax.process_index() == 0
+  shown = jax.process_index() == 0
+  terminal = sys.stderr.isatty()
   total = sum(unit.source_bytes for unit in plan.units(done)) or 1
   read = 0
   with tqdm.tqdm(
@@ -30,7 +33,7 @@ def progress(plan: plans.Plan, done: Container[int]) -> Iterator[Any]:
     unit='B',
     unit_scale=True,
     desc='merging',
-    disable=not terminal,
+    disable=not (shown and terminal),
   ) as bar:
     start = time.perf_counter()
 
@@ -38,7 +41,9 @@ def progress(plan: plans.Plan, done: Container[int]) -> Iterator[Any]:
       nonlocal read
       before, read = read, read + unit.source_bytes
       bar.update(unit.source_bytes)
-      if not terminal and 10 * before // total < 10 * read // total:
+      if terminal or not shown:
+        return
+      if 10 * before // total < 10 * read // total:
         rate = read / max(time.perf_counter() - start, 1e-9)
         logging.info(
           'merged %.0f %% (%.2f of %.2f GB, %.2f GB/s, %.0f s left)',

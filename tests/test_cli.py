@@ -18,6 +18,8 @@ import mergekit_jax as mk
 from mergekit_jax import cli, flags
 from tests import checkpoints, models
 
+FORCED = '--xla_force_host_platform_device_count'
+
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
@@ -140,7 +142,11 @@ class TestParse:
       (['average', 'dare', '--sweep', 'scale=1'], 'average has no option'),
       (
         ['dare', '--sweep', 'scale=1,2', '--override', 'a:scale=3'],
-        'was given for 2 merges',
+        'with --sweep or several methods',
+      ),
+      (
+        ['dare', '--sweep', 'scale=1', '--override', 'a:drop_rate=0.3'],
+        'with --sweep or several methods',
       ),
     ],
   )
@@ -282,6 +288,41 @@ class TestMain:
     arguments = ('--method=average', '--experts', saved[0])
     assert self.run('plan', *arguments, f'--devices={number}') == 1
     assert f'--devices={number} was given' in capsys.readouterr().err
+
+  @pytest.mark.parametrize(
+    ('environment', 'flags', 'devices'),
+    [
+      ({'JAX_NUM_CPU_DEVICES': '3'}, [], 3),
+      ({'JAX_NUM_CPU_DEVICES': '3'}, ['--devices=5'], 5),
+      ({'XLA_FLAGS': f'{FORCED}=3'}, [], 3),
+      ({'XLA_FLAGS': f'{FORCED}=3'}, ['--devices=3'], 3),
+      ({}, [], 1),
+    ],
+  )
+  def test_devices(self, environment, flags, devices, saved):
+    """On one core: as many as the user says, or one."""
+    code = (
+      'import os, runpy; '
+      'os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); '
+      "runpy.run_module('mergekit_jax', run_name='__main__')"
+    )
+    cleared = {'JAX_NUM_CPU_DEVICES', 'XLA_FLAGS'}
+    inherited = {k: v for k, v in os.environ.items() if k not in cleared}
+    printed = subprocess.run(
+      [sys.executable, '-c', code, 'plan', '--method=average', *flags]
+      + ['--experts', str(saved[0])],
+      env=inherited | environment,
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout
+    assert f'mesh: fsdp={devices}' in printed
+
+  def test_devices_that_contradict_each_other(self, saved, capsys, monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', f'{FORCED}=3')
+    arguments = ('--method=average', '--experts', saved[0], '--devices=5')
+    assert self.run('plan', *arguments) == 1
+    assert '5 CPU devices are wanted, but' in capsys.readouterr().err
 
   @pytest.mark.parametrize('flag', ['--num_processes=2', '--process_id=0'])
   def test_processes_that_cannot_meet(self, saved, tmp_path, capsys, flag):

@@ -5,9 +5,10 @@ Values under a JAX trace have no value to check, and pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import difflib
 import math
+import os
 import re
 from typing import Any
 
@@ -111,6 +112,20 @@ def weights(values: Any, at_least: float = -math.inf) -> Any:
     if at_least == 0 and not any(values):
       raise ValueError('All weights are 0; give at least one above 0.')
   return values
+
+
+def experts(given: Any) -> list[Any]:
+  """Returns the experts as a list; ValueError if they are one, or none."""
+  one = isinstance(given, (str, bytes, os.PathLike, Mapping))
+  if one or not isinstance(given, Iterable):
+    raise ValueError(
+      f'experts is one {type(given).__name__}; give a list, with a tree or '
+      'checkpoint an expert.'
+    )
+  listed = list(given)
+  if not listed:
+    raise ValueError('No experts were given; give a list of at least one.')
+  return listed
 
 
 def size(name: str, value: int | str) -> int:

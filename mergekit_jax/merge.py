@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import os
 from typing import Any
 
@@ -55,9 +55,12 @@ def merge(
       matches nothing, or the method needs a base or a key that was not given.
   """
   scopes.demand_rule('A method is a rule', method)
-  experts = _trees(experts, base)
-  if not experts:
-    raise ValueError('No experts were given; give at least one.')
+  experts = checks.experts(experts)
+  if any(isinstance(x, (str, os.PathLike)) for x in (*experts, base)):
+    raise ValueError(
+      'A path was given; base and experts are trees of arrays here. For '
+      'checkpoints call mergekit_jax.merge_checkpoints.'
+    )
   template, structure = tree.flatten(base if base is not None else experts[0])
   models = {
     f'experts[{i}]': tree.flatten(expert)[0] for i, expert in enumerate(experts)
@@ -111,27 +114,17 @@ def merge(
   return jax.tree.unflatten(structure, {**template, **merged}.values())
 
 
-def _trees(experts: Any, base: Any) -> list[PyTree]:
-  """The experts as a list of trees."""
-  if isinstance(experts, Mapping) or not isinstance(experts, Iterable):
-    raise ValueError(
-      f'experts is one {type(experts).__name__}; give a list of trees, one an '
-      'expert.'
-    )
-  experts = [experts] if isinstance(experts, str) else list(experts)
-  if any(isinstance(x, (str, os.PathLike)) for x in (*experts, base)):
-    raise ValueError(
-      'A path was given; base and experts are trees of arrays here. For '
-      'checkpoints call mergekit_jax.merge_checkpoints.'
-    )
-  return experts
-
-
 def _key(given: Any) -> jax.Array:
   """A random key from one, or from a seed."""
   if not isinstance(given, (jax.Array, np.ndarray)):
     given = checks.seed('key', given)
   elif given.ndim or not jnp.issubdtype(given.dtype, jnp.integer):
+    is_key = not given.ndim and jnp.issubdtype(given.dtype, jax.dtypes.prng_key)
+    if not is_key and (given.shape, given.dtype) != ((2,), jnp.uint32):
+      raise ValueError(
+        f'key is {given.dtype}{list(given.shape)}; give one key, such as '
+        'jax.random.key(0), or a seed. Of several, map over them (jax.vmap).'
+      )
     return jnp.asarray(given)
   return jax.random.key(given, impl='threefry2x32')
 

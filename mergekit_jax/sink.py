@@ -68,11 +68,13 @@ class CheckpointSink:
 
   def finish(self) -> None:
     self._wait(0)
+    self._checksums.shutdown()
 
   def settle(self) -> None:
     while self._units:
       with contextlib.suppress(Exception):
         self._wait(len(self._units) - 1)
+    self._checksums.shutdown()
 
   def _start(
     self, unit: plans.Unit, parts: Sequence[_Part], facts: Mapping[str, Any]

@@ -52,7 +52,8 @@ def sweep(
     overrides: as in `merge_checkpoints`.
     mesh: the devices, for checkpoints; None takes all, on one axis.
     memory_budget: host memory for reading checkpoints, beside the merges.
-    partition_rules: as in `merge_checkpoints`; how the merges are sharded.
+    partition_rules: as in `merge_checkpoints`, for checkpoints; how the merges
+      are sharded.
 
   Returns:
     {name: what `evaluate` returned}, in the order of `methods`.
@@ -73,7 +74,8 @@ def sweep(
       'one method, and a seed for each or one for all.'
     )
   seeds = {name: checks.seed('seed', given) for name, given in seeds.items()}
-  if experts and isinstance(experts[0], (str, os.PathLike)):
+  experts = checks.experts(experts)
+  if isinstance(experts[0], (str, os.PathLike)):
     job = make_job(
       list(methods.values()),
       experts,
@@ -84,10 +86,16 @@ def sweep(
       overrides=overrides,
       partition_rules=partition_rules,
     )
-    for warning in doubts.warnings_of(job):
-      logging.warning('%s', warning)
+    if jax.process_index() == 0:
+      for warning in doubts.warnings_of(job):
+        logging.warning('%s', warning)
     trees = _streamed(job, [seeds[name] for name in methods])
   else:
+    if mesh is not None or partition_rules is not None:
+      raise ValueError(
+        'mesh and partition_rules are for checkpoints; the merge of trees is '
+        'sharded as they are.'
+      )
     trees = (
       merge(
         method,

@@ -273,6 +273,24 @@ class TestSweep:
     with pytest.raises(ValueError, match="seed \\['b'\\]"):
       mk.sweep({'a': mk.average()}, experts, base, len, seed={'b': 1})
 
+  @pytest.mark.parametrize('experts', [{'w': np.ones(3)}, [], 7])
+  def test_experts_that_are_no_list(self, experts):
+    with pytest.raises(ValueError, match='give a list'):
+      mk.sweep({'a': mk.average()}, experts, None, len)
+
+  def test_experts_one_by_one(self):
+    trees = ({'w': np.full(3, x)} for x in (1.0, 2.0))
+    swept = mk.sweep({'a': mk.average()}, trees, None, lambda tree: tree['w'])  # type: ignore
+    np.testing.assert_array_equal(swept['a'], np.full(3, 1.5))
+
+  @pytest.mark.parametrize(
+    'options',
+    [{'mesh': jax.make_mesh((1,), ('a',))}, {'partition_rules': {'.*': None}}],
+  )
+  def test_what_is_for_checkpoints(self, options):
+    with pytest.raises(ValueError, match='are for checkpoints'):
+      mk.sweep({'a': mk.average()}, [{'w': np.ones(3)}], None, len, **options)
+
 
 class TestBadInput:
   @pytest.mark.parametrize(

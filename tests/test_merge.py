@@ -296,6 +296,22 @@ class TestKeys:
     other = self.run(4)
     assert any((other[n] != expected[n]).any() for n in expected)
 
+  @pytest.mark.parametrize(
+    'key',
+    [
+      jax.random.split(jax.random.key(0), 3),
+      jax.random.PRNGKey(0, impl='rbg'),
+      np.array([1, 2, 3]),
+      np.array([7], np.uint32),
+      np.array([0.1, 0.2], np.float32),
+      np.float32(3),
+    ],
+    ids=['three', 'rbg', 'integers', 'one word', 'floats', 'float'],
+  )
+  def test_no_key(self, key):
+    with pytest.raises(ValueError, match=r'key(=| is ).*; give'):
+      self.run(key)
+
   @pytest.mark.parametrize('implementation', ['rbg', 'unsafe_rbg'])
   def test_a_seed_is_a_threefry_key(self, implementation):
     """Whatever keys the caller makes by default."""

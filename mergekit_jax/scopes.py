@@ -70,6 +70,11 @@ def demand_rule(what: str, value: Any) -> None:
       f'{what}; the function {value.__name__} was given. Call it: '
       f'{value.__name__}(...).'
     )
+  if jax.tree_util.all_leaves([value]):
+    raise ValueError(
+      f'{what}, of a class that is decorated with @mergekit_jax.rule; '
+      f'{type(value).__name__} is not, which a subclass must be too.'
+    )
   for path, leaf in jax.tree.leaves_with_path(value):
     if isinstance(leaf, str):
       raise ValueError(

@@ -65,16 +65,23 @@ def with_auto_axes(
     if not explicit:
       return function(*arguments)
     # What was not placed is on every device of the mesh of the others.
-    everywhere = NamedSharding(
-      jax.typeof(explicit[0]).sharding.mesh, PartitionSpec()
-    )
+    mesh = jax.typeof(explicit[0]).sharding.mesh
+    everywhere = NamedSharding(mesh, PartitionSpec())
     shardings = {
       path: jax.typeof(leaf).sharding
       if _has_explicit_axes(leaf)
       else everywhere
       for path, leaf in like.items()
     }
-    on_auto_axes = jax.sharding.auto_axes(function, out_sharding=shardings)
+    # Not those over which the caller's shard_map goes.
+    axes = [
+      name
+      for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+      if kind == AxisType.Explicit
+    ]
+    on_auto_axes = jax.sharding.auto_axes(
+      function, axes=tuple(axes), out_sharding=shardings
+    )
     return cast(dict[str, jax.Array], on_auto_axes(*arguments))
   with auto_context():
     results = function(*jax.tree.map(_on_auto_axes, arguments))

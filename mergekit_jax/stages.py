@@ -103,6 +103,8 @@ class Trim:
     thresholds = yield from together(
       kth_magnitude(delta, self.density) for delta in deltas
     )
+    # Where as many are NaN as are to be kept, these are.
+    thresholds = [jnp.where(jnp.isnan(x), jnp.inf, x) for x in thresholds]
     trimmed = [
       jnp.where(jnp.abs(delta) < threshold, 0, delta)  # keeps NaN
       for delta, threshold in zip(deltas, thresholds, strict=True)
@@ -205,9 +207,12 @@ class DisjointMean:
       tie = yield Total((positive, negative), _majority)
     elected = jnp.where(elected == 0, tie, elected)
     yield Report(sign_conflict=_sign_conflict(deltas))
-    along = [delta * elected for delta in weighted]
+    # By the deltas alone: no gradient could else tell an expert of weight 0
+    # from one that disagrees.
+    along = [delta * elected for delta in deltas]
     agree = [x > 0 for x in along]
-    total = elected * sum(jnp.maximum(x, 0) for x in along)
+    agreed = [jnp.where(x > 0, x, 0) for x in along]
+    total = elected * sum(weigh(agreed, self.weights))
     weight = sum(weigh(agree, self.weights))
     mean = jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
     return jnp.where(jnp.isnan(elected), jnp.nan, mean)

@@ -48,6 +48,11 @@ def test_adding_a_method(models):
   expected = np.sin(angle / 2) / np.sin(angle) * (a + b)
   # The page's rule takes the angle in float32, from a cosine near 1.
   np.testing.assert_allclose(middle, expected, rtol=1e-5, atol=1e-6)
+  # Nor does it need norms whose squares fit a float32 twice.
+  for scale in (1e-12, 1e12):
+    scaled = [{'w': np.float32(scale * x)} for x in (a, b)]
+    got = mk.merge(names['Slerp'](0.5), scaled)['w']
+    np.testing.assert_allclose(got / scale, expected, rtol=1e-5, atol=1e-6)
   exec(helper, names)
 
   @mk.rule

@@ -7,7 +7,7 @@ import itertools
 from flax import linen, nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 import numpy as np
 import pytest
 
@@ -172,6 +172,35 @@ class TestTransformations:
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     assert np.abs(want).max() > 1e-2
 
+  @pytest.mark.parametrize('election', ['mass', 'count'])
+  def test_gradient_of_a_weight_that_is_zero(self, election):
+    """By hand: the expert agrees in the first entry, not in the second."""
+    base, first, second = jnp.zeros(2), jnp.array([2.0, 2.0]), [6.0, -1.0]
+    if election == 'count':
+      first = jnp.array([[2.0, 2.0], [2.0, 2.0]])
+    experts = [*jnp.atleast_2d(first), jnp.array(second)]
+    others = len(experts) - 1
+
+    def merged(weight):
+      weights = (*[1.0] * others, weight)
+      return mk.merge(
+        mk.ties(1.0, weights=weights, election=election), experts, base
+      )
+
+    # (2 n + 6 w) / (n + w) has the slope 4 / n where w is 0.
+    expected = [4.0 / others, 0.0]
+    np.testing.assert_allclose(jax.jacobian(merged)(0.0), expected, atol=1e-6)
+
+  def test_no_gradient_where_an_expert_is_the_base(self):
+    """It takes no part in the mean there."""
+    run = lambda x: mk.merge(mk.ties(1.0), [jnp.full(2, 2.0), x], jnp.zeros(2))
+    assert not jax.jacobian(run)(jnp.zeros(2)).any()
+
+  def test_trim_where_as_many_are_nan_as_are_kept(self):
+    expert = jnp.arange(1.0, 11.0).at[0].set(jnp.nan)
+    merged = mk.merge(mk.ties(0.1), [expert], jnp.zeros(10))
+    np.testing.assert_array_equal(merged, [np.nan] + [0.0] * 9)
+
   def test_gradient_of_experts(self):
     """A merge inside a training loop: what survives the trim gets a slope."""
     loss = lambda experts: mk.merge(mk.ties(0.4), experts, BASE)['odd'].sum()
@@ -236,6 +265,24 @@ class TestTransformations:
     with jax.set_mesh(mesh):
       compare.same_bits(run(experts, base), expected)
       compare.same_bits(jax.jit(run)(experts, base), expected)
+
+  @pytest.mark.parametrize('method', [mk.average(), mk.ties(0.4)])
+  @pytest.mark.parametrize('axis_type', [AxisType.Explicit, AxisType.Auto])
+  def test_in_a_shard_map_over_some_axes(self, axis_type, method):
+    """Each part is a merge of its own."""
+    mesh = models.mesh('2d', axis_type)
+    over, rows = mesh.axis_names[0], mesh.devices.shape[0]
+    random = np.random.default_rng(0)
+    whole = random.standard_normal((3, 2 * rows, 4)).astype('float32')
+    placed = NamedSharding(mesh, jax.P(*mesh.axis_names))
+    run = lambda base, *experts: mk.merge(method, experts, base)
+    with jax.set_mesh(mesh):
+      in_parts = jax.shard_map(
+        run, in_specs=jax.P(over), out_specs=jax.P(over), axis_names={over}
+      )
+      merged = jax.jit(in_parts)(*jax.device_put(list(whole), placed))
+    expected = [run(*part) for part in np.split(whole, rows, axis=1)]
+    np.testing.assert_array_equal(merged, np.concatenate(expected))
 
   def test_gradient_and_vmap_in_a_mesh_that_is_set(self):
     mesh = models.mesh('2d', AxisType.Explicit)

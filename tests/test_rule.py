@@ -168,6 +168,24 @@ class TestThen:
     assert count.dtype == 'int64' and int(count) == 3 * (2**31 - 1)
     assert mass.dtype == 'float64' and float(mass) > 8.9e38
 
+  def test_subclass_that_is_not_decorated(self):
+    @mk.rule
+    class Rule:
+      number: float
+
+      def __call__(self, t):
+        return self.number * t.experts[0]
+
+    class Other(Rule):
+      pass
+
+    tree = {'w': jnp.ones(3)}
+    with pytest.raises(ValueError, match='Other is not, which a subclass must'):
+      mk.merge(Other(2.0), [tree])
+    decorated = mk.rule(type('Other', (Rule,), {}))
+    merged = mk.merge(decorated(2.0), [tree])
+    np.testing.assert_array_equal(merged['w'], np.full(3, 2.0))
+
   def test_sees_the_numbers_of_the_rule(self):
     rule = Shifted(2.0, 'sum')
     np.testing.assert_array_equal(merge(rule), VALUES[0] + 12)

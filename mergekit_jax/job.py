@@ -110,6 +110,21 @@ class Job:
       pruned,
     )
 
+  def fingerprints(self) -> dict[str, str]:
+    """{name: fingerprint} of the sources as they are now."""
+    return {each.name: each.checkpoint.fingerprint() for each in self.models}
+
+  def demand_unchanged(self, fingerprints: Mapping[str, str]) -> None:
+    """Raises ValueError if a source was written to since these were taken."""
+    now = self.fingerprints()
+    for model in self.models:
+      if now[model.name] != fingerprints[model.name]:
+        raise ValueError(
+          f'{model.name} ({model.checkpoint.location}) changed while it was '
+          'read, so what was merged is thrown away. Merge again when nobody '
+          'writes to it.'
+        )
+
   def describe(self) -> str:
     """What the merge will read, write and need, for people."""
     return forecast.describe(self.plan)

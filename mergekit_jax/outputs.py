@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import itertools
-import os
 from typing import Any
 
 from etils import epath
@@ -15,10 +14,11 @@ from mergekit_jax.checkpoint import FORMATS
 from mergekit_jax.checkpoint.remote import (
   as_path,
   demand_possible_output,
-  is_local,
+  real_path,
 )
 from mergekit_jax.checkpoint.replace import check_destination
 from mergekit_jax.job import Job
+from mergekit_jax.report import is_report, report_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Output:
     Raises:
       ValueError: if an option belongs to another format, or the output and a
         source lie in each other.
-      FileExistsError: if the output exists.
+      FileExistsError: if the output exists, or another file where its report
+        is to lie.
     """
     format = options['format'] or job.template.format
     checks.one_of('format', format, FORMATS)
@@ -65,13 +66,23 @@ class Output:
           f'output is {format}. Leave it out, or give format={other!r}.'
         )
     for source in job.models:
-      if _overlap(self.path, source.checkpoint.path):
+      read = source.checkpoint
+      # Its files may be links into the output.
+      if _overlap(self.path, read.path) or any(
+        self.path in (place, *place.parents) for place in read.directories
+      ):
         raise ValueError(
-          f'output={self.path} and {source.name} ({source.checkpoint.path}) '
+          f'output={self.path} and {source.name} ({read.path}) '
           'lie in each other. Give an output outside of all sources; sources '
           'are never written to.'
         )
     check_destination(self.path, overwrite, resume)
+    report = report_path(self.path)
+    if report.exists() and not (overwrite or is_report(report)):
+      raise FileExistsError(
+        f'{report} exists and is not the report of a merge. Move it away, or '
+        'give another output.'
+      )
 
 
 def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
@@ -126,16 +137,11 @@ def _output(name: str, method: Any, path: Any, seed: Any) -> Output:
   A link is followed, so that what it leads to is written or replaced, and the
   link stays; the report lies beside what is written.
   """
-  real = _real(as_path(path))
+  real = real_path(as_path(path))
   return Output(name, method, real, checks.seed('seed', seed))
 
 
 def _overlap(one: epath.Path, other: epath.Path) -> bool:
   """Whether two paths are one, or one lies in the other."""
-  one, other = _real(one), _real(other)
+  one, other = real_path(one), real_path(other)
   return one == other or one in other.parents or other in one.parents
-
-
-def _real(path: epath.Path) -> epath.Path:
-  """The path without symbolic links, where there can be any."""
-  return epath.Path(os.path.realpath(path)) if is_local(path) else path

@@ -24,13 +24,18 @@ from mergekit_jax.version import __version__
 
 
 def describe(
-  job: Job, output: Output, overrides: Mapping[str, Any] | None, dtype: Any
+  job: Job,
+  output: Output,
+  fingerprints: Mapping[str, str],
+  overrides: Mapping[str, Any] | None,
+  dtype: Any,
 ) -> dict[str, Any]:
   """What an output was made of and how, as JSON can hold it.
 
   Args:
     job: the merge.
     output: which of its outputs.
+    fingerprints: of its sources.
     overrides: as `merge_checkpoints` was given them.
     dtype: likewise.
   """
@@ -44,8 +49,8 @@ def describe(
     'dtype': None if dtype is None else str(floating(dtype)),
     'sources': {
       model.name: {
-        'path': str(model.checkpoint.path),
-        'fingerprint': model.checkpoint.fingerprint(),
+        'path': str(model.checkpoint.location),
+        'fingerprint': fingerprints[model.name],
       }
       for model in job.models
     },

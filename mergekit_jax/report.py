@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from mergekit_jax.checkpoint import files
-from mergekit_jax.checkpoint.remote import as_path, is_local
+from mergekit_jax.checkpoint.remote import as_path, real_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +82,7 @@ class MergeReport:
     """Writes the report as JSON; what is not finite becomes null."""
     data = _finite(dataclasses.asdict(self))
     text = json.dumps(data, indent=1, allow_nan=False) + '\n'
-    if not is_local(path):
-      path.write_text(text)
-      return
-    # The old one, or all of this one, even if the power fails.
-    new = path.parent / f'{path.name}-tmp'
-    new.write_text(text)
-    files.sync(new)
-    new.replace(path)
-    files.sync(path.parent)
+    files.write_whole(path, text)
 
   def table(self) -> str:
     """A summary for people."""
@@ -128,9 +120,17 @@ class MergeReport:
 
 
 def report_path(output: epath.PathLike) -> epath.Path:
-  """Where the report of a merge lies: beside its output."""
-  output = as_path(output)
+  """Where the report of a merge lies: beside its output, links followed."""
+  output = real_path(as_path(output))
   return output.parent / f'{output.name}.report.json'
+
+
+def is_report(path: epath.Path) -> bool:
+  """Whether a file is the report of a merge."""
+  try:
+    return 'provenance' in json.loads(path.read_text())
+  except (OSError, ValueError, TypeError):
+    return False
 
 
 def add_sums(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import functools
@@ -18,6 +18,7 @@ from mergekit_jax import plan as plans
 from mergekit_jax import provenance, reading, stream
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import write_checkpoint
+from mergekit_jax.checkpoint.replace import on_primary
 from mergekit_jax.checkpoint.stage import Stage, staged
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.outputs import Output, outputs_of
@@ -120,7 +121,11 @@ def merge_checkpoints(
   }
   for each in outputs:
     each.demand_possible(job, options, overwrite, resume)
-  facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]
+  fingerprints = job.fingerprints()
+  facts = [
+    provenance.describe(job, each, fingerprints, overrides, dtype)
+    for each in outputs
+  ]
   with contextlib.ExitStack() as stack:
     stages = [
       stack.enter_context(
@@ -133,7 +138,10 @@ def merge_checkpoints(
       )
       for each, fact in zip(outputs, facts, strict=True)
     ]
-    _write(job, outputs, stages, facts, options, allow_nonfinite)
+    stream = functools.partial(
+      _stream, job, fingerprints, stages, allow_nonfinite
+    )
+    _write(job, outputs, stages, facts, options, stream)
     done = _done(stages)
     merged = {
       each.name: provenance.report(
@@ -161,7 +169,7 @@ def _write(
   stages: Sequence[Stage],
   facts: Sequence[Mapping[str, Any]],
   options: Mapping[str, Any],
-  allow_nonfinite: bool,
+  stream_into: Callable[[Sequence[CheckpointSink]], None],
 ) -> None:
   """Streams all merges into their stages.
 
@@ -180,7 +188,7 @@ def _write(
 
   def write_from(number: int) -> None:
     if number == len(outputs):
-      _stream(job, sinks, _done(stages), allow_nonfinite)
+      stream_into(sinks)
       return
     stage = stages[number]
 
@@ -220,10 +228,13 @@ def _done(stages: Sequence[Stage]) -> frozenset[int]:
 
 def _stream(
   job: Job,
-  sinks: Sequence[CheckpointSink],
-  done: frozenset[int],
+  fingerprints: Mapping[str, str],
+  stages: Sequence[Stage],
   allow_nonfinite: bool,
+  sinks: Sequence[CheckpointSink],
 ) -> None:
+  """Merges all units, and makes sure that the sources stayed as they were."""
+  done = _done(stages)
   with progress(job.plan, done) as advanced:
     stream.run(
       job.plan,
@@ -235,3 +246,9 @@ def _stream(
       report=True,
       advanced=advanced,
     )
+  try:
+    on_primary(lambda: job.demand_unchanged(fingerprints))
+  except (ValueError, OSError):
+    for stage in stages:
+      stage.discard()
+    raise

@@ -15,6 +15,7 @@ import numpy as np
 
 from mergekit_jax import checks, doubts, sharding, stream
 from mergekit_jax.block import as_floats
+from mergekit_jax.checkpoint.replace import on_primary
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.merge import merge
 from mergekit_jax.progress import progress
@@ -113,6 +114,7 @@ def sweep(
 
 
 def _streamed(job: Job, seeds: Sequence[int]) -> Iterator[Any]:
+  fingerprints = job.fingerprints()
   sinks = [_TreeSink(job, seed) for seed in seeds]
   with progress(job.plan, ()) as advanced:
     stream.run(
@@ -125,6 +127,7 @@ def _streamed(job: Job, seeds: Sequence[int]) -> Iterator[Any]:
       report=False,
       advanced=advanced,
     )
+  on_primary(lambda: job.demand_unchanged(fingerprints))
   while sinks:
     yield sinks.pop(0).tree()
 

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cli, flags, job, sharding
+from mergekit_jax import cli, flags, job, sharding, verify
 from tests import checkpoints, models
 
 # Leaves in ascending order of size as well as of name.
@@ -475,6 +475,44 @@ class TestOutput:
     arguments = {'experts': [path], 'output': link / below}
     refused(ValueError, 'lie in each other', overwrite=True, **arguments)
 
+  @pytest.mark.parametrize('layout', ['safetensors', 'orbax'])
+  def test_holds_what_an_input_links_to(self, layout, refused, tmp_path):
+    """As a directory with another tokenizer does, or a step that is a link."""
+    real, link = tmp_path / 'real', tmp_path / 'link'
+    link.mkdir()
+    if layout == 'safetensors':
+      real.mkdir()
+      checkpoints.save_safetensors(real / 'model.safetensors', EXPERTS[0])
+      (link / 'model.safetensors').symlink_to('../real/model.safetensors')
+    else:
+      checkpoints.save(real, EXPERTS[0])
+      (link / '0').symlink_to('../real')
+    arguments = {'base': None, 'experts': [link], 'output': real}
+    refused(ValueError, 'lie in each other', overwrite=True, **arguments)
+
+  def test_something_else_where_the_report_is_to_lie(self, merge, tmp_path):
+    notes = tmp_path / 'out.report.json'
+    for text in ('my notes', '{"mine": 1}', '[]', '3'):
+      notes.write_text(text)
+      with pytest.raises(FileExistsError, match='not the report of a merge'):
+        merge(output=tmp_path / 'out')
+      assert notes.read_text() == text
+    merge(output=tmp_path / 'out', overwrite=True)
+    assert 'provenance' in checkpoints.report_of(tmp_path / 'out')
+
+  def test_a_directory_that_looks_like_an_output_moved_aside(
+    self, merge, tmp_path
+  ):
+    aside = tmp_path / 'out.mergekit-old'
+    aside.mkdir()
+    (aside / 'thesis.tex').write_text('years of work')
+    merge(output=tmp_path / 'out')
+    assert (aside / 'thesis.tex').exists()
+
+  def test_home(self, merge, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert merge(output='~/out').output == os.path.realpath(tmp_path / 'out')
+
   def test_a_link_is_followed(self, merge, saved, tmp_path):
     """Also one to a place where there is nothing yet."""
     (tmp_path / 'disk').mkdir()
@@ -484,6 +522,7 @@ class TestOutput:
       report = merge(output=link, **arguments)
       assert link.is_symlink()
       assert report.output == os.path.realpath(tmp_path / 'disk' / 'run')
+    assert verify.verify(link) == []
     np.testing.assert_array_equal(
       checkpoints.load(tmp_path / 'disk' / 'run')['params/odd'],
       checkpoints.load(link)['params/odd'],

@@ -599,6 +599,20 @@ def test_a_report_that_could_not_be_written(sources, tmp_path, monkeypatch):
   assert names_in(tmp_path) == {'out', 'out.report.json'}
 
 
+@pytest.mark.parametrize('text', ['', '{"method": "mk.av'])
+def test_a_plan_that_was_cut_off(text, sources, tmp_path, monkeypatch, caplog):
+  """By a full disk; what it was of cannot be told, so it begins anew."""
+  output = tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    interrupted(patch, 'record', 3)
+    with pytest.raises(KeyboardInterrupt):
+      merge(sources, output)
+  (tmp_path / 'out.mergekit-tmp' / 'plan.json').write_text(text)
+  with caplog.at_level('WARNING', logger='absl'):
+    assert not merge(sources, output).units_resumed
+  assert 'plan.json is damaged' in caplog.text
+
+
 def test_numbers_that_look_alike(sources, tmp_path, monkeypatch):
   """Text rounds them; the merge does not go on with others."""
   scales = [np.asarray(0.123456789012), np.asarray(0.123456789912)]

@@ -3,16 +3,18 @@
 import functools
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import save_file
 import tensorstore as ts
 
 import mergekit_jax as mk
-from mergekit_jax import job
+from mergekit_jax import job, stream
 from mergekit_jax.checkpoint import orbax_write
 from mergekit_jax.rule import scope_of
 from tests import cases, checkpoints, compare, models
@@ -520,6 +522,9 @@ class TestOutput:
     np.testing.assert_array_equal(
       restored['params']['dense']['kernel'], KERNEL + 12
     )
+    sources = checkpoints.report_of(self.output)['provenance']['sources']
+    chosen = [sources[name]['path'] for name in ('base', 'experts[0]')]
+    assert chosen == [f'{self.directory}/base/12/default', str(expert)]
 
   def test_restores_with_ordinary_orbax(self):
     base = self.save('base', {'params': params()})
@@ -923,3 +928,77 @@ def test_sources_stay_as_they_are(saved, tmp_path):
     for file in files:
       file.chmod(modes[file])
   assert [checkpoints.digest(path) for path in paths] == before
+
+
+def replaced_meanwhile(path, monkeypatch, by):
+  """Puts another checkpoint at a path once the first box was merged."""
+  merge_unit, left = stream._merge_unit, [1]
+
+  def merge_and_replace(*arguments, **options):
+    merge_unit(*arguments, **options)
+    if left:
+      left.pop()
+      path.rename(path.parent / 'old')
+      by.rename(path)
+
+  monkeypatch.setattr(stream, '_merge_unit', merge_and_replace)
+
+
+@pytest.mark.parametrize('layout', ['safetensors', 'arrays apart', 'one file'])
+class TestSourceThatChanges:
+  """A merge of two states of a model is nobody's model."""
+
+  @pytest.fixture
+  def paths(self, layout, tmp_path):
+    """A base, an expert, and what is put in its place."""
+    shapes = {name: (64, 128) for name in 'abcdef'}
+    paths = []
+    for name, value in (('base', 0), ('expert', 1), ('next', 9)):
+      path = tmp_path / name
+      tree = {
+        k: np.full(shape, value, 'float32') for k, shape in shapes.items()
+      }
+      if layout == 'safetensors':
+        path.mkdir()
+        file = path / 'model.safetensors'
+        save_file(tree, file)
+        # Else all may be written in one tick of the clock.
+        os.utime(file, (value, value))
+      else:
+        handler = ocp.PyTreeCheckpointHandler(
+          use_ocdbt=layout == 'one file', use_compression=False
+        )
+        with ocp.Checkpointer(handler) as checkpointer:
+          checkpointer.save(path, args=ocp.args.PyTreeSave({'params': tree}))
+      paths.append(path)
+    return paths
+
+  def test_merge(self, paths, tmp_path, monkeypatch):
+    base, expert, by = paths
+    run = functools.partial(
+      mk.merge_checkpoints,
+      mk.task_arithmetic(),
+      base=base,
+      experts=[expert],
+      output=tmp_path / 'out',
+    )
+    with monkeypatch.context() as patch:
+      replaced_meanwhile(expert, patch, by)
+      # What one file held is not where it was, and may fail to be read.
+      with pytest.raises((ValueError, OSError), match='changed|not be read'):
+        run()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert 'out' not in names and 'out.report.json' not in names
+    if 'out.mergekit-tmp' in names:
+      with pytest.raises(ValueError, match=r'source experts\[0\]'):
+        run()
+    assert run(resume=False).units_done == 6
+    merged = mk.open_checkpoint(tmp_path / 'out')
+    for leaf in map(merged.read, merged.specs):
+      np.testing.assert_array_equal(leaf, np.full((64, 128), 9.0))
+
+  def test_sweep(self, paths, monkeypatch):
+    base, expert, by = paths
+    replaced_meanwhile(expert, monkeypatch, by)
+    with pytest.raises((ValueError, OSError), match='changed|not be read'):
+      mk.sweep({'a': mk.task_arithmetic()}, [expert], base, len)

@@ -5,6 +5,8 @@ import os
 
 from etils import epath
 
+from mergekit_jax.checkpoint import remote
+
 
 def allocate(file: int, size: int, path: epath.Path) -> None:
   """Gives a file its size, on a full disk now and not after hours."""
@@ -27,6 +29,18 @@ def write_at(file: int, data: memoryview, offset: int) -> None:
   while data:
     written = os.pwrite(file, data, offset)
     data, offset = data[written:], offset + written
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+  """Writes a file that holds what it held, or all of this, come what may."""
+  if not remote.is_local(path):
+    path.write_text(text)
+    return
+  new = path.parent / f'{path.name}-tmp'
+  new.write_text(text)
+  sync(new)
+  new.replace(path)
+  sync(path.parent)
 
 
 def sync(path: epath.Path) -> None:

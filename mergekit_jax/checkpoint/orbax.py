@@ -99,10 +99,12 @@ class OrbaxCheckpoint(source.Checkpoint):
       if name in by_name
     }
 
+  def files(self) -> Iterator[epath.Path]:
+    return _files(self._item)
+
   def fingerprint(self) -> str:
     files = sorted(
-      (file.relative_to(self._item).as_posix(), file)
-      for file in _files(self._item)
+      (file.relative_to(self._item).as_posix(), file) for file in self.files()
     )
     # Arrays lie in directories of their own.
     metadata = (

@@ -33,7 +33,7 @@ def as_path(path: epath.PathLike) -> epath.Path:
     ValueError: there is no driver for its scheme.
   """
   if is_local(path):
-    return epath.Path(path)
+    return epath.Path(path).expanduser()
   scheme = os.fspath(path).partition('://')[0]
   if scheme not in _DRIVERS:
     raise ValueError(
@@ -41,6 +41,11 @@ def as_path(path: epath.PathLike) -> epath.Path:
       f' path, or one of {", ".join(f"{known}://" for known in _DRIVERS)}.'
     )
   return RemotePath(path)
+
+
+def real_path(path: epath.Path) -> epath.Path:
+  """The path without symbolic links, where there can be any."""
+  return epath.Path(os.path.realpath(path)) if is_local(path) else path
 
 
 def demand_possible_output(path: epath.Path, format: str) -> None:

@@ -95,6 +95,9 @@ class SafetensorsCheckpoint(source.Checkpoint):
     sizes = map(safetensors_layout.nbytes, self.specs.values())
     return ranges.fetching_bytes(max(sizes, default=0))
 
+  def files(self) -> list[epath.Path]:
+    return self._files
+
   def fingerprint(self) -> str:
     return source.digest(
       self._headers, [(file.name, file) for file in self._files]

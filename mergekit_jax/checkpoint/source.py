@@ -1,7 +1,7 @@
 """What a checkpoint is to the rest of the library: named arrays, read by box.
 
-A format implements `_start_read`, `storage` and `fingerprint`; everything else
-is the same for all of them.
+A format implements `_start_read`, `storage`, `files` and `fingerprint`;
+everything else is the same for all of them.
 """
 
 import abc
@@ -15,7 +15,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from mergekit_jax.checkpoint import contents
+from mergekit_jax.checkpoint import contents, remote
 
 Index = tuple[slice, ...]
 
@@ -114,6 +114,11 @@ class Checkpoint(abc.ABC):
     self.tree = tree
     self.metadata = dict(metadata)
     self.layout = layout
+
+  @property
+  def location(self) -> epath.Path:
+    """The path of what is read: of several steps or items one was chosen."""
+    return self.path / (self.layout.item if self.layout else '')
 
   def read(
     self,
@@ -219,6 +224,15 @@ class Checkpoint(abc.ABC):
   def decoding_bytes(self) -> int:
     """Host memory that reading takes at most, beside the caller's buffers."""
     return 0
+
+  @abc.abstractmethod
+  def files(self) -> Iterable[epath.Path]:
+    """The files that it is read from, as they are now."""
+
+  @property
+  def directories(self) -> set[epath.Path]:
+    """Where these files lie, links followed."""
+    return {remote.real_path(file).parent for file in self.files()}
 
   @abc.abstractmethod
   def fingerprint(self) -> str:

@@ -103,6 +103,12 @@ class Stage:
         units[number] = facts
     return [units[number] for number in sorted(units)]
 
+  def discard(self) -> None:
+    """Forgets what was written, so that nobody goes on with it."""
+    self.close()
+    if not self.complete:
+      replace.on_primary(lambda: journal.remove_all(self.directory))
+
   def close(self) -> None:
     if self._journal is not None:
       self._journal.close()
@@ -116,10 +122,9 @@ class Stage:
 
   def _seal(self) -> None:
     files.sync_all(self.checkpoint)
-    mark = self.directory / replace.COMPLETE
-    mark.write_text(replace.identity(self.checkpoint))
-    files.sync(mark)
-    files.sync(self.directory)
+    files.write_whole(
+      self.directory / replace.COMPLETE, replace.identity(self.checkpoint)
+    )
 
   def _is_sealed(self) -> bool:
     return self.arrays is None and (self.directory / replace.COMPLETE).exists()
@@ -164,9 +169,10 @@ class Stage:
     report()
 
   def clear_replaced(self) -> None:
-    """Removes what lay at the output before, if anything did."""
+    """Removes what lay at the output before, if it was replaced."""
     old = replace.beside(self.output, 'old')
-    replace.on_primary(lambda: replace.remove(old))
+    if self.overwrite:
+      replace.on_primary(lambda: replace.remove(old))
 
   def remove(self) -> None:
     """Removes it, and the beginnings of arrays that lie in an object store."""
@@ -246,9 +252,10 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   replace.check_destination(stage.output, stage.overwrite, resume)
   plan = json.loads(json.dumps(plan))
   file = stage.directory / replace.PLAN
-  if file.exists() and resume:
-    begun = json.loads(file.read_text())
-    changed = [key for key in plan | begun if plan.get(key) != begun.get(key)]
+  if resume and (begun := _begun(file)) is not None:
+    changed = [
+      key for key in dict(plan) | begun if plan.get(key) != begun.get(key)
+    ]
     if changed:
       described = '\n  '.join(
         f'{key}: {_short(begun.get(key))} then, {_short(plan.get(key))} now'
@@ -273,7 +280,18 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   for child in stage.directory.iterdir():
     if child.name != locks.NAME:
       child.rmtree() if child.is_dir() else child.unlink()
-  file.write_text(json.dumps(plan))
+  files.write_whole(file, json.dumps(plan))
+
+
+def _begun(file: epath.Path) -> dict[str, Any] | None:
+  """The plan of what was begun, if there is one that can be read."""
+  if not file.exists():
+    return None
+  try:
+    return json.loads(file.read_text())
+  except ValueError:
+    logging.warning('%s is damaged; the merge begins anew.', file)
+    return None
 
 
 def _is_as_recorded(stage: Stage) -> bool:

@@ -41,7 +41,17 @@ def main(arguments: argparse.Namespace) -> int:
   try:
     _make_devices(arguments)
     _join_processes(arguments)
-    return _COMMANDS[arguments.command](arguments) or 0
+    code = _COMMANDS[arguments.command](arguments) or 0
+    sys.stdout.flush()
+    return code
+  except BrokenPipeError:
+    # Who reads, `head` perhaps, has seen enough. What is left of it must not
+    # fail again as the program ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except KeyboardInterrupt:
+    print('mergekit-jax: interrupted', file=sys.stderr)
+    return 130
   except (ValueError, OSError, FloatingPointError) as error:
     if logging.vlog_is_on(1):
       raise
@@ -222,9 +232,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if roots.holds(root, path):
       below += spec.size
   print(
-    f'{checkpoint.format}: {len(checkpoint.specs)} leaves, '
-    f'{report.readable(total)}; parameter root {root or "(the whole tree)"!r} '
-    f'with {below:,} parameters'
+    f'{checkpoint.format} at {checkpoint.location}: '
+    f'{len(checkpoint.specs)} leaves, {report.readable(total)}; '
+    f'parameter root {root or "(the whole tree)"!r} with {below:,} parameters'
   )
 
 

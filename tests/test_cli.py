@@ -13,9 +13,10 @@ from absl import logging
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import mergekit_jax as mk
-from mergekit_jax import cli, flags
+from mergekit_jax import cli, flags, streamed
 from tests import checkpoints, models
 
 FORCED = '--xla_force_host_platform_device_count'
@@ -338,7 +339,8 @@ class TestMain:
     assert lines[0] == 'params/dense/kernel  float32[16, 24]  chunks [16, 24]'
     assert lines[2] == 'params/steps  int32[3]  chunks [3]'
     assert lines[3] == (
-      "orbax: 3 leaves, 1.6 KiB; parameter root 'params' with 422 parameters"
+      f"orbax at {saved[0]}: 3 leaves, 1.6 KiB; parameter root 'params' with "
+      '422 parameters'
     )
 
   def test_inspect_compressed(self, tmp_path, capsys):
@@ -347,6 +349,28 @@ class TestMain:
     printed = capsys.readouterr().out
     assert 'chunks [3], compressed' in printed
     assert '(the whole tree)' in printed
+
+  def test_interrupted(self, saved, tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments):
+      raise KeyboardInterrupt
+
+    monkeypatch.setattr(streamed, '_write', interrupt)
+    arguments = ('--method=average', '--experts', saved[0])
+    assert self.run('merge', *arguments, '--output', tmp_path / 'out') == 130
+    assert capsys.readouterr().err == 'mergekit-jax: interrupted\n'
+
+  def test_a_reader_that_has_seen_enough(self, tmp_path):
+    """As in `mergekit-jax inspect base | head -1`."""
+    tree = {f'w{i}': np.ones(1, np.float32) for i in range(3000)}
+    save_file(tree, tmp_path / 'model.safetensors')
+    command = [sys.executable, '-m', 'mergekit_jax', 'inspect', str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe) as process:
+      assert process.stdout and process.stderr
+      assert b'w0' in process.stdout.readline()
+      process.stdout.close()
+      assert process.wait(60) == 0
+      assert process.stderr.read() == b''
 
   def test_methods(self, capsys):
     assert self.run('methods') == 0

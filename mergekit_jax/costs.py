@@ -15,7 +15,7 @@ from mergekit_jax import drive
 from mergekit_jax.block import Block
 from mergekit_jax.plan import READ_AHEAD, WRITE_BEHIND
 from mergekit_jax.rule import scope_of
-from mergekit_jax.slices import cut_up, ELEMENTS
+from mergekit_jax.slices import ELEMENTS, is_sliced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Costs:
     if rules:
       # Each expert reports one flag, and the consensus two.
       written += -(-(len(leaf.sources) + 2) // 8)
-      cut = all(map(cut_up, rules))
+      cut = all(map(is_sliced, rules))
       most = ELEMENTS * self.local_devices if cut else computed
       at_once = min(computed, most) * 4 * (len(leaf.sources) + 1)
     return (
@@ -149,6 +149,6 @@ class Costs:
     layers = math.prod(shape[axis] for axis in leaf.stacked)
     return sum(
       self._asked(rule, leaf)[1]
-      * (1 if scope_of(rule) == 'model' and cut_up(rule) else layers)
+      * (1 if scope_of(rule) == 'model' and is_sliced(rule) else layers)
       for rule in rules
     )

@@ -150,13 +150,13 @@ def merge(
   return split(block, _narrowed(answers))
 
 
-def cut_up(method: Any) -> bool:
+def is_sliced(method: Any) -> bool:
   """Whether a rule is merged slice by slice, of boxes that are not empty."""
   return needs_of(method) == 'element'
 
 
 def _may_be_cut(method: Any, block: Block) -> bool:
-  return cut_up(method) and 0 not in block.shape
+  return is_sliced(method) and 0 not in block.shape
 
 
 def _most_elements(sharding: NamedSharding) -> int:

@@ -63,29 +63,19 @@ def partials(
   )
   most = _most_elements(sharding)
 
+  def found_in(piece: Block, answers: Sequence[PyTree]) -> list[PyTree]:
+    return drive.on_layers(method, piece, answers)[0]
+
   def of_part(part: Block, answers: Sequence[PyTree]) -> list[PyTree]:
-    def add_layer(number: Any, sums: list[PyTree]) -> list[PyTree]:
-      own = _answers_of(method, part, answers, number)
-
-      def add(start, shape, piece: Block, sums: list[PyTree]) -> list[PyTree]:
-        del start, shape
-        found = drive.on_layers(method, piece, own)[0]
-        with jax.enable_x64(True):
-          return jax.tree.map(jnp.add, sums, found)
-
-      return over_slices(part, number, most, add, sums)
-
-    own = _answers_of(method, part, answers, 0)
-    like = jax.eval_shape(
-      drive.on_layers, method, first_slice(part, most), own
-    )[0]
+    like, over_layer = _sliced(found_in, method, part, answers, most)
+    add_layer = functools.partial(over_layer, _add)
     sums = _nothing(like, math.prod(block.shape))
     stacked = [part.shape[axis] for axis in part.stacked]
     layers = math.prod(stacked)
     if scope_of(method) == 'model':
       sums = jax.lax.fori_loop(0, layers, add_layer, sums)
     else:
-      of_layer = functools.partial(add_layer, sums=sums)
+      of_layer = functools.partial(add_layer, carry=sums)
       sums = jax.lax.map(of_layer, jnp.arange(layers))
       sums = jax.tree.map(lambda x: x.reshape(*stacked, *x.shape[1:]), sums)
     with jax.enable_x64(True):
@@ -128,19 +118,8 @@ def merge(
   def of_part(
     part: Block, answers: Sequence[PyTree]
   ) -> tuple[jax.Array, Flags]:
-    def put_layer(number: jax.Array, merged: PyTree) -> PyTree:
-      own = _answers_of(method, part, answers, number)
-
-      def put(start, shape, piece: Block, merged: PyTree) -> PyTree:
-        def put_leaf(whole: jax.Array, x: jax.Array) -> jax.Array:
-          return jax.lax.dynamic_update_slice(whole, x.reshape(shape), start)
-
-        return jax.tree.map(put_leaf, merged, merged_of(piece, own))
-
-      return over_slices(part, number, most, put, merged)
-
-    own = _answers_of(method, part, answers, 0)
-    like = jax.eval_shape(merged_of, first_slice(part, most), own)
+    like, over_layer = _sliced(merged_of, method, part, answers, most)
+    put_layer = functools.partial(over_layer, _put)
     with jax.enable_x64(True):
       merged = jax.tree.map(lambda x: jnp.zeros(part.shape, x.dtype), like)
     layers = math.prod(part.shape[axis] for axis in part.stacked)
@@ -168,6 +147,52 @@ def _most_elements(sharding: NamedSharding) -> int:
 def _own_answers(method: Any, block: Block) -> tuple[int, ...]:
   """The axes along which each layer has totals and answers of its own."""
   return block.stacked if scope_of(method) == 'tensor' else ()
+
+
+def _sliced(
+  of_slice: Callable[[Block, Sequence[PyTree]], PyTree],
+  method: Any,
+  part: Block,
+  answers: Sequence[PyTree],
+  most: int,
+) -> tuple[PyTree, Callable[..., PyTree]]:
+  """A function of a slice and its answers, made one of the layers of a part.
+
+  Returns:
+    What it gives of a slice, as shapes, and `carry = over_layer(put, number,
+    carry)`, which calls `carry = put(start, shape, given, carry)` for all
+    slices of a layer.
+  """
+  own = functools.partial(_answers_of, method, part, answers)
+  like = jax.eval_shape(of_slice, first_slice(part, most), own(0))
+
+  def over_layer(put: Callable[..., PyTree], number: Any, carry: PyTree) -> Any:
+    of_layer = own(number)
+
+    def body(start, shape, piece: Block, carry: PyTree) -> PyTree:
+      return put(start, shape, of_slice(piece, of_layer), carry)
+
+    return over_slices(part, number, most, body, carry)
+
+  return like, over_layer
+
+
+def _add(start: Any, shape: Any, found: PyTree, sums: PyTree) -> PyTree:
+  """Adds the partials of a slice, wherever it lies."""
+  del start, shape
+  with jax.enable_x64(True):
+    return jax.tree.map(jnp.add, sums, found)
+
+
+def _put(
+  start: Sequence[Any], shape: Sequence[int], merged: PyTree, whole: PyTree
+) -> PyTree:
+  """Puts the merge of a slice where it lies."""
+
+  def put(whole: jax.Array, x: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice(whole, x.reshape(shape), start)
+
+  return jax.tree.map(put, whole, merged)
 
 
 def _on_parts(

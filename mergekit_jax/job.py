@@ -175,19 +175,13 @@ def make_job(
   demand_short_axes(reference)
   mesh = sharding.make_mesh() if mesh is None else sharding.auto_mesh(mesh)
   sharding.demand_all_processes(mesh)
-  merged = {
-    path: spec.shape
-    for path, spec in reference.items()
-    if tree.is_merged(spec.dtype)
-  }
+  merged = tree.merged_shapes(reference)
   if stacked_axes is None:
     stacked_axes = _known_stacks(template, merged)
   stacks = tree.stacked_axes(stacked_axes, merged)
   others = {model.name: _specs(model) for model in models[1:]}
-  paths = [*merged, *tree.only_in(others.values(), reference)]
-  groups = scopes.group(methods, overrides, paths)
+  groups = scopes.agreed(methods, overrides, reference, others)
   covered = {path for _, paths in groups for path in paths}
-  tree.demand_same(reference, others, kept={*paths} - covered)
   copied = [path for path in reference if path not in covered]
   beside = [p for p in template.specs if roots.below(_BESIDE_ROOT, p)]
   copied += [path for path in beside if root and path not in reference]

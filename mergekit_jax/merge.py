@@ -68,18 +68,12 @@ def merge(
   specs = _specs(template)
   key = None if key is None else _key(key)
 
-  shapes = {
-    path: spec.shape
-    for path, spec in specs.items()
-    if tree.is_merged(spec.dtype)
-  }
+  shapes = tree.merged_shapes(specs)
   stacked = tree.stacked_axes(stacked_axes, shapes)
   root = roots.parameter_root(specs)
   others = {name: _specs(model) for name, model in models.items()}
-  paths = [*shapes, *tree.only_in(others.values(), specs)]
-  groups = scopes.group([method], overrides, paths)
+  groups = scopes.agreed([method], overrides, specs, others)
   covered = [path for _, paths in groups for path in paths]
-  tree.demand_same(specs, others, kept={*paths} - {*covered})
 
   # An argument, like the arrays: what is closed over keeps its own mesh.
   def merge_leaves(rules, base, experts, key):

@@ -12,12 +12,45 @@ import jax
 from mergekit_jax import tree
 from mergekit_jax.rule import scope_of
 
+Group = tuple[tuple[Any, ...], list[str]]
+
+
+def agreed(
+  methods: Sequence[Any],
+  overrides: Mapping[str, Any] | None,
+  reference: Mapping[str, Any],
+  others: Mapping[str, Mapping[str, Any]],
+) -> list[Group]:
+  """Groups the leaves that are merged, in which all models agree.
+
+  Args:
+    methods: as for `group`.
+    overrides: as for `group`. What they keep as the base has it may differ.
+    reference: the leaves (anything with a shape and a dtype) of the first
+      model, by path.
+    others: likewise, of the others, by what to call them.
+
+  Returns:
+    What `group` gives.
+
+  Raises:
+    ValueError: as `group`, or if the models differ.
+  """
+  paths = [
+    *tree.merged_shapes(reference),
+    *tree.only_in(others.values(), reference),
+  ]
+  groups = group(methods, overrides, paths)
+  covered = {path for _, paths in groups for path in paths}
+  tree.demand_same(reference, others, kept={*paths} - covered)
+  return groups
+
 
 def group(
   methods: Sequence[Any],
   overrides: Mapping[str, Any] | None,
   paths: Iterable[str],
-) -> list[tuple[tuple[Any, ...], list[str]]]:
+) -> list[Group]:
   """Groups leaves into scopes.
 
   Args:
@@ -32,7 +65,7 @@ def group(
     rules. Leaves that are kept as the base has them are in none.
 
   Raises:
-    ValueError: if an override matches nothing or is neither.
+    ValueError: if an override matches nothing, or is neither 'base' nor a rule.
   """
   paths = list(paths)
   for value in (overrides or {}).values():
@@ -49,9 +82,10 @@ def group(
     rules = tuple(methods) if i is None else (rule,) * len(methods)
     if rule == 'base' or not leaves[i]:
       continue
-    together = any(scope_of(rule) == 'model' for rule in rules)
-    own = [leaves[i]] if together else [[path] for path in leaves[i]]
-    result += [(rules, group) for group in own]
+    if any(scope_of(rule) == 'model' for rule in rules):
+      result.append((rules, leaves[i]))
+    else:
+      result += [(rules, [path]) for path in leaves[i]]
   return result
 
 

@@ -43,6 +43,13 @@ def is_merged(dtype: Any) -> bool:
   return jnp.issubdtype(dtype, jnp.floating)
 
 
+def merged_shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """The shapes of the leaves that are merged, by path."""
+  return {
+    path: leaf.shape for path, leaf in leaves.items() if is_merged(leaf.dtype)
+  }
+
+
 def first_match(
   rules: Mapping[str, _Value] | None, paths: Iterable[str], name: str
 ) -> dict[str, _Value]:

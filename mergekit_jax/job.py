@@ -151,26 +151,10 @@ def make_job(
     scopes.demand_rule('A method is a rule', method)
   methods = [_on_host(method) for method in methods]
   overrides = {regex: _on_host(x) for regex, x in (overrides or {}).items()}
-  experts = checks.experts(experts)
   dtype = floating(dtype)
-  named = [('base', base)] if base is not None else []
-  named += [(f'experts[{i}]', path) for i, path in enumerate(experts)]
-  for name, path in named:
-    if not isinstance(path, (str, os.PathLike)):
-      raise ValueError(
-        f'{name} is a {type(path).__name__}; give the path of a checkpoint. '
-        'Trees in memory are merged by mergekit_jax.merge.'
-      )
-  opened = [(name, open_checkpoint(path)) for name, path in named]
-  template = opened[0][1]
+  models = _opened(experts, base)
+  template = models[0].checkpoint
   root = roots.parameter_root(template.specs)
-  models = [_model(name, checkpoint, root) for name, checkpoint in opened]
-  for model in models:
-    if not model.paths:
-      raise ValueError(
-        f'{model.name} ({model.checkpoint.path}) has nothing to merge: all it '
-        'holds is what an optimizer keeps. Give the checkpoint of a model.'
-      )
   reference = _specs(models[0])
   demand_short_axes(reference)
   mesh = sharding.make_mesh() if mesh is None else sharding.auto_mesh(mesh)
@@ -181,35 +165,17 @@ def make_job(
   stacks = tree.stacked_axes(stacked_axes, merged)
   others = {model.name: _specs(model) for model in models[1:]}
   groups = scopes.agreed(methods, overrides, reference, others)
-  covered = {path for _, paths in groups for path in paths}
-  copied = [path for path in reference if path not in covered]
-  beside = [p for p in template.specs if roots.below(_BESIDE_ROOT, p)]
-  copied += [path for path in beside if root and path not in reference]
-  left_out = set(template.specs) - {*models[0].paths.values(), *copied}
+  copied = _copied(models[0], root, groups)
   models[0] = dataclasses.replace(
     models[0], paths={**models[0].paths, **{path: path for path in copied}}
   )
-
-  def leaf(path: str, sources: Sequence[Model]) -> costs.Leaf:
-    specs = [model.checkpoint.specs[model.paths[path]] for model in sources]
-    storage = [model.checkpoint.storage(model.paths[path]) for model in sources]
-    chunks = [s.chunk for s in storage if s.compressed]
-    converted = dtype if path in covered else None
-    return costs.Leaf(
-      path,
-      specs[0].shape,
-      tuple(spec.dtype for spec in specs),
-      jnp.dtype(converted or specs[0].dtype),
-      stacks.get(path, ()),
-      tuple(map(max, *chunks, chunks[0])) if chunks else None,
-      storage[0].chunk,
-    )
-
+  left_out = {*template.specs} - {*models[0].paths.values()}
   planned = [
-    (rules, [leaf(path, models) for path in paths]) for rules, paths in groups
+    (rules, [_leaf(path, models, stacks, dtype) for path in paths])
+    for rules, paths in groups
   ]
   if copied:
-    planned.append(((), [leaf(path, models[:1]) for path in copied]))
+    planned.append(((), [_leaf(path, models[:1], stacks) for path in copied]))
   plan = planner.make_plan(
     planned,
     mesh,
@@ -266,6 +232,31 @@ def _on_host(rule: Any) -> Any:
   )
 
 
+def _opened(
+  experts: Sequence[epath.PathLike], base: epath.PathLike | None
+) -> list[Model]:
+  """The sources, the base first if there is one."""
+  experts = checks.experts(experts)
+  named = [('base', base)] if base is not None else []
+  named += [(f'experts[{i}]', path) for i, path in enumerate(experts)]
+  for name, path in named:
+    if not isinstance(path, (str, os.PathLike)):
+      raise ValueError(
+        f'{name} is a {type(path).__name__}; give the path of a checkpoint. '
+        'Trees in memory are merged by mergekit_jax.merge.'
+      )
+  opened = [(name, open_checkpoint(path)) for name, path in named]
+  root = roots.parameter_root(opened[0][1].specs)
+  models = [_model(name, checkpoint, root) for name, checkpoint in opened]
+  for model in models:
+    if not model.paths:
+      raise ValueError(
+        f'{model.name} ({model.checkpoint.path}) has nothing to merge: all it '
+        'holds is what an optimizer keeps. Give the checkpoint of a model.'
+      )
+  return models
+
+
 def _model(name: str, checkpoint: Checkpoint, root: str) -> Model:
   """A source whose leaves are called by their paths in the output."""
   own = roots.parameter_root(checkpoint.specs)
@@ -287,6 +278,46 @@ def _specs(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
   return {
     path: model.checkpoint.specs[full] for path, full in model.paths.items()
   }
+
+
+def _copied(
+  first: Model, root: str, groups: Sequence[scopes.Group]
+) -> list[str]:
+  """Leaves of the first source that are in the output as they are."""
+  covered = {path for _, paths in groups for path in paths}
+  copied = [path for path in first.paths if path not in covered]
+  if root:
+    beside = [p for p in first.checkpoint.specs if roots.below(_BESIDE_ROOT, p)]
+    copied += [path for path in beside if path not in first.paths]
+  return copied
+
+
+def _leaf(
+  path: str,
+  models: Sequence[Model],
+  stacks: Mapping[str, tuple[int, ...]],
+  dtype: Any = None,
+) -> costs.Leaf:
+  """What the plan needs to know of a leaf.
+
+  Args:
+    path: its path in the output.
+    models: those of which it is read.
+    stacks: the stacked axes of the leaves that are merged.
+    dtype: of the output; None keeps that of the first model.
+  """
+  specs = [model.checkpoint.specs[model.paths[path]] for model in models]
+  storage = [model.checkpoint.storage(model.paths[path]) for model in models]
+  chunks = [s.chunk for s in storage if s.compressed]
+  return costs.Leaf(
+    path,
+    specs[0].shape,
+    tuple(spec.dtype for spec in specs),
+    jnp.dtype(dtype or specs[0].dtype),
+    stacks.get(path, ()),
+    tuple(map(max, zip(*chunks, strict=True))) if chunks else None,
+    storage[0].chunk,
+  )
 
 
 def _known_stacks(

@@ -109,14 +109,7 @@ def _cut(
     Box(
       tuple(start for start, _, _ in segments),
       tuple(size for _, size, _ in segments),
-      PartitionSpec(
-        *(
-          axes if sharded else None
-          for axes, (_, _, sharded) in zip(
-            sharding.padded(spec, len(leaf.shape)), segments, strict=True
-          )
-        )
-      ),
+      sharding.spread_along(spec, [sharded for _, _, sharded in segments]),
     )
     for segments in itertools.product(
       *map(_segments, leaf.shape, extents, shards)
@@ -158,13 +151,12 @@ def _undivided(
 ) -> PartitionSpec:
   """The spec without axes whose remainder would cut what must stay whole."""
   free = {*_cuttable(leaf, rules), *leaf.stacked}
-  rank = len(leaf.shape)
-  entries = sharding.padded(spec, rank)
-  counts = sharding.shards(spec, rank, mesh)
-  for axis, size in enumerate(leaf.shape):
-    if axis not in free and size % counts[axis]:
-      entries[axis] = None
-  return PartitionSpec(*entries)
+  counts = sharding.shards(spec, len(leaf.shape), mesh)
+  kept = [
+    axis in free or size % counts[axis] == 0
+    for axis, size in enumerate(leaf.shape)
+  ]
+  return sharding.spread_along(spec, kept)
 
 
 def _extents(

@@ -223,6 +223,12 @@ def shards(spec: PartitionSpec, rank: int, mesh: Mesh) -> list[int]:
   ]
 
 
+def spread_along(spec: PartitionSpec, kept: Sequence[bool]) -> PartitionSpec:
+  """The spec, spread only along the dimensions that are kept."""
+  entries = zip(padded(spec, len(kept)), kept, strict=True)
+  return PartitionSpec(*(entry if keep else None for entry, keep in entries))
+
+
 def _names(entry: Any) -> Iterable[str]:
   if entry is None:
     return ()

@@ -18,6 +18,7 @@ from mergekit_jax.block import as_floats
 from mergekit_jax.checkpoint.replace import on_primary
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.merge import merge
+from mergekit_jax.plan import Tensor
 from mergekit_jax.progress import progress
 from mergekit_jax.reading import Loading
 from mergekit_jax.tree import path_of
@@ -152,32 +153,17 @@ class _TreeSink:
 
   def _put(self, loading: Loading, merged: jax.Array) -> None:
     tensor, box = loading.unit.tensor, loading.unit.box
-    placed = NamedSharding(self._mesh, box.spec)
     if len(tensor.boxes) == 1:
       # XLA may hand an input on as the output, and its buffer is reused.
+      placed = NamedSharding(self._mesh, box.spec)
       leaf = _copied(merged, tensor.shape, tensor.dtype, placed)
-      self._leaves[tensor.path] = jax.block_until_ready(leaf)
-      return
-    leaf = self._leaves.get(tensor.path)
-    if leaf is None:
-      counts = sharding.shards(box.spec, len(box.shape), self._mesh)
-      spec = PartitionSpec(
-        *(
-          axes if size % count == 0 else None
-          for axes, size, count in zip(
-            sharding.padded(box.spec, len(box.shape)),
-            tensor.shape,
-            counts,
-            strict=True,
-          )
-        )
-      )
-      placed = NamedSharding(self._mesh, spec)
+    else:
+      leaf = self._leaves.get(tensor.path)
+      if leaf is None:
+        leaf = _zeros(tensor, box.spec, self._mesh)
+      origin = [np.int32(start) for start in box.origin]
       with jax.enable_x64(tensor.dtype.itemsize == 8):
-        leaf = jnp.zeros(tensor.shape, tensor.dtype, device=placed)
-    origin = [np.int32(start) for start in box.origin]
-    with jax.enable_x64(tensor.dtype.itemsize == 8):
-      leaf = _updated(leaf, merged, origin, box.shape)
+        leaf = _updated(leaf, merged, origin, box.shape)
     # What it reads is read into again once this returns.
     self._leaves[tensor.path] = jax.block_until_ready(leaf)
 
@@ -206,6 +192,15 @@ class _TreeSink:
       return jax.random.wrap_key_data(leaf, impl=random_keys[path])
 
     return jax.tree.map_with_path(filled, self._job.output_specs())
+
+
+def _zeros(tensor: Tensor, spec: PartitionSpec, mesh: Mesh) -> jax.Array:
+  """A leaf before its first box, spread as that is wherever it divides."""
+  counts = sharding.shards(spec, len(tensor.shape), mesh)
+  even = [n % count == 0 for n, count in zip(tensor.shape, counts, strict=True)]
+  placed = NamedSharding(mesh, sharding.spread_along(spec, even))
+  with jax.enable_x64(tensor.dtype.itemsize == 8):
+    return jnp.zeros(tensor.shape, tensor.dtype, device=placed)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames='shape')

@@ -154,13 +154,14 @@ def tensor_report(
   rounding = np.atleast_1d(np.asarray(sums['rounding']))
   with np.errstate(all='ignore'):
     explained = np.where(squares > 0, np.sqrt(rounding / squares), 0.0)
+  ratio_of = lambda counts: _ratio(*_parts(counts, math.prod(shape)))
   return TensorReport(
     path,
     shape,
     np.sqrt(squares).tolist(),
     float(np.sqrt(sums['merged'])),
     explained.tolist(),
-    _ratios(sums['flags'], math.prod(shape)),
+    jax.tree.map(ratio_of, sums['flags'], is_leaf=_has_whole),
   )
 
 
@@ -176,23 +177,26 @@ def model_ratios(
   totals: dict[str, np.ndarray] = {}
   for path, shape in shapes.items():
     for name, counts in sums[path]['flags'].items():
-      parts = np.asarray(_parts(counts, math.prod(shape)), float)
-      totals[name] = totals.get(name, 0) + parts
-  return {
-    name: float(part / whole) if whole else 0.0
-    for name, (part, whole) in totals.items()
-  }
+      total = totals.setdefault(name, np.zeros(2))
+      for each in jax.tree.leaves(counts, is_leaf=_has_whole):
+        total += _parts(each, math.prod(shape))
+  return {name: _ratio(*total) for name, total in totals.items()}
+
+
+def _has_whole(counts: Any) -> bool:
+  """Whether counts say themselves of how many entries they are."""
+  return isinstance(counts, dict) and counts.keys() == {'part', 'whole'}
 
 
 def _parts(counts: Any, size: int) -> tuple[float, float]:
-  """How many entries were counted, and of how many."""
-  if isinstance(counts, dict) and counts.keys() == {'part', 'whole'}:
+  """How many entries were counted, and of how many; of all by default."""
+  if _has_whole(counts):
     return float(counts['part']), float(counts['whole'])
-  if isinstance(counts, (dict, list)):
-    items = counts.values() if isinstance(counts, dict) else counts
-    parts = [_parts(item, size) for item in items]
-    return sum(part for part, _ in parts), sum(whole for _, whole in parts)
   return float(counts), float(size)
+
+
+def _ratio(part: float, whole: float) -> float:
+  return float(part / whole) if whole else 0.0
 
 
 def unmoved_warnings(
@@ -237,17 +241,6 @@ def rounding_warnings(
         'fine-tunes in float32.'
       )
   return warnings
-
-
-def _ratios(counts: Any, size: int) -> Any:
-  """Counts as shares of all elements, parts as ratios to their wholes."""
-  if isinstance(counts, list):
-    return [_ratios(item, size) for item in counts]
-  if isinstance(counts, dict) and counts.keys() != {'part', 'whole'}:
-    return {name: _ratios(item, size) for name, item in counts.items()}
-  if isinstance(counts, dict):
-    counts, size = counts['part'], counts['whole']
-  return float(counts) / float(size) if size else 0.0
 
 
 def _finite(value: Any) -> Any:

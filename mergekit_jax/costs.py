@@ -54,16 +54,17 @@ class Costs:
     self,
     mesh: Mesh,
     budget: int,
+    *,
     has_base: bool,
-    merges: int,
     decoding_bytes: int,
+    merges: int,
     hosts: int | None,
   ):
     self.mesh = mesh
     self.budget = budget
     self.has_base = has_base
-    self.merges = merges
     self.decoding_bytes = decoding_bytes
+    self.merges = merges
     self.most: tuple[int, str] = (0, '')
     self.hosts = hosts or len({d.process_index for d in mesh.devices.flat})
     self.local_devices = mesh.size // self.hosts

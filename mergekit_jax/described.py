@@ -171,9 +171,9 @@ def make_plan(
   return planner.make_plan(
     planned,
     mesh,
-    checks.size('memory_budget', memory_budget),
-    True,
-    partition_rules,
+    memory_budget=checks.size('memory_budget', memory_budget),
+    has_base=True,
+    partition_rules=partition_rules,
     merges=len(methods),
     hosts=hosts,
   )

@@ -179,12 +179,12 @@ def make_job(
   plan = planner.make_plan(
     planned,
     mesh,
-    checks.size('memory_budget', memory_budget),
-    base is not None,
-    partition_rules,
-    sum(model.checkpoint.decoding_bytes for model in models),
-    len(methods),
-    hosts,
+    memory_budget=checks.size('memory_budget', memory_budget),
+    has_base=base is not None,
+    partition_rules=partition_rules,
+    decoding_bytes=sum(model.checkpoint.decoding_bytes for model in models),
+    merges=len(methods),
+    hosts=hosts,
   )
   if plan.rounds and hosts is None:
     sharding.host_device()

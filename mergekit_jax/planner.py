@@ -36,6 +36,7 @@ _SMALLEST_COLUMN = 4 * 2**20
 def make_plan(
   scopes: Sequence[tuple[tuple[Any, ...], Sequence[Leaf]]],
   mesh: Mesh,
+  *,
   memory_budget: int,
   has_base: bool,
   partition_rules: Mapping[str, PartitionSpec] | None = None,
@@ -66,7 +67,14 @@ def make_plan(
   """
   shapes = {leaf.path: leaf.shape for _, leaves in scopes for leaf in leaves}
   given = sharding.partitions(partition_rules, shapes, mesh)
-  costs = Costs(mesh, memory_budget, has_base, merges, decoding_bytes, hosts)
+  costs = Costs(
+    mesh,
+    memory_budget,
+    has_base=has_base,
+    decoding_bytes=decoding_bytes,
+    merges=merges,
+    hosts=hosts,
+  )
   cuts: dict[Any, Tensor] = {}
 
   def cut(rules: tuple[Any, ...], leaf: Leaf) -> Tensor:

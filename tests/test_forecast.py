@@ -35,7 +35,12 @@ def plan_of(rule, shapes, axes, models=3, hosts=None, stacked=None, **options):
   ]
   mesh = sharding.make_mesh(axes)
   return planner.make_plan(
-    [((rule,), leaves)], mesh, 2**32, True, hosts=hosts, **options
+    [((rule,), leaves)],
+    mesh,
+    memory_budget=2**32,
+    has_base=True,
+    hosts=hosts,
+    **options,
   )
 
 
@@ -194,9 +199,9 @@ class TestCompiled:
     plan = planner.make_plan(
       [((mk.ties(scope='tensor'),), leaves)],
       sharding.make_mesh({'fsdp': 8}),
-      2**32,
-      True,
-      {'.*': jax.P(None, None, 'fsdp')},
+      memory_budget=2**32,
+      has_base=True,
+      partition_rules={'.*': jax.P(None, None, 'fsdp')},
     )
     kernels = compiled.compile_kernels(plan, has_base=True)
     assert {k.path for k in kernels} == {'large', 'many'}
@@ -214,9 +219,9 @@ class TestCompiled:
       plan = planner.make_plan(
         [((mk.ties(),), [stack])],
         sharding.make_mesh({'fsdp': 8}),
-        2**32,
-        True,
-        {'.*': jax.P(None, None, 'fsdp')},
+        memory_budget=2**32,
+        has_base=True,
+        partition_rules={'.*': jax.P(None, None, 'fsdp')},
       )
       (first, *_) = compiled.compile_kernels(plan, has_base=True)
       assert first.step == 'round 1'

@@ -50,7 +50,11 @@ def leaf(path, shape, models=3, dtype=FLOAT32, **options):
 
 def plan_of(rule, leaves, mesh='eight', budget=2**32, **options):
   return planner.make_plan(
-    [((rule,), leaves)], mesh_of(mesh), budget, True, **options
+    [((rule,), leaves)],
+    mesh_of(mesh),
+    memory_budget=budget,
+    has_base=True,
+    **options,
   )
 
 
@@ -191,7 +195,9 @@ class TestReads:
       ((mk.average(),), [leaf('c', (600, 400))]),
       ((), [leaf('count', (4,), 1)]),
     ]
-    planned = planner.make_plan(rules, mesh_of('one'), 7 * 10**6, True)
+    planned = planner.make_plan(
+      rules, mesh_of('one'), memory_budget=7 * 10**6, has_base=True
+    )
     units = list(planned.units())
     assert [scope.rounds for scope in planned.scopes] == [(2,), (0,), ()]
     assert planned.rounds == 2
@@ -239,7 +245,9 @@ class TestReads:
     mixed = costs.Leaf('a', (10, 7), (FLOAT32, BFLOAT16, FLOAT32), BFLOAT16)
     copied = costs.Leaf('n', (3,), (jnp.dtype('int64'),), jnp.dtype('int64'))
     rules = [((mk.ties(),), [mixed]), ((), [copied])]
-    planned = planner.make_plan(rules, mesh_of('one'), 2**30, True)
+    planned = planner.make_plan(
+      rules, mesh_of('one'), memory_budget=2**30, has_base=True
+    )
     assert planned.bytes_read == 3 * 70 * 10 + 24
     assert planned.bytes_written == 70 * 2 + 24
     assert planned.bytes_read == sum(u.source_bytes for u in planned.units())
@@ -369,7 +377,9 @@ class TestLinear:
     for size in (2, 20_000):
       calls.clear()
       scopes = [((rule,), [leaf(str(i), (64, 64))]) for i in range(size)]
-      planned = planner.make_plan(scopes, mesh_of('eight'), 2**30, True)
+      planned = planner.make_plan(
+        scopes, mesh_of('eight'), memory_budget=2**30, has_base=True
+      )
       assert calls['questions'] == 1
       assert sum(1 for _ in planned.units()) == size
       assert planned.bytes_read == size * 3 * 4 * 64 * 64

@@ -206,7 +206,8 @@ def questions(method: Any, block: Block) -> list[PyTree]:
 
   Returns:
     The partials of every round, as `jax.ShapeDtypeStruct`s: nothing for
-    elementwise and random rules, one round for Gram rules, two for TIES.
+    elementwise and random rules, one round for Gram rules, two for TIES. A
+    round is a full read before the last one.
 
   Raises:
     ValueError: if the rule needs a base and the block has none.
@@ -251,11 +252,6 @@ def is_random(method: Any, experts: int) -> bool:
   except NoKeyError:
     return True
   return False
-
-
-def rounds(method: Any, block: Block) -> int:
-  """The number of full reads before the last one: see `questions`."""
-  return len(questions(method, block))
 
 
 def run(method: Any, blocks: Sequence[Block]) -> list[jax.Array]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax.drive import advance, answer, Block, rounds
+from mergekit_jax.drive import advance, answer, Block, questions
 from mergekit_jax.rule import needs_of, scope_of, step
 from mergekit_jax.widths import wide_add
 
@@ -57,7 +57,7 @@ class TestTogether:
 
     sums = 10 * np.arange(1, 5)
     np.testing.assert_array_equal(merge(rule_from(rule)), sums * lengths)
-    assert rounds(rule_from(rule), block_of()) == 3
+    assert len(questions(rule_from(rule), block_of())) == 3
 
   def test_nested(self):
     def rule(t):
@@ -69,7 +69,7 @@ class TestTogether:
       return jnp.stack([a, b, c, d])
 
     np.testing.assert_array_equal(merge(rule_from(rule)), [20, 20, 52, 52])
-    assert rounds(rule_from(rule), block_of()) == 2
+    assert len(questions(rule_from(rule), block_of())) == 2
 
   def test_of_nothing(self):
     def rule(t):
@@ -356,7 +356,7 @@ class TestRule:
     """A rule without totals need not be a generator."""
     rule = rule_from(lambda t: t.experts[1] - t.experts[0])
     np.testing.assert_array_equal(merge(rule), np.full(4, 4))
-    assert rounds(rule, block_of()) == 0
+    assert len(questions(rule, block_of())) == 0
 
   def test_scalar_result_fills_the_tensor(self):
     rule = rule_from(lambda t: jnp.float32(3))

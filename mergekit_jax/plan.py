@@ -32,13 +32,6 @@ class Box:
   shape: tuple[int, ...]
   spec: PartitionSpec
 
-  @property
-  def index(self) -> tuple[slice, ...]:
-    return tuple(
-      slice(start, start + size)
-      for start, size in zip(self.origin, self.shape, strict=True)
-    )
-
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:

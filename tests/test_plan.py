@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import operator
 import timeit
 from typing import ClassVar
 
@@ -62,10 +63,12 @@ def demand_tiling(tensor, mesh):
   """Boxes and the parts of their devices hold each element exactly once."""
   seen = np.zeros(tensor.shape, np.int8)
   for box in tensor.boxes:
-    assert seen[box.index].shape == box.shape  # nothing beyond the tensor
+    ends = map(operator.add, box.origin, box.shape)
+    index = tuple(map(slice, box.origin, ends))
+    assert seen[index].shape == box.shape  # nothing beyond the tensor
     counts = sharding.shards(box.spec, len(box.shape), mesh)
     assert all(n % c == 0 for n, c in zip(box.shape, counts, strict=True))
-    seen[box.index] += 1
+    seen[index] += 1
   assert (seen == 1).all()
 
 

@@ -40,36 +40,28 @@ class Advance(NamedTuple):
     partials: the partials of the open totals; under `scope='tensor'` with the
       stacked axes in front. None when the rule has finished.
     merged: `[*shape]` in the block's dtype, or None.
-    flags: what the rule reported, bool arrays `[*shape]`.
   """
 
   partials: list[PyTree] | None
   merged: jax.Array | None
-  flags: dict[str, PyTree]
 
 
-@functools.partial(jax.jit, static_argnames=('report',))
-def advance(
-  method: Any,
-  block: Block,
-  answers: Sequence[PyTree],
-  report: bool = False,
-) -> Advance:
+@jax.jit
+def advance(method: Any, block: Block, answers: Sequence[PyTree]) -> Advance:
   """Drives a rule over one block as far as the answers reach.
 
   Args:
     method: a rule.
     block: the block.
     answers: all answers so far, from `answer`.
-    report: whether to give the flags for the report.
 
   Returns:
     The partials of the next round or, when the answers suffice, the merge.
   """
-  partials, merged, flags = on_layers(method, block, answers, report)
+  partials, merged, _ = on_layers(method, block, answers)
   if scope_of(method) == 'model':
     partials = _sum_over_layers(partials, len(block.stacked))
-  return Advance(partials, merged, flags)
+  return Advance(partials, merged)
 
 
 @functools.partial(jax.jit, static_argnames=('report',))
@@ -79,7 +71,17 @@ def on_layers(
   answers: Sequence[PyTree],
   report: bool = False,
 ) -> Any:
-  """`advance`, with the stacked axes in front of all partials."""
+  """`advance`, with the stacked axes in front of all partials.
+
+  Args:
+    method: a rule.
+    block: the block.
+    answers: all answers so far.
+    report: whether to give the flags for the report.
+
+  Returns:
+    Partials, merge and flags: what the rule reported, bool arrays `[*shape]`.
+  """
   block = block.floats()
   of_tensor = scope_of(method) == 'tensor'
   to_float32 = lambda x: None if x is None else x.astype(jnp.float32)

@@ -37,9 +37,9 @@ def test_nothing_is_lost(count):
     stacked=(),
     dtype=jnp.dtype('float32'),
   )
-  reached = drive.advance(rule, block, [], report=True)
-  assert np.asarray(reached.merged).tobytes() == values.tobytes()
-  flags = jax.jit(pack)(reached.flags)
+  _, merged, reported = drive.on_layers(rule, block, [], report=True)
+  assert np.asarray(merged).tobytes() == values.tobytes()
+  flags = jax.jit(pack)(reported)
   found = [np.asarray(flag) for flag in flags.arrays()]
   np.testing.assert_array_equal(np.array(found).reshape(masks.shape), masks)
   assert flags.structure == jax.tree.structure({'mask': [0] * count})

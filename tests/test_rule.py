@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax.drive import advance, answer, Block, questions
+from mergekit_jax.drive import advance, answer, Block, on_layers, questions
 from mergekit_jax.rule import needs_of, scope_of, step
 from mergekit_jax.widths import wide_add
 
@@ -95,10 +95,11 @@ class TestTogether:
     rule = rule_from(rule)
     np.testing.assert_array_equal(merge(rule), VALUES[0] + 26)
     first = advance(rule, block_of(), [])
-    assert first.flags == {} and first.merged is None
+    assert first.merged is None
     answers = [answer(rule, block_of(), wide_add([first.partials]), [])]
-    assert advance(rule, block_of(), answers).flags == {}
-    flags = advance(rule, block_of(), answers, report=True).flags
+    assert on_layers(rule, block_of(), [], report=True)[2] == {}
+    assert on_layers(rule, block_of(), answers)[2] == {}
+    flags = on_layers(rule, block_of(), answers, report=True)[2]
     # Of two reports of one name the later counts.
     assert {name: float(flag) for name, flag in flags.items()} == {
       'before': 26,

@@ -21,7 +21,6 @@ import numpy as np
 from mergekit_jax import (
   checks,
   costs,
-  forecast,
   planner,
   roots,
   scopes,
@@ -125,9 +124,6 @@ class Job:
           'writes to it.'
         )
 
-  def describe(self) -> str:
-    """What the merge will read, write and need, for people."""
-    return forecast.describe(self.plan)
 
 
 def make_job(

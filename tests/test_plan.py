@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import costs, drive, job, planner, sharding
+from mergekit_jax import costs, drive, forecast, job, planner, sharding
 from tests import checkpoints
 
 FLOAT32 = jnp.dtype('float32')
@@ -359,7 +359,7 @@ class TestCompressedChunks:
       )
       (tensor,) = planned.plan.scopes[0].tensors
       assert len(tensor.boxes) == 2
-      paths[compress] = planned.describe()
+      paths[compress] = forecast.describe(planned.plan)
     assert 'compressed chunks' not in paths[False]
     assert 'up to 2.00 bytes decoded' in paths[True]
     assert 'params/kernel' in paths[True]

@@ -91,7 +91,7 @@ def merge(
   method: Any,
   block: Block,
   answers: Sequence[PyTree],
-  report: bool = True,
+  report: bool,
 ) -> tuple[jax.Array, Flags]:
   """Merges a box whose rounds are all answered.
 

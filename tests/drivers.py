@@ -126,7 +126,7 @@ def sliced(rule, blocks):
     )
     answers.append(answer(rule, blocks[0], totals, answers))
   return [
-    np.asarray(slices.merge(sharding, rule, block, answers)[0])
+    np.asarray(slices.merge(sharding, rule, block, answers, True)[0])
     for sharding, block in zip(placed, blocks, strict=True)
   ]
 

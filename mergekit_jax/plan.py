@@ -38,7 +38,7 @@ class Tensor:
   """A leaf to be merged or copied.
 
   Attributes:
-    path: its path below the parameter root.
+    path: its path in the output.
     shape: its shape.
     sources: the stored dtype in every model that is read, the base first.
     dtype: the dtype of the output.

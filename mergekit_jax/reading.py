@@ -22,12 +22,12 @@ _ALIGNMENT = 64  # bytes; what lets a CPU device use a numpy buffer in place
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A checkpoint to read, and where its parameters begin.
+  """A checkpoint to read, and where its leaves lie.
 
   Attributes:
     name: what to call it in errors.
     checkpoint: the opened checkpoint.
-    paths: the full path of every leaf by its path below the root.
+    paths: the path in the checkpoint of every leaf, by that in the output.
   """
 
   name: str

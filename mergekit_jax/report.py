@@ -21,7 +21,7 @@ class TensorReport:
   """What a merge did to one tensor.
 
   Attributes:
-    path: its path below the parameter root.
+    path: its path in the output.
     shape: its shape.
     task_vector_norms: ‖θi − θ0‖ of every expert; ‖θi‖ without a base.
     merge_norm: ‖θ − θ0‖ of the merge; ‖θ‖ without a base.

@@ -86,8 +86,8 @@ def trim(density: jax.typing.ArrayLike) -> Trim:
   """Keeps the largest magnitudes of each task vector, drops the rest.
 
   Args:
-    density: the fraction kept, in (0, 1]. Equal magnitudes at the cut are all
-      kept; 1 keeps everything.
+    density: the fraction kept, in (0, 1], rounded to millionths. Equal
+      magnitudes at the cut are all kept; 1 keeps everything.
   """
   return Trim(checks.within('density', density, 0, 1, closed=(False, True)))
 

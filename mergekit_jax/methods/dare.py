@@ -58,9 +58,11 @@ def dare_ties(
   """DARE, then the sign election and disjoint mean of TIES.
 
   Args:
-    drop_rate: probability p of dropping an entry, in [0, 1).
+    drop_rate: probability p of dropping an entry, in [0, 1), rounded to
+      1/65536.
     density: None lets the drop replace the trim, as in mergekit and PEFT; a
-      number trims what the drop left, as DARE's authors do.
+      number, rounded to millionths, trims what the drop left, as DARE's authors
+      do.
     scale: λ.
     weights: one number ≥ 0 an expert; None means 1 each.
     scope: over what the trim takes its threshold, 'model' or 'tensor'.

@@ -28,7 +28,8 @@ def ties(
   """TIES merging, with the trim over the whole task vector as its authors do.
 
   Args:
-    density: the fraction of each task vector that is kept, in (0, 1].
+    density: the fraction of each task vector that is kept, in (0, 1], rounded
+      to millionths.
     scale: λ.
     weights: one number ≥ 0 an expert; None means 1 each.
     scope: over what the trim takes its threshold (and `zero_mass='majority'`

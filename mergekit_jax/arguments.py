@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from absl.flags import argparse_flags
 
@@ -24,9 +23,35 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   commands = parser.add_subparsers(
     dest='command', required=True, parser_class=argparse.ArgumentParser
   )
+  merging = argparse.ArgumentParser(add_help=False)
+  _add_merging(merging)
+  merge = commands.add_parser(
+    'merge', parents=[merging], help='merge', epilog=_EPILOGUE
+  )
+  _add_writing(merge)
+  plan = commands.add_parser(
+    'plan',
+    parents=[merging],
+    help='print what a merge will read, write and need; write nothing',
+    epilog=_EPILOGUE,
+  )
+  _add_planning(plan)
 
-  merging: Any = argparse.ArgumentParser(add_help=False)
-  add = merging.add_argument
+  look = commands.add_parser('inspect', help="print a checkpoint's leaves")
+  look.add_argument('checkpoint')
+
+  check = commands.add_parser(
+    'verify', help='compare a merged checkpoint with its checksums'
+  )
+  check.add_argument('checkpoint')
+
+  commands.add_parser('methods', help='print methods and options')
+  return parser.parse_args(argv[1:])
+
+
+def _add_merging(parser: argparse.ArgumentParser) -> None:
+  """What `merge` and `plan` share: the rules, the models, the devices."""
+  add = parser.add_argument
   add(
     '--method',
     nargs='+',
@@ -84,92 +109,76 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   add('--memory_budget', default='4GiB', help='host memory, as 512MiB (4GiB)')
   add('--dtype', help="of the merged leaves; the base's if absent")
 
-  merge = commands.add_parser(
-    'merge', parents=[merging], help='merge', epilog=_EPILOGUE
-  )
-  merge.add_argument(
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+  """What `merge` alone needs: the output, and the processes that write it."""
+  add = parser.add_argument
+  add(
     '--output',
     required=True,
     help='a new directory; of several merges, where theirs are made',
   )
-  merge.add_argument(
+  add(
     '--format',
     choices=['orbax', 'safetensors'],
     help="of the output; the base's if absent",
   )
-  merge.add_argument(
+  add(
     '--shard_size', help='of safetensors files, as 5GB; as the base if absent'
   )
   for flag, zarr3 in (('--zarr3', True), ('--nozarr3', False)):
-    merge.add_argument(
+    add(
       flag,
       dest='zarr3',
       action='store_const',
       const=zarr3,
       help=f'arrays of Orbax in zarr{2 + zarr3}; as the base if absent',
     )
-  merge.add_argument(
-    '--compression', choices=['zstd'], help='of Orbax; none if absent'
-  )
-  merge.add_argument(
+  add('--compression', choices=['zstd'], help='of Orbax; none if absent')
+  add(
     '--allow_nonfinite',
     action='store_true',
     help='let NaN and Inf in the sources through',
   )
-  merge.add_argument(
+  add(
     '--overwrite',
     action='store_true',
     help='replace an output that exists, once the new one is complete',
   )
-  merge.add_argument(
+  add(
     '--noresume',
     action='store_true',
     help='throw away what a killed merge into this output left',
   )
-  merge.add_argument(
+  add(
     '--distributed',
     action='store_true',
     help='join the processes of a TPU pod or a SLURM job',
   )
-  merge.add_argument('--coordinator_address', help='HOST:PORT of process 0')
-  merge.add_argument(
-    '--num_processes', type=int, help='how many processes merge together'
-  )
-  merge.add_argument('--process_id', type=int, help='which of them this is')
+  add('--coordinator_address', help='HOST:PORT of process 0')
+  add('--num_processes', type=int, help='how many processes merge together')
+  add('--process_id', type=int, help='which of them this is')
 
-  plan = commands.add_parser(
-    'plan',
-    parents=[merging],
-    help='print what a merge will read, write and need; write nothing',
-    epilog=_EPILOGUE,
-  )
-  plan.add_argument(
+
+def _add_planning(parser: argparse.ArgumentParser) -> None:
+  """What `plan` alone can be asked."""
+  add = parser.add_argument
+  add(
     '--model',
     help="a described model instead of checkpoints, as '64b'; --experts is "
     'then their number',
   )
-  plan.add_argument(
+  add(
     '--hosts',
     type=int,
     help='hosts of the mesh; its devices need not be there',
   )
-  plan.add_argument(
+  add(
     '--bandwidth', help='at which a host reads, as 2GB/s, to tell the seconds'
   )
-  plan.add_argument(
+  add(
     '--compile',
     action='store_true',
     help="compile the largest kernels, for the devices' memory (with --model "
     'this is always done)',
   )
-
-  look = commands.add_parser('inspect', help="print a checkpoint's leaves")
-  look.add_argument('checkpoint')
-
-  check = commands.add_parser(
-    'verify', help='compare a merged checkpoint with its checksums'
-  )
-  check.add_argument('checkpoint')
-
-  commands.add_parser('methods', help='print methods and options')
-  return parser.parse_args(argv[1:])

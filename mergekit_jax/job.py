@@ -125,7 +125,6 @@ class Job:
         )
 
 
-
 def make_job(
   methods: Sequence[Any],
   experts: Sequence[epath.PathLike],

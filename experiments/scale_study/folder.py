@@ -45,27 +45,23 @@ class Folder:
     """
     self.root = root.absolute()
     record = root / 'config.json'
-    if record.exists():
-      recorded = read_json(record)
-      problems = study_config.differences(config, recorded)
-      if problems and study_config.only_gained(config, recorded):
-        # Hosts that come later find no difference, so that none is waited for.
-        if jax.process_index() == 0:
-          _replace(record, _json(study_config.as_json(config)))
-      elif problems:
-        raise ValueError(
-          f'{root} holds results of another configuration: '
-          f'{"; ".join(problems.values())}. Give another --output_dir, or '
-          'remove it.'
-          + (
-            ' As only the merges differ, a copy of its models/ and scores/ '
-            'in the new one saves all training.'
-            if problems.keys() <= study_config.OF_MERGES
-            else ''
-          )
+    recorded = read_json(record) if record.exists() else None
+    problems = study_config.differences(config, recorded) if recorded else {}
+    if problems and not study_config.only_gained(config, recorded):
+      raise ValueError(
+        f'{root} holds results of another configuration: '
+        f'{"; ".join(problems.values())}. Give another --output_dir, or '
+        'remove it.'
+        + (
+          ' As only the merges differ, a copy of its models/ and scores/ '
+          'in the new one saves all training.'
+          if problems.keys() <= study_config.OF_MERGES
+          else ''
         )
-    else:
-      write_json(record, study_config.as_json(config))
+      )
+    # Hosts that come later find it, so that none may be waited for.
+    if (problems or not recorded) and jax.process_index() == 0:
+      _replace(record, _json(study_config.as_json(config)))
 
   def model(self, arm: Arm, name: str) -> Path:
     """Checkpoint of a model of an arm."""

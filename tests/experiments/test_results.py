@@ -1,15 +1,18 @@
 """The committed results say what the README says, and follow from the cells."""
 
+import collections
+import csv
 import functools
 import importlib
 import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from experiments.scale_study import configs, study_config
-from experiments.scale_study.analysis import cells, verdicts
+from experiments.scale_study.analysis import cells, effects, measures, verdicts
 from experiments.scale_study.analysis.aggregate import Study
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,6 +46,54 @@ def test_a_study_goes_on_in_the_committed_results(preset, settings):
   config = functools.reduce(study_config.override, settings, module.CONFIG)
   record = json.loads((RESULTS / preset / 'config.json').read_text())
   assert study_config.differences(config, record) == {}
+
+
+def gaps(split):
+  """Of validated merges: best method − task arithmetic, and − averaging."""
+  groups = collections.defaultdict(dict)
+  for preset in ('cpu', 'full', 'smollm2'):
+    with (RESULTS / preset / 'tables' / 'merges.csv').open() as file:
+      for row in csv.DictReader(file):
+        if row['setting'] == 'validated':
+          group = preset, row['size'], row['base'], row['n']
+          groups[group][row['method']] = float(row[split])
+  return [
+    (
+      max(of.values()) - of['task_arithmetic'],
+      of['task_arithmetic'] - of['average'],
+    )
+    for of in groups.values()
+  ]
+
+
+def test_the_readme_says_how_far_task_arithmetic_is_behind():
+  text = ' '.join((ROOT / 'README.md').read_text(encoding='utf-8').split())
+  behind, ahead = np.transpose(gaps('held_in'))
+  behind_held_out = max(gap for gap, _ in gaps('held_out'))
+  said = (
+    f'task arithmetic is at most {max(behind):.2f} behind the best on held-in '
+    f'tasks and {behind_held_out:.2f} on held-out ones'
+  )
+  assert said in text
+  assert (ahead > 0).all()
+
+
+def test_the_readme_says_where_held_in_does_not_rise():
+  grid = Study.load(RESULTS / 'full').grid('validated', gated=True)
+  values = grid.alike(effects.SIZE).values(measures.held_in)
+  # [seeds, subsets, sizes, bases, methods, n]
+  means = np.nanmean(values, axis=(0, 1, 4, 5))
+  said = {
+    base: ', '.join(f'{mean:.2f}' for mean in means[:, i])
+    for i, base in enumerate(grid.bases)
+  }
+  readme, notes = (
+    ' '.join((ROOT / name).read_text(encoding='utf-8').split())
+    for name in ('README.md', 'BUILD_NOTES.md')
+  )
+  assert f'({said["instruction-tuned"]}, mean over methods and N)' in readme
+  for numbers in said.values():
+    assert ' and '.join(numbers.rsplit(', ', 1)) in notes
 
 
 def test_the_readme_has_the_verdicts():

@@ -108,7 +108,11 @@ def survive(output, merge, victim: int) -> tuple[float, str | None]:
     The seconds until it ended, and what it said.
   """
   killed = time.monotonic()
-  merge[1 - victim].wait()
+  try:
+    merge[1 - victim].wait(10 * SECONDS_TO_END)
+  except subprocess.TimeoutExpired:
+    merge[1 - victim].kill()
+    merge[1 - victim].wait()
   seconds = round(time.monotonic() - killed, 1)
   said = log_of(output, 1 - victim).read_text()
   # What JAX's coordination service, or a collective, says before it ends.
@@ -134,6 +138,8 @@ def disturb(folder, output, method, processes, kills, units) -> dict:
     held = recorded(output, processes)
     wait_for(output, merge, random.randint(held, max(held, units - 2)))
     victim = random.randrange(processes)
+    if merge[victim].poll():
+      finish(output, merge)  # says why it ended
     if merge[victim].poll() is None:
       os.kill(merge[victim].pid, signal.SIGKILL)
     left = [survive(output, merge, victim)] if processes > 1 else []

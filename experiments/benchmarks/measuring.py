@@ -139,7 +139,13 @@ def medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def command(name: str) -> str:
   """How a benchmark was started, without where it keeps its files."""
   arguments = iter(sys.argv[1:])
-  shown = [a for a in arguments if a not in _PLACES or not next(arguments)]
+  shown = []
+  for argument in arguments:
+    flag, given, _ = argument.partition('=')
+    if flag not in _PLACES:
+      shown.append(argument)
+    elif not given:
+      next(arguments, None)
   return ' '.join([f'python -m experiments.benchmarks.{name}', *shown])
 
 

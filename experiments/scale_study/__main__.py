@@ -16,6 +16,7 @@ from pathlib import Path
 import pkgutil
 
 from absl import app, flags, logging
+import jax
 
 from experiments.scale_study import configs, scheduler, study_config
 from experiments.scale_study.study_config import StudyConfig
@@ -59,16 +60,16 @@ def main(argv: list[str]) -> str | None:
   if not flags.FLAGS['verbosity'].present:
     # Orbax logs every file it touches; --verbosity=0 shows that and the stages.
     logging.set_verbosity(logging.WARNING)
+  if not (_DISTRIBUTED.value or _COORDINATOR_ADDRESS.value):
+    if _NUM_PROCESSES.value is not None or _PROCESS_ID.value is not None:
+      raise app.UsageError(
+        '--num_processes and --process_id were given, but nothing says where '
+        'the processes meet. Add --coordinator_address=HOST:PORT.'
+      )
   try:
     config = _config()
   except ValueError as error:
     raise app.UsageError(str(error)) from error
-  if config.host_devices is not None:
-    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    os.environ.setdefault(
-      'XLA_FLAGS',
-      f'--xla_force_host_platform_device_count={config.host_devices}',
-    )
   output_dir = Path(_OUTPUT_DIR.value or f'results/{_PRESET.value}').resolve()
   try:
     return _study(config, output_dir)
@@ -93,9 +94,10 @@ def _config() -> StudyConfig:
 
 
 def _study(config: StudyConfig, output_dir: Path) -> str | None:
-  # Imported only now: JAX reads its variables when it is first imported.
-  import jax
-
+  if config.host_devices is not None:
+    jax.config.update('jax_platforms', 'cpu')
+    if 'xla_force_host_platform' not in os.environ.get('XLA_FLAGS', ''):
+      jax.config.update('jax_num_cpu_devices', config.host_devices)
   if _DISTRIBUTED.value or _COORDINATOR_ADDRESS.value:
     if config.processes > 1:
       raise ValueError(

@@ -83,13 +83,15 @@ class Folder:
   @contextlib.contextmanager
   def lock(self, part: str) -> Iterator[None]:
     """Waits until no other run works on a part of the study."""
-    if jax.process_index() > 0:
-      yield
-      return
-    path = self.root / 'logs' / f'{part.replace("/", "-")}.lock'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w') as file:
-      fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+      if jax.process_index() == 0:
+        path = self.root / 'logs' / f'{part.replace("/", "-")}.lock'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = held.enter_context(path.open('w'))
+        fcntl.flock(file, fcntl.LOCK_EX)
+      # All hosts look at what is done only now, and so see the same.
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f'lock of {part}')
       yield
 
   @contextlib.contextmanager
@@ -100,6 +102,8 @@ class Folder:
     """
     cpu, wall = time.process_time(), time.perf_counter()
     yield
+    if jax.process_index() > 0:
+      return
     line = {
       'part': part,
       'phase': phase,

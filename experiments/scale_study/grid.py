@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import functools
 import inspect
 import itertools
 import json
@@ -336,8 +335,9 @@ def _cell(
   held_in = [
     task for task in tasks if cells.category(task) in size.source.held_in
   ]
-  made = functools.partial(
-    Cell,
+  name = _name(arm, subset.name, result.merge, result.setting, result.split)
+  cell = Cell(
+    command=f'python -m experiments.scale_study {flags} --cell={name}',
     size=size.name,
     parameters=size.parameters,
     base=arm.base,  # type: ignore[arg-type]
@@ -369,7 +369,5 @@ def _cell(
     held_out=tuple(task for task in tasks if task not in held_in),
     split=result.split,  # type: ignore[arg-type]
   )
-  command = f'python -m experiments.scale_study {flags} --cell='
-  cell = made(command=command + name_of(made(command=command)))
   cells.validate(cell)
   return cell

@@ -16,7 +16,8 @@ def is_right(
   """Decides which examples are answered correctly.
 
   Rank classification (Sanh et al., 2022, arXiv 2110.08207) takes the candidate
-  that the model finds most likely, the first of equals. Free text is right if
+  that the model finds most likely, the first of equals; a model that cannot
+  tell, because a likelihood is NaN, is wrong. Free text is right if
   greedy decoding would write exactly the answer: it departs from the answer at
   its first wrong token, so one forward pass over both decides.
 
@@ -29,10 +30,13 @@ def is_right(
     bool [examples].
   """
   examples = np.arange(len(questions.dataset))
-  order = np.lexsort((-likelihoods, questions.example))
+  # NaN comes last in any order; here it is to be the best.
+  sortable = np.where(np.isnan(likelihoods), np.inf, likelihoods)
+  order = np.lexsort((-sortable, questions.example))
   best = order[np.searchsorted(questions.example, examples)]
   is_text = np.bincount(questions.example, minlength=len(examples)) == 1
-  return np.where(is_text, greedy[best], questions.right[best])
+  known = ~np.isnan(likelihoods)[best]
+  return known & np.where(is_text, greedy[best], questions.right[best])
 
 
 def rouge_l(written: str, reference: str) -> float:

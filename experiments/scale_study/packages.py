@@ -37,7 +37,12 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent) as unfinished:
       part = Path(unfinished) / path.name
       make(part)
-      part.replace(path)
+      try:
+        part.replace(path)
+      except OSError:
+        # Another run may have put its folder there first.
+        if not path.exists():
+          raise
   return path
 
 

@@ -116,7 +116,8 @@ class StudyConfig:
     text_metric: 'exact_match' or 'rouge_l', for tasks that ask for ROUGE-L.
     merged: numbers of experts to merge. With 1 among them, each expert is
       merged by itself, for the merging law alone.
-    subsets: how many subsets of each other number.
+    subsets: how many subsets of each other number, at most: those of few
+      categories are put together in two ways.
     methods: hyperparameters by merge method.
     sweeps: values by merge method and hyperparameter, for the subset of all
       experts; the others are fixed.

@@ -16,8 +16,11 @@ def rows(size: Size, arm: Arm) -> list[Row]:
   """Returns a row for each task that is written, and each model of an arm.
 
   Models are the base, the task's own expert, the multitask model and, by the
-  name of the method, the merges of all experts.
+  name of the method, the merges of all experts. There is none where ROUGE-L is
+  the score itself.
   """
+  if size.config.text_metric == 'rouge_l':
+    return []
   scored, made = Scored(size, arm), []
 
   def add(model: str, task: str, score: float, rouge_l: float) -> None:

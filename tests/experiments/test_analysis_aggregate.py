@@ -300,6 +300,20 @@ def test_an_interval_of_three_seeds_is_widened_as_student_asks():
   )
 
 
+def test_an_arm_that_ran_with_fewer_seeds_widens():
+  """As far as it would alone."""
+  values = np.random.default_rng(0).normal(size=(5, 2, 2, 1))
+  everything = bootstrap.estimate(values)
+  values[3:, :, 1] = np.nan
+  found = bootstrap.estimate(values)
+  reach = (found.high - found.value)[0] / (everything.high - everything.value)[
+    0
+  ]
+  # From the printed tables: t of four and of two degrees of freedom.
+  expected = math.sqrt((3 / 2) / (5 / 4)) * 4.302653 / 2.776445
+  assert reach.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_one_merge_has_no_interval():
   value, low, high = bootstrap.estimate(np.array([[[0.5]]]))
   assert value.item() == 0.5

@@ -72,6 +72,10 @@ class TestMeasuring:
     assert {'cores', 'memory_gib', 'python', 'jax'} <= set(figures['machine'])
     assert figures['fact'] == 7
     assert figures['rows'] == rows
+    monkeypatch.setattr(sys, 'argv', ['floor', '--folder=/secret', '--more'])
+    assert measuring.command('floor') == (
+      'python -m experiments.benchmarks.floor --more'
+    )
     for secret in (platform.node(), str(measuring.ROOT), '/secret'):
       assert secret not in file.read_text()
     assert capsys.readouterr().out.splitlines() == [

@@ -1,5 +1,6 @@
 """The command line."""
 
+import os
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ def run(*flags):
     ('--preset=cpus', 'Did you mean cpu?'),
     ('--phase=marge', 'Did you mean merge?'),
     ('--phase=merge', 'do --phase=evaluate first'),
+    ('--process_id=1', 'nothing says where the processes meet'),
     ('--part=xs/pretrainde/0', 'Did you mean xs/pretrained/0?'),
   ],
 )
@@ -38,6 +40,26 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   assert process.returncode == 1
   assert f"'{tmp_path}/logs'" in process.stderr
   assert 'Traceback' not in process.stderr
+
+
+def test_smoke_is_for_the_cpu_whatever_else_there_is(tmp_path):
+  """Its simulated devices are CPUs, two unless the user has said more."""
+  code = (
+    'import sys; from absl import flags; import jax; '
+    'from experiments.scale_study import __main__ as main, study; '
+    'study.Study.run = lambda *_: print(jax.config.jax_platforms, '
+    'jax.device_count()); '
+    'flags.FLAGS(sys.argv); main.main(sys.argv[:1])'
+  )
+  hidden = {'JAX_PLATFORMS', 'XLA_FLAGS', 'JAX_NUM_CPU_DEVICES'}
+  process = subprocess.run(
+    [sys.executable, '-c', code, f'--output_dir={tmp_path}'],
+    capture_output=True,
+    text=True,
+    env={k: v for k, v in os.environ.items() if k not in hidden},
+    check=True,
+  )
+  assert 'cpu 2' in process.stdout
 
 
 def test_what_is_not_installed_is_named(tmp_path):

@@ -26,6 +26,21 @@ def test_what_is_in_the_cache_is_not_made_again():
   assert len(made) == 1
 
 
+def test_what_two_runs_make_at_once_is_made():
+  """The first one that is done counts; a folder cannot be put onto it."""
+
+  def make(path):
+    other = packages.cache() / 'model'
+    other.mkdir()
+    (other / 'weights').write_text('theirs')
+    path.mkdir()
+    (path / 'weights').write_text('ours')
+
+  folder = packages.made_once('model', make)
+  assert (folder / 'weights').read_text() == 'theirs'
+  assert [path.name for path in packages.cache().iterdir()] == ['model']
+
+
 def test_what_was_not_finished_is_made_again():
   def fail(path):
     path.mkdir()

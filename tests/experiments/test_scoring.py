@@ -37,6 +37,15 @@ def test_the_likeliest_candidate_is_the_answer():
   np.testing.assert_array_equal(right, [True, False, True])
 
 
+def test_a_model_that_cannot_tell_is_wrong():
+  """Wherever the right candidate stands."""
+  questions = ask([True, False], [True, False], [False, True], [True])
+  nan = np.nan
+  likelihoods = np.array([nan, nan, nan, -1.0, -1.0, nan, nan])
+  right = metrics.is_right(questions, likelihoods, np.ones(7, bool))
+  assert not right.any()
+
+
 def test_free_text_has_to_be_what_is_written():
   questions = ask([True], [True], [False, True])
   likelihoods = np.array([-0.1, -9.0, -1.0, -2.0])

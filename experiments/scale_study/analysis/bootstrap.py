@@ -61,10 +61,11 @@ def estimate(
   by_seed = by_seed[~np.isnan(by_seed.reshape(len(by_seed), -1)).all(1)]
   seeds = len(by_seed)
   if seeds >= MINIMUM_SEEDS:
-    units = seeds
     draws = mean(by_seed[generator.integers(seeds, size=(_DRAWS, seeds))], 1)
     run = np.isfinite(by_seed).sum(axis=0)
     draws = np.where(run >= MINIMUM_SEEDS, draws, np.nan)
+    # Of a study under way, some arms may have fewer seeds than others.
+    units = int(run[run >= MINIMUM_SEEDS].min(initial=seeds))
   else:
     units, draws = _draws_of_subsets(values, generator)
   low, high = _quantiles(np.asarray(statistic(draws), float))

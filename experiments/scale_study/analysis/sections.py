@@ -204,7 +204,7 @@ def gates(study: Study) -> str:
 def written_answers(answers: Sequence[Written]) -> str:
   """Shows exact match beside ROUGE-L."""
   if not answers:
-    return paragraphs('No task of this study has its answers written.')
+    return paragraphs('No answers of this study are scored in both ways.')
   rows = [
     (
       answer.size,

@@ -292,9 +292,12 @@ def _dataset(
 
 def _metric(category: str, splits: Mapping[Split, Iterable[Example]]) -> Metric:
   examples = itertools.chain.from_iterable(splits.values())
-  if all(example.candidates for example in examples):
+  choices = [bool(example.candidates) for example in examples]
+  if all(choices):
     return 'accuracy'
-  return 'rouge_l' if category in _WRITTEN else 'exact_match'
+  # Rank classification and ROUGE-L do not add up to one score.
+  written = category in _WRITTEN and not any(choices)
+  return 'rouge_l' if written else 'exact_match'
 
 
 def _frequent_words(texts: Iterable[str], count: int) -> list[str]:

@@ -105,7 +105,8 @@ def word_sense(words: Words) -> tuple[Dataset, ...]:
 def instruction(words: Words) -> tuple[Dataset, ...]:
   """Tasks about words that none of the categories has."""
   parts = tuple(PARTS_OF_SPEECH.values())
-  listed = [entry.word for entry in words.entries]
+  # A word may be a noun and a verb.
+  listed = [*dict.fromkeys(entry.word for entry in words.entries)]
 
   def part_of_speech(rng: random.Random, entry: Entry) -> Example:
     part = PARTS_OF_SPEECH[entry.synset.key.part]

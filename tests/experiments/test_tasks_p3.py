@@ -84,6 +84,20 @@ def test_the_metric_follows_from_choices_and_category(
   assert dataset.metric == metric
 
 
+def test_choices_beside_texts_are_matched_exactly(tmp_path):
+  """ROUGE-L of some and a choice of others would be no one score."""
+  for split in ('train', 'validation', 'test'):
+    rows = [
+      {'inputs': f'{split} {choices}', 'answer_choices': choices}
+      for choices in (['good', 'bad'], None)
+    ]
+    _write(
+      tmp_path, split, *({**row, 'category': 'summarization'} for row in rows)
+    )
+  (dataset,) = p3.source(tmp_path).held_in['summarization']
+  assert dataset.metric == 'exact_match'
+
+
 def test_held_in_data_without_validation_are_an_error(tmp_path):
   for split in ('train', 'test'):
     _write(tmp_path, split, {'inputs': split})

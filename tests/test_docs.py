@@ -52,6 +52,7 @@ def test_adding_a_method(models):
   for scale in (1e-12, 1e12):
     scaled = [{'w': np.float32(scale * x)} for x in (a, b)]
     got = mk.merge(names['Slerp'](0.5), scaled)['w']
+    # As above: the angle is in float32, whatever the scale.
     np.testing.assert_allclose(got / scale, expected, rtol=1e-5, atol=1e-6)
   exec(helper, names)
 

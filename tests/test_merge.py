@@ -189,6 +189,7 @@ class TestTransformations:
 
     # (2 n + 6 w) / (n + w) has the slope 4 / n where w is 0.
     expected = [4.0 / others, 0.0]
+    # Quotients of small whole numbers in float32, off by some 2**-24.
     np.testing.assert_allclose(jax.jacobian(merged)(0.0), expected, atol=1e-6)
 
   def test_no_gradient_where_an_expert_is_the_base(self):

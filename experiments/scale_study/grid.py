@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import inspect
-import itertools
 import json
 import statistics
 from typing import Any, NamedTuple
@@ -21,37 +19,15 @@ from experiments.scale_study import (
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.cells import Cell
 from experiments.scale_study.folder import Arm, write_text
+from experiments.scale_study.merge_points import candidates, fixed, Merge, swept
 from experiments.scale_study.model import Params
 from experiments.scale_study.phases import Scored, Size, values
 from experiments.scale_study.scoring import Score
-from experiments.scale_study.study_config import StudyConfig
 from experiments.scale_study.subsets import Subset
 import mergekit_jax as mk
-from mergekit_jax import checks
 
 # Behind the name of a task in the scores of a cell.
 ROUGE_L = ' (ROUGE-L)'
-
-
-class Merge(NamedTuple):
-  """A method and its hyperparameters, as JSON so that it can be a key."""
-
-  method: str
-  hyperparameters: str
-
-  @classmethod
-  def of(cls, method: str, hyperparameters: Mapping[str, float]) -> 'Merge':
-    """Makes a key."""
-    return cls(method, json.dumps(dict(hyperparameters), sort_keys=True))
-
-  @property
-  def values(self) -> dict[str, float]:
-    """Hyperparameters by name."""
-    return json.loads(self.hyperparameters)
-
-  def rule(self) -> Any:
-    """Returns the merge rule."""
-    return getattr(mk, self.method)(**self.values)
 
 
 class Result(NamedTuple):
@@ -78,64 +54,6 @@ def subsets_of(size: Size, seed: int) -> Iterator[Subset]:
     if n <= len(categories):
       count = size.config.subsets if n > 1 else len(categories)
       yield from subsets.balanced(categories, n, count, seed)
-
-
-def candidates(config: StudyConfig) -> dict[str, list[Merge]]:
-  """Returns, by method, what is chosen from on validation data."""
-  return {
-    method: [
-      Merge.of(
-        method, {**grid.fixed, **dict(zip(grid.choices, values, strict=True))}
-      )
-      for values in itertools.product(*grid.choices.values())
-    ]
-    for method, grid in config.methods.items()
-  }
-
-
-def fixed(config: StudyConfig) -> dict[str, Merge]:
-  """Returns, by method, what is used for all merges alike."""
-  return {
-    method: Merge.of(method, grid.fixed)
-    for method, grid in config.methods.items()
-  }
-
-
-def swept(config: StudyConfig) -> list[Merge]:
-  """Returns the points of the sweeps."""
-  points = [
-    Merge.of(method, {**config.methods[method].fixed, name: value})
-    for method, parameters in config.sweeps.items()
-    for name, values in parameters.items()
-    for value in values
-  ]
-  return list(dict.fromkeys(points))
-
-
-def demand_rules(config: StudyConfig) -> None:
-  """Checks that every merge of a preset can be made and analysed.
-
-  Raises:
-    ValueError: if one cannot; the message names it.
-  """
-  for method in config.methods:
-    checks.one_of('a name in methods', method, cells.METHODS)
-  for method in config.sweeps:
-    checks.one_of('a name in sweeps', method, [*config.methods])
-  for merge in (
-    *itertools.chain(*candidates(config).values()),
-    *fixed(config).values(),
-    *swept(config),
-  ):
-    known = [*inspect.signature(getattr(mk, merge.method)).parameters]
-    for name in merge.values:
-      checks.one_of(f'a hyperparameter of {merge.method}', name, known)
-    try:
-      merge.rule()
-    except (TypeError, ValueError) as error:
-      raise ValueError(
-        f'{merge.method} of the preset with {merge.values}: {error}'
-      ) from error
 
 
 def is_done(size: Size, arm: Arm, subset: Subset) -> bool:

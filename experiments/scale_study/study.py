@@ -18,6 +18,7 @@ from experiments.scale_study import (
   gates,
   grid,
   loading,
+  merge_points,
   phases,
   scheduler,
   study_config,
@@ -54,7 +55,7 @@ class Study:
     self.config = config
     # A preset cannot ask this itself: it is made before JAX is imported.
     checks.size('memory_budget', config.memory_budget)
-    grid.demand_rules(config)
+    merge_points.demand_rules(config)
     # Before the folder is begun, which then holds results of this preset only.
     self.source = loading.load_source(config)
     self.folder = Folder(root, config)

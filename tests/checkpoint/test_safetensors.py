@@ -305,7 +305,10 @@ def test_index_that_is_not_there(tmp_path, tensors):
   assert set(open_checkpoint(tmp_path).specs) == set(tensors)
 
 
-@pytest.mark.skipif(not os.path.exists(FILES), reason='files are not counted')
+@pytest.mark.skipif(
+  not os.path.exists(FILES),
+  reason='only Linux lists the files that a process has open in /proc',
+)
 def test_no_file_stays_open(tmp_path):
   """A process may have 1024; nine models of 120 shards are more."""
   tensors = {f'{i}': np.full(3, i, np.float32) for i in range(60)}

@@ -276,7 +276,8 @@ class TestDisk:
     check(tmp_path / 'out' / 'model.safetensors', tensors)
 
   @pytest.mark.skipif(
-    not os.path.exists('/proc/self/fd'), reason='files are not counted'
+    not os.path.exists('/proc/self/fd'),
+    reason='only Linux lists the files that a process has open in /proc',
   )
   def test_few_files_are_open_at_once(self, tmp_path):
     """However many shards there are, and outputs that are written together."""

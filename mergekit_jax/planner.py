@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
@@ -226,42 +227,51 @@ def _largest(
   # A part that every device holds may be smaller: each of them computes it.
   smallest = _SMALLEST_PART // leaf.itemsize * spread // costs.replicas(spread)
 
-  def fits(axis: int) -> bool:
-    if costs.of(rules, leaf, extents, spread) > costs.budget:
+  def fits(axis: int, extent: int) -> bool:
+    shape = [*extents[:axis], extent, *extents[axis + 1 :]]
+    if costs.of(rules, leaf, shape, spread) > costs.budget:
       return False
     if axis in leaf.stacked and not leaf.chunk:
-      if costs.partial_bytes(rules, leaf, extents) > _MOST_PARTIALS:
+      if costs.partial_bytes(rules, leaf, shape) > _MOST_PARTIALS:
         return False
     if saves_reads and axis not in leaf.stacked:
-      if all(extents[i] == leaf.shape[i] for i in unstacked):
+      if all(shape[i] == leaf.shape[i] for i in unstacked):
         return True
-    return costs.held(extents, spread) * stored <= largest
+    return costs.held(shape, spread) * stored <= largest
 
   for axis in (*leaf.stacked, *cuttable):
-    while extents[axis] > shards[axis] and not fits(axis):
-      if axis not in leaf.stacked and math.prod(extents) <= smallest:
-        break
-      extents[axis] = _half(extents[axis], shards[axis], leaf, axis)
+    if fits(axis, extents[axis]):
+      continue
+    count = shards[axis]
+    parts = range(1, extents[axis] // count + 1)
+    most = bisect.bisect(
+      parts, False, key=lambda part: not fits(axis, part * count)
+    )
+    if axis not in leaf.stacked:
+      across = math.prod(extents) // extents[axis] * count
+      most = max(most, smallest // across)
+    if most < len(parts):
+      extents[axis] = _part(max(1, most), count, leaf, axis) * count
   return extents
 
 
-def _half(extent: int, shards: int, leaf: Leaf, axis: int) -> int:
-  """About half an extent: even over the shards, on chunk borders if it can."""
-  most = max(1, extent // (2 * shards))
+def _part(most: int, shards: int, leaf: Leaf, axis: int) -> int:
+  """The rows of a device along an axis: from `most` to about half of it.
+
+  Those that leave the least over, on chunk borders if they can.
+  """
   step = 1
   if leaf.chunk is not None:
     aligned = math.lcm(leaf.chunk[axis], shards) // shards
     step = aligned if aligned <= most else 1
   rows = leaf.shape[axis] // shards
-  # Of the part sizes from here to half of it, one that leaves the least over:
-  # of those that go into the rows as often, the largest does.
   largest = most - most % step
+  # Of those that go into the rows as often, the largest leaves the least.
   times = range(rows // largest, rows // (most // 2 + 1) + 1)
   parts = [min(largest, rows // n // step * step) for n in times]
-  best = min(
+  return min(
     (part for part in parts if part > most // 2), key=lambda part: rows % part
   )
-  return best * shards
 
 
 def _segments(

@@ -140,6 +140,8 @@ def _join_processes(arguments: argparse.Namespace) -> None:
     return
   import jax
 
+  # It would swallow the signal to end, after which there is but the kill.
+  jax.config.update('jax_enable_preemption_service', False)
   jax.distributed.initialize(
     given,
     arguments.num_processes,

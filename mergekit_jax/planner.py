@@ -224,8 +224,10 @@ def _largest(
         extents = narrower
   stored = sum(dtype.itemsize for dtype in leaf.sources)
   largest = _LARGEST_COMPRESSED_UNIT if leaf.chunk else _LARGEST_UNIT
-  # A part that every device holds may be smaller: each of them computes it.
-  smallest = _SMALLEST_PART // leaf.itemsize * spread // costs.replicas(spread)
+  # Half of what is worth a device, if the budget asks for it. A part that every
+  # device holds may be smaller: each of them computes it.
+  smallest = _SMALLEST_PART // 2 // leaf.itemsize * spread
+  smallest //= costs.replicas(spread)
 
   def fits(axis: int, extent: int) -> bool:
     shape = [*extents[:axis], extent, *extents[axis + 1 :]]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mergekit_jax import doubts
+from mergekit_jax import doubts, processes
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint.stage import Stage
 from mergekit_jax.drive import is_random
@@ -62,6 +62,41 @@ def describe(
   }
 
 
+def demand_agreement(
+  job: Job,
+  methods: Mapping[str, Any],
+  seeds: Mapping[str, int],
+  overrides: Mapping[str, Any] | None,
+  options: Mapping[str, Any],
+) -> None:
+  """Raises unless all processes were told the same and found the same.
+
+  Sources may be copies, so their fingerprints are not compared.
+
+  Args:
+    job: the merge.
+    methods: the rules by name.
+    seeds: by the same names.
+    overrides: as the merge was given them.
+    options: anything else, by name.
+
+  Raises:
+    ValueError, OSError: see `processes.demand_agreement`.
+  """
+  if jax.process_count() == 1:
+    return
+  rules = {'method': methods, 'overrides': overrides}
+  told = {**rules, 'seed': seeds, **options}
+  processes.demand_agreement(
+    {
+      **{name: repr(value) for name, value in told.items()},
+      'numbers of the method': _numbers(methods, overrides),
+      **{m.name: str(m.checkpoint.location) for m in job.models},
+      'mesh, memory_budget or partition_rules': _units(job),
+    }
+  )
+
+
 def of_bits(
   job: Job,
   output: Output,
@@ -79,31 +114,36 @@ def of_bits(
     described: from `describe`. Each source is named apart, so that one that
       has changed is.
   """
-  boxes = [
-    [tensor.path, str(tensor.dtype), box.origin, box.shape, str(box.spec)]
-    for scope in job.plan.scopes
-    for tensor in scope.tensors
-    for box in tensor.boxes
-  ]
   named = dict(described)
   sources = named.pop('sources')
   return {
     **named,
     **{f'source {name}': source for name, source in sources.items()},
-    # As text they are rounded, and long ones are cut short.
-    'numbers': _digest(
-      b''.join(
-        np.asarray(leaf).tobytes()
-        for leaf in jax.tree.leaves((output.method, overrides))
-      )
-    ),
-    'units': _digest(repr(boxes).encode()),
+    'numbers': _numbers(output.method, overrides),
+    'units': _units(job),
     'memory_budget': job.plan.memory_budget,
     'processes': jax.process_count(),
     'layout': str(job.template.layout),
     **options,
     'format': options['format'] or job.template.format,
   }
+
+
+def _numbers(methods: Any, overrides: Mapping[str, Any] | None) -> str:
+  """A digest: as text they are rounded, and long ones are cut short."""
+  leaves = jax.tree.leaves((methods, overrides))
+  return _digest(b''.join(np.asarray(leaf).tobytes() for leaf in leaves))
+
+
+def _units(job: Job) -> str:
+  """A digest of how the merge is cut."""
+  boxes = [
+    [tensor.path, str(tensor.dtype), box.origin, box.shape, str(box.spec)]
+    for scope in job.plan.scopes
+    for tensor in scope.tensors
+    for box in tensor.boxes
+  ]
+  return _digest(repr(boxes).encode())
 
 
 def _digest(data: bytes) -> str:

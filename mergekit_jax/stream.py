@@ -14,11 +14,10 @@ import functools
 from typing import Any, Protocol
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import drive, sharding, widths
+from mergekit_jax import drive, processes, sharding, widths
 from mergekit_jax import plan as plans
 from mergekit_jax.block import Block
 from mergekit_jax.programs import ahead, Programs
@@ -271,7 +270,7 @@ def _demand_finite(
       if shard.replica_id == 0
     ]
   )
-  *of_models, of_merge = _on_all_processes(
+  *of_models, of_merge = processes.all_gathered(
     [sum(map(_count_nonfinite, each)) for each in blocks]
   ).T
   for model, bad in zip(models, of_models, strict=True):
@@ -298,12 +297,6 @@ def _where(loading: Loading, bad: np.ndarray) -> str:
     return box
   holders = ', '.join(f'process {number}' for number in np.flatnonzero(bad))
   return f'{box} on {holders}'
-
-
-def _on_all_processes(numbers: Sequence[int]) -> np.ndarray:
-  """What each process gave, int64 `[processes, *]`; all must call this."""
-  with jax.enable_x64(True):
-    return multihost_utils.process_allgather(np.asarray(numbers, np.int64))
 
 
 def _count_nonfinite(block: np.ndarray) -> int:

@@ -15,10 +15,9 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from mergekit_jax import plan as plans
-from mergekit_jax import provenance, reading, stream
+from mergekit_jax import processes, provenance, reading, stream
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import write_checkpoint
-from mergekit_jax.checkpoint.replace import on_primary
 from mergekit_jax.checkpoint.stage import Stage, staged
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.outputs import Output, outputs_of
@@ -121,6 +120,13 @@ def merge_checkpoints(
   }
   for each in outputs:
     each.demand_possible(job, options, overwrite, resume)
+  provenance.demand_agreement(
+    job,
+    {each.name: each.method for each in outputs},
+    {each.name: each.seed for each in outputs},
+    overrides,
+    {'output': [str(each.path) for each in outputs], **options},
+  )
   fingerprints = job.fingerprints()
   facts = [
     provenance.describe(job, each, fingerprints, overrides, dtype)
@@ -247,8 +253,8 @@ def _stream(
       advanced=advanced,
     )
   try:
-    on_primary(lambda: job.demand_unchanged(fingerprints))
-  except (ValueError, OSError):
+    processes.together(lambda: job.demand_unchanged(fingerprints))
+  except (ValueError, OSError):  # not the death of a peer
     for stage in stages:
       stage.discard()
     raise

@@ -13,9 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import checks, doubts, sharding, stream
+from mergekit_jax import (
+  checks,
+  doubts,
+  processes,
+  provenance,
+  sharding,
+  stream,
+)
 from mergekit_jax.block import as_floats
-from mergekit_jax.checkpoint.replace import on_primary
 from mergekit_jax.job import Job, make_job
 from mergekit_jax.merge import merge
 from mergekit_jax.plan import Tensor
@@ -88,6 +94,7 @@ def sweep(
       overrides=overrides,
       partition_rules=partition_rules,
     )
+    provenance.demand_agreement(job, methods, seeds, overrides, {})
     if jax.process_index() == 0:
       for warning in doubts.warnings_of(job):
         logging.warning('%s', warning)
@@ -128,7 +135,7 @@ def _streamed(job: Job, seeds: Sequence[int]) -> Iterator[Any]:
       report=False,
       advanced=advanced,
     )
-  on_primary(lambda: job.demand_unchanged(fingerprints))
+  processes.together(lambda: job.demand_unchanged(fingerprints))
   while sinks:
     yield sinks.pop(0).tree()
 

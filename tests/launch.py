@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -32,9 +33,11 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
   Args:
     job: arguments of `merge_checkpoints`, with `method` as Python text, and
       `kill: [process, units]` to end a process after it has recorded so many,
-      and `first: [changes]` to merge something else before. Or `command`, which
-      is given to the command line, and `unreadable: [process, reads]` to let
-      the reads of a process fail after so many.
+      `first: [changes]` to merge something else before, `apart: [names]` of
+      arguments that are lists with a value for each process, and `touched:
+      process` to let the sources of a process seem to change. Or `command`,
+      which is given to the command line, and `unreadable: [process, reads]` to
+      let the reads of a process fail after so many.
     processes: how many.
     devices: CPU devices of each.
     timeout: seconds; once a process has failed, `SECONDS_TO_END` for the rest.
@@ -111,6 +114,10 @@ def main(job: dict) -> None:
 
     Stage.record = record_and_die
 
+  if job.get('touched') == job['process']:
+    touch_sources()
+  for name in job.get('apart', []):
+    job[name] = job[name][job['process']]
   names = ('experts', 'base', 'output', 'memory_budget', 'stacked_axes', 'seed')
   names += ('format',)
   arguments = {name: job[name] for name in names if name in job}
@@ -126,6 +133,16 @@ def main(job: dict) -> None:
     'peaks': peaks,
   }
   print('REPORT', json.dumps(printed))
+
+
+def touch_sources() -> None:
+  """Lets every look at a source find another state than the last."""
+  from mergekit_jax.job import Job
+
+  fingerprints, looks = Job.fingerprints, itertools.count()
+  Job.fingerprints = lambda self: {
+    name: f'{found}{next(looks)}' for name, found in fingerprints(self).items()
+  }
 
 
 @contextlib.contextmanager

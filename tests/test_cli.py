@@ -5,6 +5,7 @@ import logging as standard_logging
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 import mergekit_jax as mk
 from mergekit_jax import cli, flags, streamed
 from tests import checkpoints, models
+from tests.launch import free_port
 
 FORCED = '--xla_force_host_platform_device_count'
 
@@ -476,6 +478,23 @@ print(mapped)
     check=True,
   )
   assert int(done.stdout) == expected
+
+
+def test_a_process_that_has_joined_others_can_be_ended():
+  """JAX's own handler of the signal would wait for a checkpoint of all."""
+  program = """
+import os, signal, sys, time
+from mergekit_jax import cli
+
+cli._join_processes(cli.parse(['mergekit-jax', *sys.argv[1:]]))
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(20)
+"""
+  given = ['merge', '--method=average', '--experts=a', '--output=b']
+  given += [f'--coordinator_address=127.0.0.1:{free_port()}']
+  given += ['--num_processes=1', '--process_id=0']
+  done = subprocess.run([sys.executable, '-c', program, *given], env=os.environ)
+  assert done.returncode == -signal.SIGTERM
 
 
 class TestProgram:

@@ -8,6 +8,7 @@ import pathlib
 import re
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
@@ -152,6 +153,70 @@ def test_all_say_what_the_first_was_refused(sources, tmp_path):
   assert f'\nValueError: {said}' in printed[0]
   heard = 'OSError: Process 0 failed, so all processes end. It said: ValueError'
   assert f'\n{heard}: {said}' in printed[1]
+
+
+@pytest.mark.parametrize(
+  ('name', 'values', 'said'),
+  [
+    (
+      'method',
+      ['mk.task_arithmetic(0.3)', 'mk.task_arithmetic(0.30000000000000004)'],
+      'method, numbers of the method',
+    ),
+    ('seed', [0, 1], 'seed'),
+    (
+      'memory_budget',
+      ['8MiB', '4GiB'],
+      'mesh, memory_budget or partition_rules',
+    ),
+  ],
+)
+def test_processes_that_were_told_different_things(
+  name, values, said, sources, tmp_path
+):
+  """They would each write a part of another merge, or wait forever."""
+  arguments = {**job(sources, tmp_path / 'out', 'threshold'), 'apart': [name]}
+  codes, printed = run_merge(
+    {**arguments, name: values}, processes=2, check=False
+  )
+  assert codes == [1, 1], printed
+  differ = f'Process 1 and process 0 differ in {said}. Give all'
+  heard = 'OSError: Process 1 failed, so all processes end. It said: ValueError'
+  assert f'\nValueError: {differ}' in printed[1]
+  assert f'\n{heard}: {differ}' in printed[0]
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_step_that_only_one_process_has_found(sources, tmp_path):
+  """A directory of steps means the newest, which may just have been saved."""
+  model = restored(sources / 'one')
+  for newest in (1, 2):
+    with ocp.CheckpointManager(tmp_path / f'to_{newest}') as manager:
+      for step in range(1, newest + 1):
+        manager.save(step, args=ocp.args.StandardSave(model))
+  arguments = job(sources, tmp_path / 'out', 'random')
+  experts = [[str(tmp_path / f'to_{newest}')] for newest in (1, 2)]
+  codes, printed = run_merge(
+    {**arguments, 'experts': experts, 'apart': ['experts']},
+    processes=2,
+    check=False,
+  )
+  assert codes == [1, 1], printed
+  assert 'Process 1 and process 0 differ in experts[0]. Give' in printed[1]
+
+
+@pytest.mark.parametrize('changed', [0, 1])
+def test_a_source_that_changes_for_one_process(changed, sources, tmp_path):
+  """Each looks at what it has read, which may be a copy of its own."""
+  arguments = job(sources, tmp_path / 'out', 'random')
+  codes, printed = run_merge(
+    {**arguments, 'touched': changed}, processes=2, check=False
+  )
+  assert codes == [1, 1], printed
+  assert 'changed while it was read' in printed[changed]
+  assert f'Process {changed} failed' in printed[1 - changed]
+  assert not (tmp_path / 'out').exists()
+  run_merge(arguments, processes=2)
 
 
 def test_a_mesh_without_one_of_the_processes(sources, tmp_path):

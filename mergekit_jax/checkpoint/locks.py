@@ -16,7 +16,8 @@ import uuid
 from absl import logging
 from etils import epath
 
-from mergekit_jax.checkpoint import remote, replace
+from mergekit_jax import processes
+from mergekit_jax.checkpoint import remote
 
 NAME = 'lock'
 
@@ -38,7 +39,7 @@ def held(directory: epath.Path) -> Iterator[Callable[[], None]]:
       else:
         demand_ours = claimed(directory)
 
-    replace.on_primary(lock)
+    processes.on_primary(lock)
     yield demand_ours
 
 

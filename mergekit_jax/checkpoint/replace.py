@@ -3,13 +3,9 @@
 In a job of several processes only the first touches the directories.
 """
 
-from collections.abc import Callable
 import pathlib
 
 from etils import epath
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 
 from mergekit_jax.checkpoint import (
   companions,
@@ -26,8 +22,6 @@ CHECKPOINT = 'checkpoint'
 COMPLETE = 'complete'
 
 _MAKES_A_CHECKPOINT = orbax_layout.ITEM_METADATA
-# Bytes of an error that the other processes are told; each must expect as many.
-_LONGEST_ERROR = 4096
 
 
 def check_destination(path: epath.Path, overwrite: bool, resume: bool) -> None:
@@ -167,29 +161,3 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
 def remove(path: epath.Path) -> None:
   if path.exists():
     path.rmtree()
-
-
-def on_primary(action: Callable[[], object]) -> None:
-  """Runs `action` on the first process while the others wait.
-
-  Raises:
-    BaseException: what `action` raises, on the first process.
-    OSError: if it raises, on the others: they would else go on without what it
-      was to do, and wait for the first process where it never comes.
-  """
-  failure = None
-  if jax.process_index() == 0:
-    try:
-      action()
-    except BaseException as error:
-      failure = error
-  said = '' if failure is None else f'{type(failure).__name__}: {failure}'
-  told = said.encode(errors='replace')[:_LONGEST_ERROR].ljust(
-    _LONGEST_ERROR, b'\0'
-  )
-  heard = ocp.multihost.broadcast_one_to_all(np.frombuffer(told, np.uint8))
-  if failure is not None:
-    raise failure
-  if heard.any():
-    said = heard.tobytes().rstrip(b'\0').decode(errors='ignore')
-    raise OSError(f'Process 0 failed, so all processes end. It said: {said}')

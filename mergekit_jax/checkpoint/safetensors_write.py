@@ -14,9 +14,8 @@ from typing import Any
 from etils import epath
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from mergekit_jax import checks
+from mergekit_jax import checks, processes
 from mergekit_jax.checkpoint import (
   companions,
   direct,
@@ -97,10 +96,10 @@ def write_safetensors(
     for file, names in shards.items()
   }
   stage = replace.beside(path, 'tmp')
-  replace.on_primary(lambda: _make_files(stage, headers))
+  processes.on_primary(lambda: _make_files(stage, headers))
   _fill(stage, headers, arrays, produce)
-  ocp.multihost.sync_global_processes('mergekit_jax:safetensors_written')
-  replace.on_primary(lambda: _commit(stage, path, headers, like, stem))
+  processes.barrier('safetensors written')
+  processes.on_primary(lambda: _commit(stage, path, headers, like, stem))
 
 
 def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:

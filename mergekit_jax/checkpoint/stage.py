@@ -21,8 +21,8 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
-import orbax.checkpoint as ocp
 
+from mergekit_jax import processes
 from mergekit_jax.checkpoint import files, journal, locks, remote, replace
 
 
@@ -66,7 +66,9 @@ class Stage:
       finished = set.intersection(*(set(each) for each in journals))
       own = journals[jax.process_index()]
       self.done = {unit: own[unit] for unit in sorted(finished)}
-    _barrier('journals read')
+    # A shared file system may show them different things for a while.
+    found = repr((self.published, self.complete, [*self.done]))
+    processes.demand_agreement({f'what {self.directory} holds': found})
     self._journal = journal.Writer(
       self.directory, jax.process_index(), self.demand_ours
     )
@@ -93,7 +95,7 @@ class Stage:
   def records(self) -> list[dict[str, Any]]:
     """What was recorded of every unit, with the parts of all processes."""
     self._journal.flush()
-    _barrier('journals written')
+    processes.barrier('journals written')
     units: dict[int, dict[str, Any]] = {}
     for each in journal.read_all(self.directory):
       for number, facts in each.items():
@@ -107,7 +109,7 @@ class Stage:
     """Forgets what was written, so that nobody goes on with it."""
     self.close()
     if not self.complete:
-      replace.on_primary(lambda: journal.remove_all(self.directory))
+      processes.on_primary(lambda: journal.remove_all(self.directory))
 
   def close(self) -> None:
     if self._journal is not None:
@@ -117,7 +119,7 @@ class Stage:
   def seal(self) -> None:
     """Notes that the checkpoint is complete, once it is all on the disk."""
     if self.arrays is None:
-      replace.on_primary(self._seal)
+      processes.on_primary(self._seal)
     self.complete = True
 
   def _seal(self) -> None:
@@ -139,7 +141,7 @@ class Stage:
     self.close()
     if not self.complete:
       self.seal()
-    replace.on_primary(lambda: self._publish(report))
+    processes.on_primary(lambda: self._publish(report))
     self.published = True
 
   def _publish(self, report: Callable[[], object]) -> None:
@@ -172,7 +174,7 @@ class Stage:
     """Removes what lay at the output before, if it was replaced."""
     old = replace.beside(self.output, 'old')
     if self.overwrite:
-      replace.on_primary(lambda: replace.remove(old))
+      processes.on_primary(lambda: replace.remove(old))
 
   def remove(self) -> None:
     """Removes it, and the beginnings of arrays that lie in an object store."""
@@ -219,7 +221,7 @@ def staged(
   with _workspace(output, directory) as (checkpoint, arrays):
     with locks.held(directory) as demand_ours:
       stage = Stage(output, overwrite, checkpoint, arrays, demand_ours)
-      replace.on_primary(lambda: _prepare(stage, plan, resume))
+      processes.on_primary(lambda: _prepare(stage, plan, resume))
       stage.open()
       try:
         yield stage
@@ -230,7 +232,7 @@ def staged(
         _keep_or_remove(stage)
         raise
       stage.clear_replaced()
-      replace.on_primary(lambda: replace.remove(directory))
+      processes.on_primary(lambda: replace.remove(directory))
 
 
 @contextlib.contextmanager
@@ -327,10 +329,6 @@ def _keep_or_remove(stage: Stage) -> None:
     written,
     stage.directory if stage.arrays is None else stage.arrays,
   )
-
-
-def _barrier(name: str) -> None:
-  ocp.multihost.sync_global_processes(f'mergekit_jax:{name}')
 
 
 def _short(value: Any) -> str:

@@ -180,6 +180,12 @@ def test_number_kept_of_many(size, density):
     assert find([k - 1, size - k + 1], close, density) == close[1]
 
 
+def test_a_float32_density_is_rounded_to_millionths():
+  """There 0.7 is a little less, which must not cost an entry."""
+  assert find([7, 3], [2.0, 1.0], np.float32(0.7)) == 2
+  assert find([6, 4], [2.0, 1.0], np.float32(0.7)) == 1
+
+
 def test_partials_are_exact_counts_of_every_expert():
   """No round depends on the number of experts, and no count is a float."""
   values = jnp.asarray(VALUES['ties'], jnp.float32)

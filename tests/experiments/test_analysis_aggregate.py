@@ -160,6 +160,11 @@ def test_a_gate_of_all_categories_excludes_none():
   assert better('s')
   worse = Study((_CELL,), (*_GATES, failed)).is_better_base
   assert not worse('s') and worse('m')
+  of_all = dataclasses.replace(failed, chance=None)
+  chance = Study((_CELL,), (*_GATES, of_all)).chance()
+  assert chance == dict.fromkeys(_ALL, 0.25)
+  held_out = dataclasses.replace(failed, split='held-out')
+  assert Study((_CELL,), (*_GATES, held_out)).is_better_base('s')
 
 
 def test_validation_examples_exclude_none():
@@ -172,6 +177,21 @@ def test_validation_examples_exclude_none():
   assert _reasons(
     *_GATES, cells=(_CELL, dataclasses.replace(sweep, split='test'))
   ) == {'sentiment': 'an expert does not beat its base'}
+
+
+def test_a_ratio_needs_no_gate_but_something_to_divide_by():
+  """In what is compared; validation and single experts exclude none."""
+  arm = ('s', 'pretrained')
+  assert Study((_CELL,), ()).with_ratio == {arm: _ALL}
+  zero = dataclasses.replace(_CELL, expert={**_CELL.expert, 'sentiment': 0.0})
+  assert Study((zero,), ()).with_ratio == {arm: _ALL - {'sentiment'}}
+  for changes in (
+    {'setting': 'sweep', 'split': 'validation'},
+    {'n': 1, 'subset': ('sentiment',)},
+  ):
+    cells = (_CELL, dataclasses.replace(zero, **changes))
+    assert Study(cells, ()).with_ratio == {arm: _ALL}
+    assert _reasons(*_GATES, cells=cells) == {}
 
 
 def test_a_curve_leaves_out_what_its_own_examples_cannot_show():
@@ -219,7 +239,9 @@ def test_nothing_is_divided_by_nothing():
   base = {**_CELL.base_scores, 'completion': 0.0}
   no_gain = dataclasses.replace(_CELL, expert=expert)
   no_base = dataclasses.replace(_CELL, base_scores=base)
-  assert _reasons(*_GATES, cells=(no_gain,)) == {
+  # Said once, however many merges there are.
+  again = dataclasses.replace(no_gain, method='average')
+  assert _reasons(*_GATES, cells=(no_gain, again)) == {
     'sentiment': 'an expert does not beat its base'
   }
   assert list(_reasons(*_GATES, cells=(no_base,))) == ['completion']
@@ -272,6 +294,12 @@ def test_methods_without_hyperparameters_are_of_every_setting():
   study = Study((plain, _CELL, fixed), _GATES)
   assert study.grid('fixed').methods == ('average', 'ties')
   assert {c.setting for c in study.grid().cells.values()} == {'validated'}
+  # Where there is a merge of the setting itself, it is that one.
+  both = (plain, dataclasses.replace(plain, setting='fixed'))
+  for setting in ('validated', 'fixed'):
+    for cells in (both, both[::-1]):
+      (cell,) = Study(cells, _GATES).grid(setting).cells.values()
+      assert cell.setting == setting
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,8 @@ def test_merges_are_counted():
   ('changes', 'untestable', 'said'),
   [
     ({'seeds': 2}, '12345', 'needs 3 seeds'),
+    # Several subsets of a seed are no more seeds.
+    ({'seeds': 2, 'ns': [2, 6]}, '12345', 'everywhere; 2 run'),
     ({'sizes': _ONE_SIZE}, '245', 'needs two sizes; only s was run'),
     ({'bases': ['pretrained']}, '1', 'needs both bases'),
     ({'ns': [2, 4]}, '3', 'needs N ≥ 6; the largest is 4'),
@@ -163,6 +165,14 @@ def test_without_a_multitask_model_half_of_finding_3_is_not_testable():
 )
 def test_finding_3_needs_both_halves(truth, outcome):
   assert _judge(made_up_grid.study(truth))['3'].verdict == outcome
+
+
+def test_finding_3_fails_with_the_half_that_can_be_tested():
+  """The claim is two; one that is false is enough."""
+  judged = _judge(made_up_grid.study(Truth(held_out=0.9), ns=[2, 4]))
+  assert judged['3a'].verdict == 'not supported'
+  assert judged['3b'].verdict == 'not testable'
+  assert judged['3'].verdict == 'not supported'
 
 
 def test_a_failed_category_is_left_out_on_both_sides():

@@ -155,12 +155,21 @@ def test_two_sizes_get_a_law_each():
   dense = fit.curve('l', 4, np.array([2.0, 8.0]))
   tails = expected['T(l)'] / np.array([2, 8])
   assert dense == pytest.approx(expected['F(l)'] + tails)
+  assert not fit.rises
+  assert _fit((*_RISING[:-1], 0.0), (2, 4, 8), sizes).rises
 
 
 def test_a_flat_loss_does_not_settle_the_exponents():
   fit = _fit((0.5, 0.0, 0.6, 0.0, 0.4, 0.5), (1, 2, 4, 8))
   assert {'beta', 'gamma'} <= set(fit.undetermined)
   assert np.isnan(fit.r_squared)
+
+
+def test_a_number_at_its_bound_is_not_settled():
+  """A floor that falls faster than any that is looked for."""
+  fit = _fit((0.5, 0.4, 6.0, 0.3, 0.4, 0.5), (1, 2, 4, 8))
+  assert fit.parameters['beta'] == pytest.approx(4)
+  assert fit.undetermined == ('beta',)
 
 
 @pytest.mark.parametrize('ks', [(8,), (4, 8), (6, 8)])

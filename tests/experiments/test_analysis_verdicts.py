@@ -261,6 +261,14 @@ def test_seeds_are_shown_alone_and_with_students_interval():
   assert len(alone.by_seed) == 1 and np.isnan(alone.student).all()
 
 
+def test_a_seed_without_an_effect_is_not_among_them():
+  study = made_up_grid.study(Truth(quality=0.1), seeds=4)
+  kept = tuple(c for c in study.cells if (c.seed, c.base) != (1, 'pretrained'))
+  verdict = _judge(Study(kept, study.gates))['1']
+  assert verdict.by_seed == pytest.approx([0.1] * 3)
+  assert verdict.student == pytest.approx((0.1, 0.1))
+
+
 def test_nothing_is_testable_where_every_gate_failed():
   failing = [
     (size, base, name)

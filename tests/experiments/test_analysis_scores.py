@@ -80,6 +80,17 @@ def test_chance_is_of_the_categories_that_were_merged(study):
   assert eight == pytest.approx(np.mean([*chance.values()]))
 
 
+def test_what_some_models_lack_is_the_mean_of_the_others(study):
+  """A seed whose multitask model is not scored yet."""
+  under_way = [
+    dataclasses.replace(cell, multitask={}) if cell.seed == 0 else cell
+    for cell in study.cells
+  ]
+  tables = scores.tables(dataclasses.replace(study, cells=tuple(under_way)))
+  for table, expected in zip(tables, scores.tables(study), strict=True):
+    np.testing.assert_allclose(table.values, expected.values)
+
+
 def test_a_terminal_shows_them(study):
   small, _ = scores.text(scores.tables(study)).split('\n\n')
   header, first, *_, two, eight = small.splitlines()

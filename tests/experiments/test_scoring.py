@@ -39,10 +39,13 @@ def test_the_likeliest_candidate_is_the_answer():
 
 def test_a_model_that_cannot_tell_is_wrong():
   """Wherever the right candidate stands."""
-  questions = ask([True, False], [True, False], [False, True], [True])
+  two = [True, False], [False, True]
+  questions = ask(*two, *two, [True, False], [True])
   nan = np.nan
-  likelihoods = np.array([nan, nan, nan, -1.0, -1.0, nan, nan])
-  right = metrics.is_right(questions, likelihoods, np.ones(7, bool))
+  # The right one known, the wrong one, and neither.
+  pairs = [(-1.0, nan), (nan, -1.0), (nan, -1.0), (-1.0, nan), (nan, nan)]
+  likelihoods = np.array([*np.ravel(pairs), nan])
+  right = metrics.is_right(questions, likelihoods, np.ones(11, bool))
   assert not right.any()
 
 

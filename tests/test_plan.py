@@ -59,8 +59,35 @@ def plan_of(rule, leaves, mesh='eight', budget=2**32, **options):
   )
 
 
+@mk.rule
+class Whole:
+  """Looks at no more than it says it needs."""
+
+  needs: str
+
+  def __call__(self, t):
+    return t.experts[0]
+
+
+row_rule, matrix_rule = Whole('row'), Whole('matrix')
+
+
+def boxes_of(rules, one, mesh='one', budget=2**32, **options):
+  """The only leaf of a plan, of one rule or of several."""
+  rules = rules if isinstance(rules, tuple) else (rules,)
+  (scope,) = planner.make_plan(
+    [(rules, [one])],
+    mesh_of(mesh),
+    memory_budget=budget,
+    has_base=True,
+    **options,
+  ).scopes
+  return scope.tensors
+
+
 def demand_tiling(tensor, mesh):
   """Boxes and the parts of their devices hold each element exactly once."""
+  assert tensor.boxes, 'an empty leaf is written as well'
   seen = np.zeros(tensor.shape, np.int8)
   for box in tensor.boxes:
     ends = map(operator.add, box.origin, box.shape)
@@ -158,6 +185,62 @@ class TestBoxes:
     (tensor,) = plan_of(Rule(), [weights], 'one', 20 * 10**6).scopes[0].tensors
     assert {box.shape[2] for box in tensor.boxes} == {shape[2]}
     assert len(tensor.boxes) > 1
+
+  def test_rows_stay_whole_though_they_are_the_long_side(self):
+    (tensor,) = boxes_of(row_rule, leaf('a', (600, 2000)), budget=20 * 10**6)
+    assert {box.shape[1] for box in tensor.boxes} == {2000}
+    assert len(tensor.boxes) > 1
+    # Nor may a remainder be cut off: 9 columns do not go over 2 devices.
+    columns = {'a': jax.P(None, 'tensor')}
+    (tensor,) = boxes_of(
+      row_rule, leaf('a', (18, 9)), mesh='two axes', partition_rules=columns
+    )
+    (box,) = tensor.boxes
+    assert (box.shape, box.spec) == ((18, 9), jax.P(None, None))
+
+  def test_one_rule_that_needs_the_whole_decides_for_all(self):
+    """And for no leaf but its own, though one may be of the same shape."""
+    large = (4000, 2000)  # 96 MB in 3 models
+    (tensor,) = boxes_of((mk.average(), matrix_rule), leaf('a', large))
+    assert len(tensor.boxes) == 1
+    alone, whole = planner.make_plan(
+      [
+        ((mk.average(),), [leaf('a', large)]),
+        ((matrix_rule,), [leaf('b', large)]),
+      ],
+      mesh_of('one'),
+      memory_budget=2**32,
+      has_base=True,
+    ).scopes
+    assert len(alone.tensors[0].boxes) > 1
+    assert len(whole.tensors[0].boxes) == 1
+
+  def test_what_asks_nothing_saves_no_reads(self):
+    """A rule without rounds beside one whose layers are read once."""
+    rules = (mk.ties(scope='tensor'), mk.dare_ties())
+    (tensor,) = boxes_of(rules, leaf('a', (4000, 2000)))
+    assert len(tensor.boxes) == 1
+
+  @pytest.mark.parametrize(
+    'column, width', [(1024, 1024), (64, 4096), (1500, 4096)]
+  )
+  def test_boxes_are_as_wide_as_what_lies_in_one_piece(self, column, width):
+    """Unless that is less than 4 MiB, or leaves a rest."""
+    stored = leaf('a', (4096, 4096), stored=(4096, column))
+    (tensor,) = boxes_of(mk.average(), stored)
+    assert {box.shape[1] for box in tensor.boxes} == {width}
+
+  def test_partial_sums_of_layers_take_no_more_than_8_mib(self):
+    """Of two experts 2**16 counts of 4 bytes each are half a MiB a layer."""
+    stack = leaf('a', (64, 4, 4), stacked=(0,))
+    (tensor,) = boxes_of(mk.ties(scope='tensor'), stack)
+    assert {box.shape for box in tensor.boxes} == {(16, 4, 4)}
+
+  def test_a_budget_that_is_just_enough(self):
+    large = leaf('a', (1000, 700))
+    planned = plan_of(mk.average(), [large], 'one')
+    again = plan_of(mk.average(), [large], 'one', planned.host_bytes)
+    assert again.scopes == planned.scopes
 
   def test_parts_leave_the_least_over(self):
     """Every part size from the largest that fits to half of it is looked at."""
@@ -348,6 +431,14 @@ class TestCompressedChunks:
     (tensor,) = planned.tensors
     assert {box.shape for box in tensor.boxes} == {(16, 512, 1024)}
     assert (planned.reads(tensor), tensor.amplification) == (1, 1)
+
+  def test_layers_that_are_decoded_as_often_are_read_once(self):
+    """3 boxes that each decode all, or 3 reads of a third: the same."""
+    shard = (3, 2048, 512)
+    stack = leaf('a', (3, 2048, 4096), stacked=(0,), chunk=shard, stored=shard)
+    (tensor,) = boxes_of(mk.ties(scope='tensor'), stack)
+    assert {box.shape for box in tensor.boxes} == {(1, 2048, 4096)}
+    assert tensor.amplification == 3
 
   def test_boxes_of_a_chunk_follow_each_other(self):
     """So that what is decoded for the first of them serves the others."""

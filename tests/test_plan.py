@@ -285,6 +285,75 @@ class TestBoxes:
     assert seconds(2**30 - 1, 2**21) < 10 * seconds(2**20 - 1, 2**11)
 
 
+@mk.rule
+class AsksRank:
+  """Asks for a float for each dimension, about the whole model."""
+
+  needs: str
+  scope: str = 'model'
+
+  def __call__(self, t):
+    seen = yield mk.Total(jnp.ones(t.base.ndim), lambda total, answers: total)
+    return t.base + seen[0]
+
+
+class TestCosts:
+  """Bytes, counted by hand."""
+
+  def costs(self, merges=1):
+    return costs.Costs(
+      mesh_of('one'),
+      2**32,
+      has_base=True,
+      decoding_bytes=0,
+      merges=merges,
+      hosts=None,
+    )
+
+  @pytest.mark.parametrize('merges', [1, 3])
+  def test_each_merge_is_written(self, merges):
+    """1000 elements of 3 models, read ahead once and written behind once."""
+    read, flags, computed = 2 * 12, 1, 4 * 4
+    written = 2 * 4 * merges
+    taken = self.costs(merges).of(
+      (mk.average(),), leaf('a', (1000,)), (1000,), 1
+    )
+    assert taken == 1000 * (read + written + flags + computed)
+
+  def test_what_is_not_cut_into_slices_is_computed_at_once(self):
+    shape = (2**18,)
+    given = leaf('a', shape), shape, 1
+    sliced = self.costs().of((mk.average(),), *given)
+    for rules in (matrix_rule,), (mk.average(), matrix_rule):
+      whole = self.costs().of(rules, *given)
+      # A float32 for each of 3 models and one more, of 2**18 and not 2**17.
+      assert whole - sliced == 2**17 * 4 * 4
+
+  @pytest.mark.parametrize(
+    'rule, expected',
+    [
+      # 2**16 counts of two experts, in int32 and in int64.
+      (mk.ties(scope='tensor'), 8 * 4 * 2 * 2**16),
+      (mk.ties(scope='model'), 8 * 2 * 2**16),
+      # Two float64 for the two dimensions of a layer.
+      (AsksRank('element'), 8 * 2),
+      (AsksRank('matrix'), 8 * 8 * 2),
+    ],
+    ids=['layers', 'model', 'slices', 'whole layers'],
+  )
+  def test_partial_sums(self, rule, expected):
+    """Of all layers, unless slices of any layer are added up at once."""
+    stack = leaf('a', (8, 4, 4), stacked=(0,))
+    taken = self.costs().partial_bytes((rule,), stack, stack.shape)
+    assert taken == expected
+
+  def test_partial_sums_may_depend_on_the_rank(self):
+    rule, found = AsksRank('element'), self.costs()
+    for shape in (5,), (5, 3), (5, 3, 2):
+      taken = found.partial_bytes((rule,), leaf('a', shape), shape)
+      assert taken == 8 * len(shape)
+
+
 class TestReads:
   def test_order(self):
     """All reads of a round come before the next; the last ones are written."""

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax.drive import advance, answer, Block, on_layers, questions
+from mergekit_jax.drive import (
+  advance,
+  answer,
+  Block,
+  is_random,
+  on_layers,
+  questions,
+)
 from mergekit_jax.rule import needs_of, scope_of, step
 from mergekit_jax.widths import wide_add
 
@@ -168,6 +175,32 @@ class TestThen:
     count, mass = wide_add([[largest, huge]] * 3)
     assert count.dtype == 'int64' and int(count) == 3 * (2**31 - 1)
     assert mass.dtype == 'float64' and float(mass) > 8.9e38
+
+  def test_layers_are_added_in_64_bits(self):
+    """As blocks are: 3e38 twice is infinite in float32."""
+
+    def rule(t):
+      seen = yield mk.Total(
+        t.experts[0].sum(), lambda total, answers: total / 1e38
+      )
+      return t.experts[0] * 0 + seen
+
+    stack = jnp.full((2, 1), 3e38)
+    merged = mk.merge(
+      rule_from(rule, scope='model'), [{'a': stack}], stacked_axes={'a': 0}
+    )
+    np.testing.assert_allclose(merged['a'], [[6], [6]], rtol=1e-6)
+
+  def test_answers_come_back_in_32_bits(self):
+    seen = []
+
+    def rule(t):
+      answers = yield [total(jnp.int32(1)), total(jnp.float32(1))]
+      seen.extend(answer.dtype for answer in answers)
+      return t.experts[0]
+
+    merge(rule_from(rule))
+    assert {*seen} == {jnp.dtype('int32'), jnp.dtype('float32')}
 
   def test_subclass_that_is_not_decorated(self):
     @mk.rule
@@ -362,6 +395,7 @@ class TestRule:
   def test_scalar_result_fills_the_tensor(self):
     rule = rule_from(lambda t: jnp.float32(3))
     np.testing.assert_array_equal(merge(rule), np.full(4, 3))
+    assert merge(rule).shape == (4,)
 
   def test_sees_float32(self):
     def rule(t):
@@ -385,6 +419,26 @@ class TestRule:
     by_model = mk.merge(rule_from(rule, scope='model'), [tree])
     np.testing.assert_array_equal(by_tensor['a'], 2 * VALUES[0])
     np.testing.assert_array_equal(by_model['a'], 6 * VALUES[0])
+
+
+class TestLayers:
+  """The number that a rule is told of a slice of a stack."""
+
+  def test_of_a_box_inside_of_two_stacked_axes(self):
+    values = jnp.zeros((2, 3, 2))
+    block = Block(
+      None, [values], None, (2, 0, 1), (5, 3, 4), (0, 2), values.dtype
+    )
+    _, merged, _ = on_layers(rule_from(lambda t: t.layer * 1.0), block, [])
+    # Layers 2 and 3 of 5, of 4 each, and 1 and 2 of these.
+    expected = np.array([[9, 10], [13, 14]])[:, None, :]
+    np.testing.assert_array_equal(merged, expected * np.ones((2, 3, 2)))
+
+
+def test_only_a_missing_key_says_that_a_rule_is_random():
+  assert is_random(mk.dare(), 3) and not is_random(mk.ties(), 3)
+  with pytest.raises(ValueError, match='2 weights were given for 3 experts'):
+    is_random(mk.average([1, 2]), 3)
 
 
 class TestStep:

@@ -174,6 +174,8 @@ class TestThen:
     huge = jnp.float32(3e38)
     count, mass = wide_add([[largest, huge]] * 3)
     assert count.dtype == 'int64' and int(count) == 3 * (2**31 - 1)
+    (unsigned,) = wide_add([[jnp.uint32(2**32 - 1)]] * 3)
+    assert unsigned.dtype == 'uint64' and int(unsigned) == 3 * (2**32 - 1)
     assert mass.dtype == 'float64' and float(mass) > 8.9e38
 
   def test_layers_are_added_in_64_bits(self):
@@ -190,6 +192,15 @@ class TestThen:
       rule_from(rule, scope='model'), [{'a': stack}], stacked_axes={'a': 0}
     )
     np.testing.assert_allclose(merged['a'], [[6], [6]], rtol=1e-6)
+
+  def test_an_answer_may_be_no_number(self):
+    def rule(t):
+      large = yield mk.Total(
+        t.experts[0].sum(), lambda total, answers: total > 9
+      )
+      return jnp.where(large, t.experts[1], 0)
+
+    np.testing.assert_array_equal(merge(rule_from(rule)), VALUES[1])
 
   def test_answers_come_back_in_32_bits(self):
     seen = []
@@ -433,6 +444,16 @@ class TestLayers:
     # Layers 2 and 3 of 5, of 4 each, and 1 and 2 of these.
     expected = np.array([[9, 10], [13, 14]])[:, None, :]
     np.testing.assert_array_equal(merged, expected * np.ones((2, 3, 2)))
+
+  def test_flags_lie_as_the_layers_do(self):
+    def rule(t):
+      yield mk.Report(large=t.experts[0] > 2)
+      return t.experts[0]
+
+    values = jnp.arange(6.0).reshape(2, 3)
+    block = Block(None, [values], None, (0, 0), (2, 3), (1,), values.dtype)
+    flags = on_layers(rule_from(rule), block, [], report=True)[2]
+    np.testing.assert_array_equal(flags['large'], values > 2)
 
 
 def test_only_a_missing_key_says_that_a_rule_is_random():

@@ -616,6 +616,9 @@ class TestErrors:
     self.fails('finite', lambda: mk.task_arithmetic(value))
     self.fails('finite', lambda: mk.task_arithmetic(weights=[1, value]))
     self.fails('finite', lambda: mk.average([1, value]))
+    # Of many at once, too.
+    scales = jnp.array([1.0, value])
+    self.fails('finite', lambda: mk.task_arithmetic(scales))
 
   def test_weights(self):
     for make in (mk.average, lambda w: mk.ties(weights=w)):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cutting, drive
+from mergekit_jax import cutting, drive, slices
 from mergekit_jax.block import bits_dtype
 from mergekit_jax.kernels.random import key_for
 from tests import compare, drivers, models
@@ -49,6 +49,9 @@ def test_an_even_cut_leaves_no_rest():
   """One shape to compile where a divisor is not much shorter."""
   even, *rest = cutting._grids((1000, 1000), 2**17)
   assert not rest and even[1] == [125, 1000]
+  # 3 slices of 4 would do, but 5 of 2 leave nothing over.
+  even, *rest = cutting._grids((10,), 4)
+  assert not rest and even == ([0], [2], [5])
 
 
 STACKS = {
@@ -142,3 +145,20 @@ def test_the_rank_is_that_of_a_layer(shape):
   got = drivers.in_slices(LeavesVectors(), experts, base)
   kept = base if len(shape) == 1 else experts[0]
   compare.same_bits(got, kept)
+
+
+@pytest.mark.parametrize(
+  'given, count, wide',
+  [
+    ('int32', 2**31 - 1, 'int32'),
+    ('int32', 2**31, 'int64'),
+    ('int64', 5, 'int64'),
+    ('float32', 5, 'float64'),
+  ],
+)
+def test_sums_are_as_wide_as_they_may_have_to_be(given, count, wide):
+  """Counts in 32 bits where these can count all elements of the box."""
+  with jax.enable_x64(True):
+    partial = jax.ShapeDtypeStruct((2,), given)
+    zeros = slices._nothing([partial], count)[0]
+  assert (zeros.dtype, zeros.shape) == (wide, (2,)) and not zeros.any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,14 @@ def test_damage_is_found_and_named(merged, capsys):
   assert damage.startswith('params/a: the part at [0, 0]')
   assert run('verify', merged) == 1
   assert 'params/a' in capsys.readouterr().out
+
+
+def test_a_leaf_that_is_missing_is_named(merged):
+  report = merged.parent / 'out.report.json'
+  facts = json.loads(report.read_text())
+  facts['checksums']['params/gone'] = facts['checksums']['params/b']
+  report.write_text(json.dumps(facts))
+  assert verify(merged) == ['params/gone: missing']
 
 
 def test_a_report_that_is_damaged(merged, capsys):

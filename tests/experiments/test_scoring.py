@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.scale_study import metrics, model, shapes
+from experiments.scale_study import metrics, model, scoring, shapes
 from experiments.scale_study.scoring import Examination
 from experiments.scale_study.tasks import p3
 from experiments.scale_study.tasks.batches import Questions
@@ -117,9 +117,14 @@ def test_scores_follow_from_the_logits(tmp_path):
   assert scores['sentiment/sentiment_in_colours'].loss == pytest.approx(
     np.mean(losses), rel=1e-5
   )
+  exact, exact_losses = [], []
   for example, _ in zip(free.examples('test', 0), range(9), strict=False):
     text = [tokenizer.start, *tokenizer.encode(example.prompt)]
     start = len(text)
+    answer = [*tokenizer.encode(example.answer), tokenizer.end]
+    after = log_p([*text, *answer])[start - 1 : start - 1 + len(answer)]
+    exact.append((after.argmax(1) == answer).all())
+    exact_losses.append(-after[np.arange(len(answer)), answer].mean())
     # As many tokens as the longest answer has: two words and the end.
     while len(text) < start + 3:
       text.append(int(log_p(text)[len(text) - 1].argmax()))
@@ -129,7 +134,34 @@ def test_scores_follow_from_the_logits(tmp_path):
   assert exam.rouge_l(
     params, 'structure_to_text/structure_to_text_in_colours'
   ) == pytest.approx(np.mean(written))
+  name = 'structure_to_text/structure_to_text_in_colours'
+  assert scores[name].value == np.mean(exact)
+  assert scores[name].loss == pytest.approx(np.mean(exact_losses), rel=1e-5)
   assert exam.chance()['sentiment/sentiment_in_colours'] == 0.25
   assert set(exam.scores(params, 'validation', ['sentiment'])) == {
     'sentiment/sentiment_in_colours'
   }
+  # Held-out tasks are not chosen by.
+  assert set(exam.scores(params, 'validation')) == {
+    'sentiment/sentiment_in_colours',
+    name,
+  }
+  assert set(exam.written(params)) == {name}
+  assert exam.written(params, ['sentiment']) == {}
+
+
+def test_what_is_written_is_the_likeliest_token_after_token():
+  """Behind each prompt, however long, up to the end of its row."""
+  shape = shapes.small(vocabulary_size=11, width=16, layers=1, heads=2)
+  params = model.create(shape, jax.random.key(1))
+  starts = np.array([2, 4, 6])
+  tokens = np.random.default_rng(0).integers(1, 11, (3, 8))
+  ids = np.where(np.arange(8) < starts[:, None], tokens, 0)
+  expected = ids.copy()
+  for row, start in zip(expected, starts, strict=True):
+    for at in range(start, min(start + 3, 8)):
+      logits = model.logits(shape, params, row[None].astype(np.int32))
+      row[at] = np.argmax(logits[0, at - 1])
+  written = scoring._write(shape, params, ids.astype(np.int32), starts, 3)
+  np.testing.assert_array_equal(written, expected)
+  assert len({*expected[:, 4:].ravel()}) > 1

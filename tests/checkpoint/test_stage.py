@@ -6,6 +6,7 @@ from etils import epath
 import jax
 import pytest
 
+from mergekit_jax import processes
 from mergekit_jax.checkpoint import journal, locks, replace, stage
 
 
@@ -92,7 +93,7 @@ class TestWhatIsDone:
   ):
     stop_after(tmp_path / 'out', 4, 2)
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    monkeypatch.setattr(stage, '_barrier', lambda name: None)
+    monkeypatch.setattr(processes, 'demand_agreement', lambda facts: None)
     begun = stage.Stage(
       epath.Path(tmp_path / 'out'),
       False,

@@ -9,7 +9,13 @@ from typing import Any, cast
 
 import jax
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+  Sharding,
+)
 import numpy as np
 
 from mergekit_jax import tree
@@ -86,9 +92,16 @@ def with_auto_axes(
   with auto_context():
     results = function(*jax.tree.map(_on_auto_axes, arguments))
   return {
-    path: jax.device_put(result, like[path].sharding)
+    path: _placed(result, like[path].sharding)
     for path, result in results.items()
   }
+
+
+def _placed(leaf: jax.Array, sharding: Sharding) -> jax.Array:
+  """The array with this sharding; not committed to it if it has it already."""
+  if leaf.sharding == sharding:
+    return leaf
+  return jax.device_put(leaf, sharding)
 
 
 def auto_context() -> contextlib.AbstractContextManager[Any]:

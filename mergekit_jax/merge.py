@@ -75,6 +75,11 @@ def merge(
   groups = scopes.agreed([method], overrides, specs, others)
   covered = [path for _, paths in groups for path in paths]
 
+  # Once each: arrays of numpy are copied to a device.
+  pick = lambda model: {path: jnp.asarray(model[path]) for path in covered}
+  picked = [pick(model) for model in models.values()]
+  like = picked[0] if base is None else pick(template)
+
   # An argument, like the arrays: what is closed over keeps its own mesh.
   def merge_leaves(rules, base, experts, key):
     def block(path: str) -> Block:
@@ -85,7 +90,7 @@ def merge(
         origin=(0,) * len(shapes[path]),
         whole=shapes[path],
         stacked=stacked[path],
-        dtype=jnp.asarray(template[path]).dtype,
+        dtype=like[path].dtype,
       )
 
     return {
@@ -96,13 +101,12 @@ def merge(
       )
     }
 
-  pick = lambda model: {path: jnp.asarray(model[path]) for path in covered}
   merged = sharding.with_auto_axes(
     merge_leaves,
-    pick(template),
+    like,
     [rule for (rule,), _ in groups],
-    pick(template) if base is not None else None,
-    [pick(model) for model in models.values()],
+    like if base is not None else None,
+    picked,
     key,
   )
   return jax.tree.unflatten(structure, {**template, **merged}.values())

@@ -1,5 +1,6 @@
 """The in-memory merge: trees, transformations, options, errors."""
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -102,6 +103,29 @@ class TestTrees:
     before = jax.tree.map(np.array, (BASE, EXPERTS))
     mk.merge(mk.ties(0.5), EXPERTS, BASE)
     jax.tree.map(np.testing.assert_array_equal, before, (BASE, EXPERTS))
+
+  def test_committed_only_if_the_base_is(self):
+    """What is not goes with arrays on any other devices."""
+    device = jax.devices()[0]
+    for base in (BASE, jax.device_put(BASE, device)):
+      merged = mk.merge(mk.ties(0.5), EXPERTS, base)
+      committed = jax.tree.map(lambda x: x.committed, (base, merged))
+      assert committed[0] == committed[1]
+
+  @pytest.mark.parametrize('has_base', [True, False])
+  def test_numpy_is_put_on_a_device_once(self, has_base, monkeypatch):
+    trees = list(map(TREES['numpy'], (BASE, *EXPERTS)))
+    base, experts = (trees[0], trees[1:]) if has_base else (None, trees)
+    put = collections.Counter()
+    asarray = jnp.asarray
+
+    def counted(x, *arguments, **options):
+      put[id(x)] += isinstance(x, np.ndarray)
+      return asarray(x, *arguments, **options)
+
+    monkeypatch.setattr(jnp, 'asarray', counted)
+    mk.merge(mk.average(), experts, base)
+    assert [put[id(leaf)] for leaf in jax.tree.leaves(trees)] == [1] * 8
 
 
 class TestTransformations:

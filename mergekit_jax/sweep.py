@@ -116,9 +116,8 @@ def sweep(
       )
       for name, method in methods.items()
     )
-  return {
-    name: evaluate(tree) for name, tree in zip(methods, trees, strict=True)
-  }
+  # No name holds on to a tree while the next one is made.
+  return {name: evaluate(next(trees)) for name in methods}
 
 
 def _streamed(job: Job, seeds: Sequence[int]) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """Many merges from one read: each as if alone, the sources read once."""
 
 import collections
+import weakref
 
 import jax
 import numpy as np
@@ -263,6 +264,20 @@ class TestSweep:
     )
     for name, merged in swept.items():
       assert_same(name, merged)
+
+  def test_lets_go_of_a_tree_before_the_next_merge(self, monkeypatch):
+    base, experts = models.flat({'odd': (7, 5)})
+    given, alive = [], []
+
+    def counting(*arguments, **options):
+      alive.append(sum(each() is not None for each in given))
+      return mk.merge(*arguments, **options)
+
+    monkeypatch.setitem(mk.sweep.__globals__, 'merge', counting)
+    methods = {str(scale): mk.task_arithmetic(scale) for scale in (1, 2, 3)}
+    keep = lambda tree: given.append(weakref.ref(tree['odd']))
+    mk.sweep(methods, experts, base, keep)
+    assert alive == [0, 0, 0]
 
   def test_bad_input(self, saved):
     base, experts = saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import os
@@ -252,6 +253,17 @@ def test_two_merges_into_one_output(sources, tmp_path):
         merge(sources, output)
       raise RuntimeError('stop')
   assert merge(sources, output).units_resumed == 0
+
+
+def test_a_disk_without_locks(sources, tmp_path, monkeypatch):
+  """Nobody else is writing there, and waiting would not help."""
+
+  def no_locks(*arguments):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  with pytest.raises(OSError, match='cannot be locked: .*No locks available'):
+    merge(sources, tmp_path / 'out')
 
 
 def test_a_lock_that_its_owner_has_removed_is_none(tmp_path, monkeypatch):

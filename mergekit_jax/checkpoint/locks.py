@@ -45,7 +45,12 @@ def held(directory: epath.Path) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def file_locked(directory: epath.Path) -> Iterator[None]:
-  """Holds a local directory. The system frees a dead owner's lock."""
+  """Holds a local directory. The system frees a dead owner's lock.
+
+  Raises:
+    ValueError: another merge holds it.
+    OSError: it cannot be locked, as on some network disks.
+  """
   file = directory / NAME
   while True:
     directory.mkdir(parents=True, exist_ok=True)
@@ -54,10 +59,15 @@ def file_locked(directory: epath.Path) -> Iterator[None]:
       owner = lock.read().strip()
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError as error:
+      except BlockingIOError as error:
         raise ValueError(
           f'Another merge ({owner}) is writing to {directory}. Wait for it, or '
           'give another output.'
+        ) from error
+      except OSError as error:
+        raise OSError(
+          f'{directory} cannot be locked: {error}. Nothing else would keep two '
+          'merges from writing there; give an output on a disk with locks.'
         ) from error
       # An owner that was done may have removed the file since it was opened.
       # Nobody else would find a lock on it.

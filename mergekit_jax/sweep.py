@@ -42,6 +42,7 @@ def sweep(
   mesh: Mesh | None = None,
   memory_budget: int | str = '4GiB',
   partition_rules: Mapping[str, PartitionSpec] | None = None,
+  allow_nonfinite: bool = False,
 ) -> dict[str, Any]:
   """Merges by many methods and gives what a function says of each merge.
 
@@ -62,13 +63,15 @@ def sweep(
     memory_budget: host memory for reading checkpoints, beside the merges.
     partition_rules: as in `merge_checkpoints`, for checkpoints; how the merges
       are sharded.
+    allow_nonfinite: let NaN and Inf in checkpoints through, as those in trees
+      are.
 
   Returns:
     {name: what `evaluate` returned}, in the order of `methods`.
 
   Raises:
     ValueError: if an argument or a source does not fit; nothing was read.
-    FloatingPointError: if a checkpoint holds NaN or Inf.
+    FloatingPointError: if a checkpoint holds NaN or Inf, unless allowed.
     OSError: if a checkpoint cannot be read.
   """
   if not isinstance(methods, Mapping):
@@ -98,7 +101,7 @@ def sweep(
     if jax.process_index() == 0:
       for warning in doubts.warnings_of(job):
         logging.warning('%s', warning)
-    trees = _streamed(job, [seeds[name] for name in methods])
+    trees = _streamed(job, [seeds[name] for name in methods], allow_nonfinite)
   else:
     if mesh is not None or partition_rules is not None:
       raise ValueError(
@@ -120,7 +123,9 @@ def sweep(
   return {name: evaluate(next(trees)) for name in methods}
 
 
-def _streamed(job: Job, seeds: Sequence[int]) -> Iterator[Any]:
+def _streamed(
+  job: Job, seeds: Sequence[int], allow_nonfinite: bool
+) -> Iterator[Any]:
   fingerprints = job.fingerprints()
   sinks = [_TreeSink(job, seed) for seed in seeds]
   with progress(job.plan, ()) as advanced:
@@ -130,7 +135,7 @@ def _streamed(job: Job, seeds: Sequence[int]) -> Iterator[Any]:
       sinks,
       has_base=job.has_base,
       done=(),
-      allow_nonfinite=False,
+      allow_nonfinite=allow_nonfinite,
       report=False,
       advanced=advanced,
     )

@@ -1,6 +1,7 @@
 """Many merges from one read: each as if alone, the sources read once."""
 
 import collections
+import functools
 import weakref
 
 import jax
@@ -278,6 +279,16 @@ class TestSweep:
     keep = lambda tree: given.append(weakref.ref(tree['odd']))
     mk.sweep(methods, experts, base, keep)
     assert alive == [0, 0, 0]
+
+  def test_nonfinite(self, tmp_path):
+    path = checkpoints.save(tmp_path / 'one', {'w': np.array([1.0, np.nan])})
+    sweep = functools.partial(
+      mk.sweep, {'a': mk.average()}, [path], None, lambda tree: tree['w']
+    )
+    with pytest.raises(FloatingPointError, match='allow_nonfinite=True'):
+      sweep()
+    swept = sweep(allow_nonfinite=True)
+    np.testing.assert_array_equal(swept['a'], [1, np.nan])
 
   def test_bad_input(self, saved):
     base, experts = saved

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 import difflib
+import functools
 import math
 import os
 import re
@@ -104,12 +105,14 @@ def weights(values: Any, at_least: float = -math.inf) -> Any:
   values = tuple(finite('weight', value) for value in values)
   if not _is_traced(values):
     for value in values:
-      if value < at_least:
+      if np.any(value < at_least):
         raise ValueError(
           f'weights={values!r} were given; this method divides by their sum '
           'and needs weights of 0 or more.'
         )
-    if at_least == 0 and not any(values):
+    # Of arrays, each entry is a merge of its own under `jax.vmap`.
+    some = functools.reduce(np.logical_or, values, False)
+    if at_least == 0 and not np.all(some):
       raise ValueError('All weights are 0; give at least one above 0.')
   return values
 

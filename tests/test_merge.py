@@ -264,6 +264,24 @@ class TestTransformations:
       got = {name: leaf[i] for name, leaf in merged.items()}
       compare.like_reference(got, expected(value), [*EXPERTS, BASE])
 
+  @pytest.mark.parametrize(
+    'make,expected',
+    [
+      (mk.average, reference.average),
+      (lambda w: mk.chain(mk.weighted_sum(w)), reference.task_arithmetic),
+    ],
+    ids=['average', 'sum'],
+  )
+  def test_vmap_over_weights(self, make, expected):
+    """A rule of arrays, of which each entry is a merge of its own."""
+    batch = ([1.0, 0.0], [0.5, 0.0], [0.0, 2.0])
+    rule = make(tuple(map(jnp.array, batch)))
+    merged = jax.vmap(lambda rule: mk.merge(rule, EXPERTS, BASE))(rule)
+    for i, weights in enumerate(zip(*batch, strict=True)):
+      got = {name: leaf[i] for name, leaf in merged.items()}
+      value = expected(EXPERTS, BASE, weights=list(weights))
+      compare.like_reference(got, value, [*EXPERTS, BASE])
+
   def test_jit_on_explicit_axes(self):
     mesh = models.mesh('2d', AxisType.Explicit)
     base, *experts = (models.place(m, mesh) for m in (BASE, *EXPERTS))
@@ -648,6 +666,11 @@ class TestErrors:
     for make in (mk.average, lambda w: mk.ties(weights=w)):
       self.fails('weights of 0 or more', lambda make=make: make([1, -1]))
       self.fails('All weights are 0', lambda make=make: make([0, 0]))
+      # Of two merges, the second.
+      batch = [jnp.array([1, 0]), jnp.array([1, 0])]
+      self.fails('All weights are 0', functools.partial(make, batch))
+      batch = [jnp.array([1, -1]), jnp.array([1, 1])]
+      self.fails('weights of 0 or more', functools.partial(make, batch))
     assert mk.task_arithmetic(weights=[1, -1])  # takes a task away
 
   def test_names(self):

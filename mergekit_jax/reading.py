@@ -17,6 +17,8 @@ from mergekit_jax import plan as plans
 from mergekit_jax.block import bits_dtype
 from mergekit_jax.checkpoint import Checkpoint
 
+# What TensorStore says of files that may be as they were written.
+_OUT_OF_REACH = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED', 'UNAVAILABLE')
 _ALIGNMENT = 64  # bytes; what lets a CPU device use a numpy buffer in place
 
 
@@ -43,13 +45,21 @@ class Model:
     def wait() -> None:
       try:
         future.result()
-      except Exception as error:
+      except Exception as error:  # TensorStore's are of every class
+        advice = ' Restore the checkpoint from a copy.'
         raise OSError(
           f'{self.name}: {self.paths[path]} in {self.checkpoint.path} could '
-          f'not be read ({error}). Restore the checkpoint from a copy.'
+          f'not be read ({error}).{advice if _is_of_damage(error) else ""}'
         ) from error
 
     return wait
+
+
+def _is_of_damage(error: Exception) -> bool:
+  """Whether data are gone or are not what was written, or out of reach."""
+  if isinstance(error, OSError):
+    return isinstance(error, FileNotFoundError)
+  return not str(error).startswith(_OUT_OF_REACH)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import cli, flags, job, sharding, verify
+from mergekit_jax.checkpoint import source
 from tests import checkpoints, models
 
 # Leaves in ascending order of size as well as of name.
@@ -650,6 +652,21 @@ class TestDamage:
     source = {'base': 'base', 'experts': 'experts[2]'}[name]
     assert message.startswith(f'{source}: params/')
     assert 'Restore the checkpoint from a copy' in message
+
+  @pytest.mark.parametrize(
+    'error',
+    [PermissionError('Access was denied'), ValueError('UNAVAILABLE: busy')],
+  )
+  def test_no_damage(self, refused, monkeypatch, error):
+    """A copy is no better where it is the reading that fails."""
+
+    def fails():
+      raise error
+
+    joined = lambda *arguments: types.SimpleNamespace(result=fails)
+    monkeypatch.setattr(source.Checkpoint, 'read_parts', joined)
+    message = refused(OSError, f'could not be read ({error}).')
+    assert message.endswith(').')
 
   def test_orbax_metadata(self, refused, tmp_path):
     path = checkpoints.save(tmp_path / 'model', EXPERTS[0])

@@ -149,13 +149,17 @@ def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
     axes: {name: size}; None puts all devices on one axis, 'fsdp'.
 
   Raises:
-    ValueError: if the mesh is larger than the number of devices.
+    ValueError: if an axis has no device, or the mesh has more than there are.
   """
   devices = jax.devices()
   axes = dict(axes or {'fsdp': len(devices)})
   size = math.prod(axes.values())
-  if size < 1 or size > len(devices):
-    described = ','.join(f'{name}={count}' for name, count in axes.items())
+  described = ','.join(f'{name}={count}' for name, count in axes.items())
+  if min(axes.values()) < 1:
+    raise ValueError(
+      f'The mesh {described} has an axis without devices. Give each at least 1.'
+    )
+  if size > len(devices):
     raise ValueError(
       f'The mesh {described} needs {size} devices, but there are '
       f'{len(devices)}. Give a smaller mesh, or start on more devices: on a '

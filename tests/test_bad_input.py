@@ -312,6 +312,11 @@ class TestArguments:
     assert 'needs 16 devices, but there are 8' in str(caught.value)
     assert '--devices 16' in str(caught.value)
 
+  @pytest.mark.parametrize('sizes', [{'a': 0}, {'a': -1, 'b': -1}])
+  def test_mesh_without_devices(self, sizes):
+    with pytest.raises(ValueError, match='has an axis without devices'):
+      sharding.make_mesh(sizes)
+
   @pytest.mark.parametrize('seed', [-1, 2**32, 1.5, True, '5'])
   def test_seed(self, refused, seed):
     message = f'={seed!r} was given; give a whole number from 0 to 2**32 - 1'

@@ -100,6 +100,10 @@ _STRUCTURE = (
 )
 
 
+SCOPES = ('tensor', 'model')
+NEEDS = ('element', 'row', 'matrix')  # ascending
+
+
 def scope_of(method: Any) -> str:
   """The scope of a rule: 'tensor' unless it says 'model'."""
   return getattr(method, 'scope', 'tensor')

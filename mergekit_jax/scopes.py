@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from mergekit_jax import tree
-from mergekit_jax.rule import scope_of
+from mergekit_jax import checks, tree
+from mergekit_jax.rule import NEEDS, needs_of, scope_of, SCOPES
 
 Group = tuple[tuple[Any, ...], list[str]]
 
@@ -109,10 +109,13 @@ def demand_rule(what: str, value: Any) -> None:
       f'{what}, of a class that is decorated with @mergekit_jax.rule; '
       f'{type(value).__name__} is not, which a subclass must be too.'
     )
+  name = type(value).__name__
+  checks.one_of(f'{name}.scope', scope_of(value), SCOPES)
+  checks.one_of(f'{name}.needs', needs_of(value), NEEDS)
   for path, leaf in jax.tree.leaves_with_path(value):
     if isinstance(leaf, str):
       raise ValueError(
-        f'{type(value).__name__}{jax.tree_util.keystr(path)} is {leaf!r}, but '
+        f'{name}{jax.tree_util.keystr(path)} is {leaf!r}, but '
         'is not declared as text. Declare the field as `str` or `str | None`: '
         'what is neither is a number, which JAX traces.'
       )

@@ -21,7 +21,16 @@ from mergekit_jax import checks
 from mergekit_jax.kernels.product import product
 from mergekit_jax.kernels.select import kth_magnitude
 from mergekit_jax.kernels.sums import count
-from mergekit_jax.rule import Place, Report, rule, together, Total
+from mergekit_jax.rule import (
+  NEEDS,
+  needs_of,
+  Place,
+  Report,
+  rule,
+  SCOPES,
+  together,
+  Total,
+)
 
 Deltas = Sequence[jax.Array]
 Weights = Sequence[jax.typing.ArrayLike] | jax.Array | None
@@ -40,8 +49,8 @@ def chain(*stages: Any, scope: str = 'tensor') -> Chain:
     A rule.
 
   Raises:
-    ValueError: if there is no stage, one is no `@rule`, or the scope is
-      unknown.
+    ValueError: if there is no stage, one is no `@rule` or needs what nobody
+      knows, or the scope is unknown.
   """
   if not stages:
     raise ValueError('chain() was given no stage; give at least a consensus.')
@@ -51,7 +60,8 @@ def chain(*stages: Any, scope: str = 'tensor') -> Chain:
         f'chain() was given {stage!r}; a stage is an instance of a class that '
         'is decorated with @mergekit_jax.rule, such as trim(0.2).'
       )
-  return Chain(stages, checks.one_of('scope', scope, ('tensor', 'model')))
+    checks.one_of(f'{type(stage).__name__}.needs', needs_of(stage), NEEDS)
+  return Chain(stages, checks.one_of('scope', scope, SCOPES))
 
 
 @rule
@@ -64,9 +74,7 @@ class Chain:
   @property
   def needs(self) -> str:
     """The most that one of the stages needs."""
-    order = ('element', 'row', 'matrix')
-    needs = [getattr(stage, 'needs', 'element') for stage in self.stages]
-    return max(needs, key=order.index)
+    return max(map(needs_of, self.stages), key=NEEDS.index)
 
   def __call__(self, t: Place):
     deltas: Any = [expert - t.base for expert in t.experts]

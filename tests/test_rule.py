@@ -397,6 +397,24 @@ class TestRule:
     stage = rule_from(lambda t: t, needs='matrix')
     assert needs_of(mk.chain(mk.trim(0.5), stage)) == 'matrix'
 
+  @pytest.mark.parametrize(
+    'attribute,near',
+    [({'scope': 'modle'}, 'model'), ({'needs': 'rows'}, 'row')],
+  )
+  def test_misspelled_attributes(self, attribute, near):
+    rule = rule_from(lambda t: t.experts[0], **attribute)
+    (name,) = attribute
+    message = rf"Rule\.{name}=.* Did you mean '{near}'"
+    with pytest.raises(ValueError, match=message):
+      merge(rule)
+    with pytest.raises(ValueError, match=message):
+      mk.merge(mk.average(), VALUES[:1], overrides={'.*': rule})
+
+  def test_misspelled_needs_of_a_stage(self):
+    stage = rule_from(lambda t: t, needs='rows')
+    with pytest.raises(ValueError, match=r"Rule\.needs='rows' was given"):
+      mk.chain(stage)
+
   def test_plain_function(self):
     """A rule without totals need not be a generator."""
     rule = rule_from(lambda t: t.experts[1] - t.experts[0])

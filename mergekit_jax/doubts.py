@@ -19,7 +19,11 @@ def warnings_of(job: Job) -> list[str]:
   specs = job.models[0].checkpoint.specs
   paths = job.models[0].paths
   read = {path: specs[paths[path]] for path in paths}
-  return [*_left_out(job.left_out), *_quantised(read, job.copied)]
+  return [
+    *_left_out(job.left_out),
+    *_quantised(read, job.copied),
+    *_complex(read, job.copied),
+  ]
 
 
 def _left_out(paths: Sequence[str]) -> list[str]:
@@ -71,6 +75,22 @@ def _quantised(leaves: Mapping[str, Any], copied: Sequence[str]) -> list[str]:
       'floating-point numbers first.'
     )
   return warnings
+
+
+def _complex(leaves: Mapping[str, Any], copied: Sequence[str]) -> list[str]:
+  """Of complex numbers: they are weights, and rules compute in float32."""
+  paths = [
+    path
+    for path in copied
+    if jnp.issubdtype(leaves[path].dtype, jnp.complexfloating)
+  ]
+  if not paths:
+    return []
+  return [
+    f'{len(paths)} leaves of complex numbers are copied from the base and not '
+    f'merged: {_some(paths)}. Store their real and imaginary parts as leaves '
+    'of their own first.'
+  ]
 
 
 def _some(paths: Sequence[str]) -> str:

@@ -194,6 +194,7 @@ def report(
   ]
   names = [f'{m.name} ({m.checkpoint.path})' for m in experts]
   warnings = reports.rounding_warnings(tensors, names, stored)
+  warnings += reports.unmoved_warnings(tensors, names, job.copied)
   checksums: dict[str, list[Any]] = {}
   for record in records:
     checksums.setdefault(record['path'], []).extend(record['parts'])
@@ -207,7 +208,6 @@ def report(
     ),
     warnings=[
       *(warnings if job.has_base else []),
-      *(reports.unmoved_warnings(tensors, names) if job.has_base else []),
       *(unstacked_warnings(job.plan) if _sees_layers(job, output) else []),
       *doubts.warnings_of(job),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -200,16 +200,21 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def unmoved_warnings(
-  tensors: list[TensorReport], names: list[str]
+  tensors: list[TensorReport], names: list[str], copied: Sequence[str]
 ) -> list[str]:
   """Warns of experts that are the base.
 
   Args:
     tensors: the reports.
     names: what to call the experts.
+    copied: the leaves that are copied from the base, whatever experts have.
   """
+  unseen = ''
+  if copied:
+    unseen = f' {len(copied)} leaves, such as {copied[0]}, were not compared.'
   return [
     f'{name} is the base in every merged tensor: all its task vectors are 0.'
+    + unseen
     for i, name in enumerate(names)
     if tensors and not any(t.task_vector_norms[i] for t in tensors)
   ]

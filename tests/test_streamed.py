@@ -420,6 +420,24 @@ class TestOutput:
     assert len(report.warnings) == len(warned)
     assert all(w in r for w, r in zip(warned, report.warnings, strict=True))
 
+  def test_warns_of_complex_numbers_that_are_copied(self):
+    numbers = np.full((2, 3), 1 + 2j, np.complex64)
+    tree = {'params': {'filter': numbers, 'w': np.ones(3, np.float32)}}
+    base = self.save('base', tree)
+    expert = self.save(
+      'expert', {'params': tree['params'] | {'filter': -numbers}}
+    )
+    report = self.average(base, expert)
+    unmoved, copied = report.warnings
+    assert 'is the base in every merged tensor' in unmoved
+    assert unmoved.endswith(
+      ' 1 leaves, such as params/filter, were not compared.'
+    )
+    assert copied.startswith('1 leaves of complex numbers are copied')
+    np.testing.assert_array_equal(
+      checkpoints.load(self.output)['params/filter'], numbers
+    )
+
   def test_warns_of_scales_that_are_not_applied(self):
     weight = jnp.ones((4, 4), jnp.float8_e4m3fn)
     for name, count in (('weight_scale_inv', 1), ('bias_scale', 0)):

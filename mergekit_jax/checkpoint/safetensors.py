@@ -47,6 +47,8 @@ class SafetensorsCheckpoint(source.Checkpoint):
       ValueError: a shard is damaged or lacks a tensor.
       OSError: a shard is remote and cannot be reached.
     """
+    # They are read later, whatever the working directory is then.
+    shards = {file.absolute(): names for file, names in shards.items()}
     self.places: dict[str, str] = {}
     self._headers: list[bytes] = []
     self._files = sorted(shards)

@@ -206,13 +206,15 @@ def _on_parts(bins: jax.Array, size: int, batch: int) -> jax.Array:
   def counts(bins):
     return histogram_by_slices(bins, size, batch, dtype)
 
+  rank = bins.ndim  # XLA calls back when the array is gone
+
   def spec_of(array):
     # An array that nobody placed has a sharding without one.
     return getattr(array.sharding, 'spec', PartitionSpec())
 
   def placed(mesh, given, result):
     del result
-    spec = [*spec_of(given[0]), *[None] * bins.ndim][:batch]
+    spec = [*spec_of(given[0]), *[None] * rank][:batch]
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   def partition(mesh, given, result):
@@ -226,7 +228,7 @@ def _on_parts(bins: jax.Array, size: int, batch: int) -> jax.Array:
 
     return mesh, of_part, placed(mesh, given, result), (sharding,)
 
-  axes = [f'axis{i}' for i in range(bins.ndim)]
+  axes = [f'axis{i}' for i in range(rank)]
   counts.def_partition(
     partition,
     infer_sharding_from_operands=placed,

@@ -101,6 +101,16 @@ def test_read_whole_in_boxes_and_sharded(saved, tensors, mesh):
   np.testing.assert_array_equal(out, tensors['half'][box])
 
 
+def test_relative_path(saved, tensors, tmp_path, monkeypatch):
+  """It is where it was when it was opened."""
+  monkeypatch.chdir(tmp_path)
+  checkpoint = open_checkpoint(os.path.relpath(saved))
+  fingerprint = checkpoint.fingerprint()
+  monkeypatch.chdir('/')
+  np.testing.assert_array_equal(checkpoint.read(QUERY), tensors[QUERY])
+  assert checkpoint.fingerprint() == fingerprint
+
+
 @pytest.mark.parametrize(
   'name, dtype',
   [

@@ -120,6 +120,13 @@ def test_histogram(name, size):
 
 
 @pytest.mark.filterwarnings('error')
+def test_histogram_leaks_no_tracers():
+  bins = jnp.arange(12).reshape(3, 4) % 5
+  with jax.check_tracer_leaks():
+    counts = jax.jit(lambda bins: select.histogram(bins, 5))(bins)
+  np.testing.assert_array_equal(counts, np.bincount(bins.ravel()))
+
+
 def test_histogram_of_layers_that_are_many_together():
   """What counts is the size of a layer: 2**30 elements fit 32 bits."""
   bins = jax.ShapeDtypeStruct((4, 2**30), np.int32)

@@ -6,6 +6,8 @@ models improves accuracy without increasing inference time", arXiv 2203.05482.
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from mergekit_jax import checks
 from mergekit_jax.rule import Place, rule
 from mergekit_jax.stages import weigh, Weights
@@ -37,4 +39,5 @@ class Average:
     total = sum(weigh(t.experts, self.weights))
     if self.weights is None:
       return total / len(t.experts)
-    return total / sum(self.weights)
+    # In float32, whatever 64-bit types are on.
+    return total / sum(jnp.asarray(w, jnp.float32) for w in self.weights)

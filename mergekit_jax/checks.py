@@ -39,6 +39,16 @@ def number(name: str, value: Any) -> Any:
   return float(value)
 
 
+def one(name: str, value: Any) -> Any:
+  """Returns the number of a merge; ValueError if it is an array of several."""
+  if shape := np.shape(value):
+    raise ValueError(
+      f'{name} is an array of shape {shape}; a merge takes one number. For '
+      'a merge with each, map over the method (jax.vmap) or call sweep.'
+    )
+  return value
+
+
 def finite(name: str, value: Any) -> Any:
   """Returns the value as `number` does; ValueError unless it is finite."""
   value = number(name, value)

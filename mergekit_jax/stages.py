@@ -108,8 +108,9 @@ class Trim:
 
   def __call__(self, t: Place, deltas: Deltas):
     del t
+    density = checks.one('density', self.density)
     thresholds = yield from together(
-      kth_magnitude(delta, self.density) for delta in deltas
+      kth_magnitude(delta, density) for delta in deltas
     )
     # Where as many are NaN as are to be kept, these are.
     thresholds = [jnp.where(jnp.isnan(x), jnp.inf, x) for x in thresholds]
@@ -139,7 +140,8 @@ class Drop:
 
   def __call__(self, t: Place, deltas: Deltas):
     levels = 2**16
-    dropped = jnp.round(jnp.float32(levels) * self.drop_rate)
+    drop_rate = checks.one('drop_rate', self.drop_rate)
+    dropped = jnp.round(jnp.float32(levels) * drop_rate)
     dropped = jnp.minimum(dropped, levels - 1)
     rescale = levels / (levels - dropped)
     kept = [
@@ -245,7 +247,7 @@ class Scale:
 
   def __call__(self, t: Place, delta: jax.Array) -> jax.Array:
     del t
-    return product(self.factor, delta)
+    return product(checks.one('scale', self.factor), delta)
 
 
 def weigh(values: Sequence[jax.Array], weights: Weights) -> list[jax.Array]:
@@ -256,7 +258,8 @@ def weigh(values: Sequence[jax.Array], weights: Weights) -> list[jax.Array]:
     weights: one number an expert, or None for 1 each.
 
   Raises:
-    ValueError: if there are not as many weights as experts.
+    ValueError: if there are not as many weights as experts, or one is an
+      array.
   """
   if weights is None:
     return [value.astype(jnp.float32) for value in values]
@@ -266,7 +269,7 @@ def weigh(values: Sequence[jax.Array], weights: Weights) -> list[jax.Array]:
       'one weight for each expert, in the same order.'
     )
   return [
-    product(value, jnp.asarray(weight, jnp.float32))
+    product(value, jnp.asarray(checks.one('weight', weight), jnp.float32))
     for value, weight in zip(values, weights, strict=True)
   ]
 

@@ -317,6 +317,10 @@ class TestArguments:
     with pytest.raises(ValueError, match='has an axis without devices'):
       sharding.make_mesh(sizes)
 
+  def test_array_of_scales(self, refused):
+    message = 'scale is an array of shape (2,); a merge takes one number'
+    refused(ValueError, message, mk.ties(scale=np.ones(2)))
+
   @pytest.mark.parametrize('seed', [-1, 2**32, 1.5, True, '5'])
   def test_seed(self, refused, seed):
     message = f'={seed!r} was given; give a whole number from 0 to 2**32 - 1'

@@ -282,6 +282,14 @@ class TestTransformations:
       value = expected(EXPERTS, BASE, weights=list(weights))
       compare.like_reference(got, value, [*EXPERTS, BASE])
 
+  @pytest.mark.parametrize('weights', [(0.3, 0.7, 0.11), (0.1, 0.2, 0.3)])
+  @pytest.mark.parametrize('kind', [float, np.float64])
+  def test_64_bits_change_nothing(self, weights, kind):
+    rule = mk.average(list(map(kind, weights)))
+    expected = mk.merge(rule, EXPERTS)
+    with jax.enable_x64(True):
+      compare.same_bits(mk.merge(rule, EXPERTS), expected)
+
   def test_jit_on_explicit_axes(self):
     mesh = models.mesh('2d', AxisType.Explicit)
     base, *experts = (models.place(m, mesh) for m in (BASE, *EXPERTS))
@@ -647,6 +655,20 @@ class TestErrors:
     for make in (mk.dare, mk.dare_ties):
       call = lambda make=make: make(value)
       self.fails(r'drop_rate=.*fraction in \[0, 1\)', call)
+
+  @pytest.mark.parametrize(
+    'make,name',
+    [
+      (mk.task_arithmetic, 'scale'),
+      (mk.ties, 'density'),
+      (mk.dare, 'drop_rate'),
+      (lambda w: mk.average([w] * 3), 'weight'),
+    ],
+  )
+  def test_arrays_are_for_vmap(self, make, name):
+    """They would be broadcast over the columns of a leaf."""
+    call = lambda: mk.merge(make(np.full(5, 0.5)), EXPERTS, BASE, key=0)
+    self.fails(rf'{name} is an array of shape \(5,\); .* one number', call)
 
   @pytest.mark.parametrize('value', ['0.5', True, None, [0.5]])
   def test_numbers(self, value):

@@ -174,10 +174,15 @@ class Place:
       tensor is cut or sharded. Tests may replace it to force a mask.
   """
 
-  base_or_none: jax.Array | None
+  _base: jax.Array | None
   experts: Sequence[jax.Array]
   layer: Any
   random_bits: Callable[[int], jax.Array]
+
+  @property
+  def has_base(self) -> bool:
+    """Whether a base was given to the merge."""
+    return self._base is not None
 
   @property
   def base(self) -> jax.Array:
@@ -186,12 +191,12 @@ class Place:
     Raises:
       ValueError: if no base was given to the merge.
     """
-    if self.base_or_none is None:
+    if self._base is None:
       raise ValueError(
         'This method works on task vectors (expert - base), but no base was '
         'given. Pass the base model that the experts were fine-tuned from.'
       )
-    return self.base_or_none
+    return self._base
 
 
 def together(generators: Iterable[Any]) -> Answering:

@@ -415,6 +415,11 @@ class TestRule:
     with pytest.raises(ValueError, match=r"Rule\.needs='rows' was given"):
       mk.chain(stage)
 
+  def test_base_that_may_be_given(self):
+    rule = rule_from(lambda t: t.base if t.has_base else t.experts[1])
+    np.testing.assert_array_equal(merge(rule, base=VALUES[0]), VALUES[0])
+    np.testing.assert_array_equal(merge(rule), VALUES[1])
+
   def test_plain_function(self):
     """A rule without totals need not be a generator."""
     rule = rule_from(lambda t: t.experts[1] - t.experts[0])

@@ -65,7 +65,8 @@ def dare_ties(
       do.
     scale: λ.
     weights: one number ≥ 0 an expert; None means 1 each.
-    scope: over what the trim takes its threshold, 'model' or 'tensor'.
+    scope: over what the trim takes its threshold, and `zero_mass='majority'`
+      its majority: 'model' or 'tensor'.
     election: 'mass' or 'count'.
     zero_mass: 'positive' or 'majority'.
 

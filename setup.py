@@ -35,7 +35,10 @@ setuptools.setup(
   license='Apache-2.0',
   license_files=['LICENSE'],
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['mergekit_jax*', 'experiments*']),
+  # The experiments are run from a clone: as a package they would be called
+  # what any other project may call its own.
+  packages=setuptools.find_packages(include=['mergekit_jax*']),
+  package_data={'mergekit_jax': ['py.typed']},
   install_requires=[
     'absl-py',
     'etils[epath]',

@@ -5,7 +5,7 @@ import mergekit_jax as mk
 merged = mk.merge(mk.ties(density=0.2), [expert_1, expert_2], base)
 """
 
-from mergekit_jax.checkpoint import open_checkpoint
+from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
 from mergekit_jax.kernels.gram import gram_matrix
 from mergekit_jax.kernels.product import product
 from mergekit_jax.kernels.select import kth_magnitude
@@ -18,6 +18,7 @@ from mergekit_jax.methods import (
   task_arithmetic,
   ties,
 )
+from mergekit_jax.report import MergeReport
 from mergekit_jax.rule import Place, Report, rule, together, Total
 from mergekit_jax.stages import (
   chain,
@@ -37,6 +38,7 @@ __all__ = [
   'average',
   'count',
   'chain',
+  'Checkpoint',
   'dare',
   'dare_ties',
   'disjoint_mean',
@@ -45,6 +47,7 @@ __all__ = [
   'kth_magnitude',
   'merge',
   'merge_checkpoints',
+  'MergeReport',
   'open_checkpoint',
   'Place',
   'product',

@@ -32,7 +32,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 import dataclasses
 import inspect
-from typing import Any, dataclass_transform, NamedTuple, TypeVar
+from typing import (
+  Any,
+  dataclass_transform,
+  get_type_hints,
+  NamedTuple,
+  TypeVar,
+)
 
 import jax
 
@@ -45,9 +51,10 @@ def rule(cls: _T) -> _T:
   """Makes a class a merge rule: a frozen dataclass that is a pytree.
 
   Numbers are leaves and structure is static: fields annotated `str`, `bool` or
-  one of them `| None` are static, all others are leaves or trees of leaves. A
-  new value of a number therefore never recompiles, and `jax.grad` and
-  `jax.vmap` see it.
+  one of them `| None` are static, as are those declared with JAX's own
+  `dataclasses.field(metadata={'static': True})`; all others are leaves or trees
+  of leaves. A new value of a number therefore never recompiles, and `jax.grad`
+  and `jax.vmap` see it.
 
   Two class attributes tell a driver what the rule needs:
     scope: 'tensor' (the default) or 'model', the set over which totals are
@@ -64,8 +71,13 @@ def rule(cls: _T) -> _T:
   """
   cls = dataclasses.dataclass(frozen=True)(cls)
   fields = dataclasses.fields(cls)
-  static = [field.name for field in fields if _is_static(field)]
-  numbers = [field.name for field in fields if not _is_static(field)]
+  hints = _hints(cls)
+  static = [
+    field.name
+    for field in fields
+    if _is_static(field, hints.get(field.name, field.type))
+  ]
+  numbers = [field.name for field in fields if field.name not in static]
 
   def flatten(method):
     leaves = [
@@ -89,11 +101,19 @@ def rule(cls: _T) -> _T:
   return cls
 
 
-def _is_static(field: dataclasses.Field) -> bool:
-  return field.type in _STRUCTURE
+def _hints(cls: type) -> dict[str, Any]:
+  """The types of the fields; nothing if a name among them cannot be found."""
+  try:
+    return get_type_hints(cls)
+  except Exception:  # whatever evaluating text raises
+    return {}
 
 
-# Also as text, which annotations are where they are not evaluated.
+def _is_static(field: dataclasses.Field, kind: Any) -> bool:
+  return field.metadata.get('static', kind in _STRUCTURE)
+
+
+# Also as text, for annotations that could not be evaluated.
 _STRUCTURE = (
   *(str, bool, str | None, bool | None),
   *('str', 'bool', 'str | None', 'bool | None'),

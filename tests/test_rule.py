@@ -1,6 +1,8 @@
 """The protocol between a rule and whoever drives it."""
 
+import dataclasses
 import functools
+from typing import Optional  # noqa: F401, in an annotation that is text
 
 import jax
 import jax.numpy as jnp
@@ -353,6 +355,25 @@ class TestRule:
       assert jax.tree.leaves(rule(names)) == []
       assert merge(rule(names)).tolist() == [1, 2, 3, 4]
       assert merge(rule(None)).tolist() == [1, 2, 3, 4]
+
+  def test_optional_as_text(self):
+    fields = {'__annotations__': {'flip': 'Optional[bool]'}}
+    fields['__call__'] = lambda self, t: -t.experts[0] if self.flip else 0
+    rule = mk.rule(type('Rule', (), fields))
+    assert merge(rule(True)).tolist() == [-1, -2, -3, -4]
+
+  def test_number_that_is_declared_static(self):
+    @mk.rule
+    class Halved:
+      times: int = dataclasses.field(metadata={'static': True})
+
+      def __call__(self, t):
+        value = t.experts[0]
+        for _ in range(self.times):
+          value = value / 2
+        return value
+
+    assert merge(Halved(2)).tolist() == [0.25, 0.5, 0.75, 1]
 
   def test_text_that_is_not_declared(self):
     fields = {'__annotations__': {'mode': 'Mode'}, '__call__': lambda s, t: 0}

@@ -13,8 +13,20 @@ import sys
 from typing import Any
 
 from absl import app, logging
+import jax
 
-from mergekit_jax import flags
+import mergekit_jax as mk
+from mergekit_jax import (
+  compiled,
+  described,
+  doubts,
+  flags,
+  forecast,
+  job,
+  roots,
+  verify,
+)
+from mergekit_jax import report as reports
 from mergekit_jax.arguments import parse
 
 # Of glibc's malloc.h.
@@ -82,8 +94,6 @@ def _keep_heaps_small() -> None:
 
 def _keep_compiled_programs() -> None:
   """Compiles a kernel once a machine, unless the user has said where."""
-  import jax
-
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     jax.config.update(
@@ -100,8 +110,6 @@ def _make_devices(arguments: argparse.Namespace) -> None:
 
   A plan for devices that are not there is made on as many CPU devices.
   """
-  import jax
-
   imagined = flags.imagined_devices(arguments)
   if imagined:
     jax.config.update('jax_platforms', 'cpu')
@@ -152,18 +160,12 @@ def _join_processes(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-  from mergekit_jax.verify import verify
-
-  damage = verify(arguments.checkpoint)
+  damage = verify.verify(arguments.checkpoint)
   print('\n'.join(damage) or f'{arguments.checkpoint} is as it was written.')
   return 1 if damage else 0
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-  import jax
-
-  import mergekit_jax as mk
-
   # What is imported stays: the collector need not look through it each time.
   gc.freeze()
   what = flags.what_to_merge(arguments)
@@ -186,8 +188,6 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-  from mergekit_jax import compiled, described, doubts, forecast, job
-
   bandwidth = flags.bandwidth(arguments.bandwidth)
   what = flags.what_to_merge(arguments) | {'hosts': arguments.hosts}
   experts, base = what.pop('experts'), what.pop('base')
@@ -220,9 +220,6 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-  import mergekit_jax as mk
-  from mergekit_jax import report, roots
-
   checkpoint = mk.open_checkpoint(arguments.checkpoint)
   root = roots.parameter_root(checkpoint.specs)
   total = below = 0
@@ -236,7 +233,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
       below += spec.size
   print(
     f'{checkpoint.format} at {checkpoint.location}: '
-    f'{len(checkpoint.specs)} leaves, {report.readable(total)}; '
+    f'{len(checkpoint.specs)} leaves, {reports.readable(total)}; '
     f'parameter root {root or "(the whole tree)"!r} with {below:,} parameters'
   )
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from absl.flags import argparse_flags
 
+from mergekit_jax.checkpoint import FORMATS
+
 _EPILOGUE = """
 Expressions (REGEX) match whole paths as `inspect` prints them; the first match
 wins, and one that matches nothing is an error.
@@ -120,7 +122,7 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
   )
   add(
     '--format',
-    choices=['orbax', 'safetensors'],
+    choices=FORMATS,
     help="of the output; the base's if absent",
   )
   add(

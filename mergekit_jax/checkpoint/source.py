@@ -7,7 +7,6 @@ everything else is the same for all of them.
 import abc
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import difflib
 import hashlib
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +14,7 @@ from etils import epath
 import jax
 import numpy as np
 
+from mergekit_jax import checks
 from mergekit_jax.checkpoint import contents, remote
 
 Index = tuple[slice, ...]
@@ -240,10 +240,9 @@ class Checkpoint(abc.ABC):
 
   def _spec(self, path: str) -> jax.ShapeDtypeStruct:
     if path not in self.specs:
-      near = difflib.get_close_matches(path, self.specs, n=3, cutoff=0.3)
       raise ValueError(
-        f'{path!r} is not an array of {self.path}. Nearest: {near}. `specs`'
-        ' lists all paths.'
+        f'{path!r} is not an array of {self.path}. `specs` lists all paths.'
+        + checks.nearest(path, list(self.specs))
       )
     return self.specs[path]
 

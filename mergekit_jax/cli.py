@@ -222,6 +222,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
   checkpoint = mk.open_checkpoint(arguments.checkpoint)
   root = roots.parameter_root(checkpoint.specs)
+  holds = roots.parameters(checkpoint.specs)
   total = below = 0
   for path, spec in checkpoint.specs.items():
     stored = checkpoint.storage(path)
@@ -229,7 +230,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     notes += ', compressed' if stored.compressed else ''
     print(f'{path}  {spec.dtype}{list(spec.shape)}  {notes}')
     total += spec.size * spec.dtype.itemsize
-    if roots.holds(root, path):
+    if holds(path):
       below += spec.size
   print(
     f'{checkpoint.format} at {checkpoint.location}: '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +13,10 @@ from mergekit_jax.job import Job
 
 # Elements from which on a matrix of whole numbers may hold weights.
 _FEWEST_CODES = 2**12
+# What moving averages and frozen copies of a model are called.
+_COPY = re.compile(
+  r'(^|_)(ema|avg|average|averaged|swa|polyak|target|shadow|slow|teacher)(_|$)'
+)
 
 
 def warnings_of(job: Job) -> list[str]:
@@ -19,25 +24,72 @@ def warnings_of(job: Job) -> list[str]:
   specs = job.models[0].checkpoint.specs
   paths = job.models[0].paths
   read = {path: specs[paths[path]] for path in paths}
+  merged = [
+    tensor.path
+    for scope in job.plan.scopes
+    if scope.rules
+    for tensor in scope.tensors
+  ]
   return [
-    *_left_out(job.left_out),
+    *left_out(job.left_out, job.root, 'in the output'),
     *_quantised(read, job.copied),
     *_complex(read, job.copied),
+    *of_merged({path: read[path].shape for path in merged}, job.root),
   ]
 
 
-def _left_out(paths: Sequence[str]) -> list[str]:
-  """Of leaves beside the root that are no training state anybody knows."""
+def left_out(paths: Sequence[str], root: str, place: str) -> list[str]:
+  """Of leaves of the base that are not merged, though nothing says so.
+
+  Args:
+    paths: of leaves beside the parameters.
+    root: where the parameters begin. Beside it training state that everybody
+      knows is no surprise; of a whole tree it is a guess.
+    place: where else the leaves are not.
+  """
   unknown = [
     path
     for path in paths
-    if not roots.is_training_state(path) and not roots.is_of_optimizer(path)
+    if not root
+    or not (roots.is_training_state(path) or roots.is_of_optimizer(path))
   ]
   if not unknown:
     return []
+  why = (
+    'lie beside its parameters'
+    if root
+    else 'are taken for what an optimizer keeps'
+  )
   return [
-    f'{len(unknown)} leaves of the base lie beside its parameters and are not '
-    f'in the output: {_some(unknown)}.'
+    f'{len(unknown)} leaves of the base {why} and are not {place}: '
+    f'{_some(unknown)}.'
+  ]
+
+
+def of_merged(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
+  """Of leaves that are merged, but may be no weights to merge on their own.
+
+  Args:
+    shapes: of the merged leaves by path.
+    root: where the parameters begin.
+  """
+  parts: dict[str, dict[str, tuple[int, ...]]] = {}
+  for path, shape in shapes.items():
+    name, _, rest = path[len(root) + 1 if root else 0 :].partition('/')
+    parts.setdefault(name, {})[rest] = shape
+  copies = {
+    name: like
+    for name, part in parts.items()
+    if _COPY.search(name) and '' not in part
+    for like, other in parts.items()
+    if other == part and not _COPY.search(like)
+  }
+  return [
+    f'{name} is called like a copy of {like}, and has its paths and shapes. It '
+    'is merged, and counts wherever a total goes over the whole model. If it '
+    'should not, keep it as the base has it: override '
+    f"'{f'{root}/' if root else ''}{name}/.*' by 'base'."
+    for name, like in copies.items()
   ]
 
 

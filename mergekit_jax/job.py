@@ -84,6 +84,7 @@ class Job:
       for tensor in scope.tensors
     }
 
+    holds = roots.parameters(self.template.specs)
     above = {
       '/'.join(keys[:depth])
       for keys in (path.split('/') for path in specs)
@@ -92,15 +93,19 @@ class Job:
 
     def prune(node: Any, path: str) -> Any:
       name = lambda key: f'{path}/{key}' if path else str(key)
+      # Strings and empty containers are in no spec.
+      kept = lambda path: path in above or holds(path)
       if isinstance(node, (list, tuple)):
-        return type(node)(prune(x, name(i)) for i, x in enumerate(node))
+        return type(node)(
+          prune(child, name(i)) if kept(name(i)) else None
+          for i, child in enumerate(node)
+        )
       if not isinstance(node, Mapping):
         return node
-      # Strings and empty containers are in no spec.
       return {
         key: prune(child, name(key))
         for key, child in node.items()
-        if name(key) in above or roots.holds(self.root, name(key))
+        if kept(name(key))
       }
 
     pruned = prune(self.template.tree, '')
@@ -244,29 +249,14 @@ def _opened(
   root = roots.parameter_root(opened[0][1].specs)
   models = [_model(name, checkpoint, root) for name, checkpoint in opened]
   for model in models:
-    if not model.paths:
-      raise ValueError(
-        f'{model.name} ({model.checkpoint.path}) has nothing to merge: all it '
-        'holds is what an optimizer keeps. Give the checkpoint of a model.'
-      )
+    named = f'{model.name} ({model.checkpoint.path})'
+    roots.demand_parameters(named, model.checkpoint.specs, model.paths)
   return models
 
 
 def _model(name: str, checkpoint: Checkpoint, root: str) -> Model:
   """A source whose leaves are called by their paths in the output."""
-  own = roots.parameter_root(checkpoint.specs)
-  prefix = f'{root}/' if root else ''
-  relative = {
-    path: path[len(own) + 1 :] if own else path
-    for path in checkpoint.specs
-    if roots.below(own, path)
-  }
-  paths = {
-    prefix + name: path
-    for path, name in relative.items()
-    if roots.holds(own, path)
-  }
-  return Model(name, checkpoint, paths)
+  return Model(name, checkpoint, roots.moved(checkpoint.specs, root))
 
 
 def _specs(model: Model) -> dict[str, jax.ShapeDtypeStruct]:

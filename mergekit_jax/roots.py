@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+import re
 from typing import Any
+
+import jax.numpy as jnp
 
 from mergekit_jax import tree
 
-_ROOTS = ('params/params', 'params', 'target', 'model', 'model_params')
+_ROOTS = (
+  *('params/params', 'params', 'target', 'optimizer/target'),  # the old T5X's
+  *('model', 'model_params'),
+)
+# Modules may be called so too.
+_MODULES = {'model', 'target'}
 # Below these lies what an optimizer keeps: as large as the parameters, of their
 # names and shapes, and nothing to merge.
-_OPTIMIZER = {'opt_state', 'opt_states', 'optimizer', 'param_states'}
+_OPTIMIZER = {
+  *('opt_state', 'opt_states', 'optimizer', 'param_states', 'optim'),
+  *('optim_state', 'optim_states', 'optimizer_state', 'optimizer_states'),
+}
+# A language model may be called `opt`, so these names alone do not tell.
+_LIKE_AN_OPTIMIZER = re.compile(
+  r'(.*_)?(opt|optim|optimizer|adam\w*|sgd|lion|adafactor|rmsprop)(_.*)?'
+)
+# What optax calls its moments.
+_MOMENTS = {'mu', 'nu', 'trace', 'v_row', 'v_col', 'ema', 'sum_of_squares'}
 _TRAINING_STATE = _OPTIMIZER | {
   *('opt', 'state', 'step', 'steps', 'ema', 'ema_params', 'params_ema'),
   *('rng', 'rngs', 'key', 'training_key'),
@@ -25,11 +42,11 @@ def parameter_root(leaves: Mapping[str, Any]) -> str:
     leaves: all leaves (anything with a dtype) by path.
 
   Returns:
-    'params/params', 'params', 'target', 'model' or 'model_params', the first of
-    them that leads to a leaf; such a root below the key that a training state
+    'params/params', 'params', 'target', 'optimizer/target', 'model' or
+    'model_params', the first of them that leads to a leaf; such a root below the key that a training state
     has to itself, as in 'state/params'; else '', the whole tree. So it is where
-    something other than training state lies beside a 'model', which is then one
-    module of several.
+    something other than training state lies beside a 'model' or a 'target',
+    which is then one module of several.
   """
   keys = [path.split('/') for path in leaves]
   holders = {
@@ -45,17 +62,19 @@ def parameter_root(leaves: Mapping[str, Any]) -> str:
       return f'{holder}/{root}'
   for root in _ROOTS:
     if any(path.startswith(f'{root}/') for path in leaves):
-      return (
-        '' if root == 'model' and _has_modules_beside(root, leaves) else root
-      )
+      is_module = root in _MODULES and _has_modules_beside(root, leaves)
+      return '' if is_module else root
   return ''
 
 
 def _has_modules_beside(root: str, leaves: Mapping[str, Any]) -> bool:
+  kept = _optimizers(leaves)
   return any(
     tree.is_merged(leaf.dtype)
     and not below(root, path)
     and not is_training_state(path)
+    and not below('flax_mutables', path)  # of T5X
+    and kept.isdisjoint(_lineage(path))
     for path, leaf in leaves.items()
   )
 
@@ -66,17 +85,126 @@ def is_training_state(path: str) -> bool:
 
 
 def is_of_optimizer(path: str) -> bool:
-  """Whether a path leads to what an optimizer keeps, wherever that lies."""
+  """Whether the names in a path say that an optimizer keeps what is there."""
   return not _OPTIMIZER.isdisjoint(path.split('/'))
 
 
-def holds(root: str, path: str) -> bool:
-  """Whether a leaf is one of the parameters.
+def parameters(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
+  """Which paths of a model lead to parameters.
 
-  Below a root of their own all are, also those of a module that is called
+  Below a root of their own all do, also those of a module that is called
   `optimizer`; in a whole tree those that no optimizer keeps.
+
+  Args:
+    leaves: all leaves (anything with a shape and a dtype) by path.
+
+  Returns:
+    Whether the path of a leaf, or of a node above leaves, does.
   """
-  return below(root, path) and (bool(root) or not is_of_optimizer(path))
+  root = parameter_root(leaves)
+  kept = frozenset() if root else _optimizers(leaves)
+  return lambda path: below(root, path) and kept.isdisjoint(_lineage(path))
+
+
+def moved(leaves: Mapping[str, Any], root: str) -> dict[str, str]:
+  """The paths of a model's parameters, by those that they have below a root."""
+  own, holds = parameter_root(leaves), parameters(leaves)
+  prefix = f'{root}/' if root else ''
+  return {
+    prefix + (path[len(own) + 1 :] if own else path): path
+    for path in leaves
+    if holds(path)
+  }
+
+
+def demand_parameters(
+  name: str, leaves: Mapping[str, Any], paths: Mapping[str, str]
+) -> None:
+  """Raises ValueError if all that could be merged is of an optimizer.
+
+  Args:
+    name: what to call the model.
+    leaves: all its leaves by path.
+    paths: from `moved`.
+  """
+  floats = {p for p, leaf in leaves.items() if tree.is_merged(leaf.dtype)}
+  if not paths or (floats and floats.isdisjoint(paths.values())):
+    raise ValueError(
+      f'{name} has nothing to merge: all it holds is what an optimizer keeps. '
+      'Give a model.'
+    )
+
+
+def _optimizers(leaves: Mapping[str, Any]) -> frozenset[str]:
+  """The paths at which an optimizer begins.
+
+  Known are its names; moments of optax beside their `count`; and what is called
+  like an optimizer, or consists of moments, if it repeats the paths and shapes
+  of what lies beside it. Modules that are merely alike are none.
+  """
+  children: dict[str, set[str]] = {}
+  for path in leaves:
+    *above, _ = lineage = [*_lineage(path)]
+    for node, child in zip(above, lineage[1:], strict=True):
+      children.setdefault(node, set()).add(child.rpartition('/')[2])
+  named = {
+    node
+    for node in (*children, *leaves)
+    if node.rpartition('/')[2] in _OPTIMIZER
+  }
+  counted = {
+    node
+    for node, names in children.items()
+    if names & _MOMENTS and _counts(node, leaves)
+  }
+  repeated = {node for node in children.get('', ()) if _repeats(node, leaves)}
+  return frozenset(named | counted | repeated)
+
+
+def _counts(node: str, leaves: Mapping[str, Any]) -> bool:
+  """Whether a whole number called `count` lies at a node."""
+  path = f'{node}/count' if node else 'count'
+  leaf = leaves.get(path, leaves.get(f'{path}/value'))
+  return leaf is not None and jnp.issubdtype(leaf.dtype, jnp.integer)
+
+
+def _repeats(node: str, leaves: Mapping[str, Any]) -> bool:
+  """Whether all arrays below a top node are copies that an optimizer keeps.
+
+  It keeps them by name: a module at the node itself is a twin.
+  """
+  shapes = {
+    path: leaf.shape
+    for path, leaf in leaves.items()
+    if tree.is_merged(leaf.dtype) and leaf.shape
+  }
+  copies = [path for path in shapes if below(node, path)]
+  is_named = _LIKE_AN_OPTIMIZER.fullmatch(node)
+  if not copies or not (
+    is_named or all(_MOMENTS.intersection(path.split('/')) for path in copies)
+  ):
+    return False
+  beside = {
+    (name, shape)
+    for path, shape in shapes.items()
+    if not below(node, path)
+    for name in (path, path.partition('/')[2])
+  }
+  return all(
+    any(
+      (path[len(above) + 1 :], shapes[path]) in beside
+      for above in [*_lineage(path)][2:]
+    )
+    for path in copies
+  )
+
+
+def _lineage(path: str) -> Iterator[str]:
+  """The paths from the top of the tree down to a path, which is the last."""
+  yield ''
+  keys = path.split('/')
+  for depth in range(1, len(keys) + 1):
+    yield '/'.join(keys[:depth])
 
 
 def below(root: str, path: str) -> bool:

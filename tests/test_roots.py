@@ -1,32 +1,152 @@
-"""Where parameters begin, and which axes are stacked, in small trees."""
+"""What of a training state is merged, and what is an optimizer's."""
 
-from types import SimpleNamespace
-
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
 
-from mergekit_jax import roots, tree
+import mergekit_jax as mk
+from tests import checkpoints
 
-FLOAT, INTEGER = (SimpleNamespace(dtype=np.dtype(n)) for n in ('f4', 'i4'))
-
-
-def test_what_only_begins_like_a_root_is_not_below_it():
-  assert roots.below('params', 'params/a') and roots.below('params', 'params')
-  assert not roots.below('params', 'params_ema/a')
-  assert roots.mask_name('params_ema/a', 'params') == 'params_ema/a'
+SHAPES = {'dense': {'kernel': (4, 3), 'bias': (3,)}, 'out': {'kernel': (3, 2)}}
 
 
-def test_numbers_beside_a_model_are_no_module():
-  leaves = {'model/a': FLOAT, 'vocabulary/size': INTEGER}
-  assert roots.parameter_root(leaves) == 'model'
-  assert roots.parameter_root({**leaves, 'head/a': FLOAT}) == ''
+def params(seed):
+  random = np.random.default_rng(seed)
+  draw = lambda shape: random.standard_normal(shape).astype('float32')
+  is_shape = lambda x: isinstance(x, tuple)
+  return jax.tree.map(draw, SHAPES, is_leaf=is_shape)
 
 
-def test_only_what_is_merged_is_missed_in_the_base():
-  others = [{'a': FLOAT, 'b': FLOAT, 'count': INTEGER}]
-  assert tree.only_in(others, {'a': FLOAT}) == ['b']
+def opt_state(tx, tree, seed):
+  """An optimizer's state after a step, larger than any weight."""
+  gradients = jax.tree.map(lambda leaf: 1e3 * (leaf + seed), tree)
+  return jax.tree.map(np.asarray, tx.update(gradients, tx.init(tree), tree)[1])
 
 
-def test_stacked_axes_ascend_from_the_first_to_the_last():
-  shapes = {'a': (2, 3, 4)}
-  for given, axes in (-3, (0,)), ((2, 0, -1), (0, 2)), ((-1, 1), (1, 2)):
-    assert tree.stacked_axes({'a': given}, shapes) == {'a': axes}
+def moments(tree, seed):
+  """Moments as others than optax call them."""
+  return {name: jax.tree.map(lambda x: x + seed, tree) for name in ('m', 'v')}
+
+
+ADAM, SGD = optax.adam(1e-3), optax.sgd(1e-3, momentum=0.9)
+CHAIN = optax.chain(optax.clip_by_global_norm(1.0), optax.adafactor(1e-3))
+# What is saved of parameters and a seed, where the parameters then lie, and
+# whether anybody knows what lies beside them by its name.
+STATES = {
+  'params': (lambda p, s: {'params': p, 'opt': opt_state(ADAM, p, s)}, True),
+  'model': (lambda p, s: {'model': p, 'optim': opt_state(ADAM, p, s)}, True),
+  'weights': (lambda p, s: {'weights': p, 'optim': moments(p, s)}, False),
+  'generator': (
+    lambda p, s: {'generator': p, 'optimizer_state': moments(p, s)},
+    False,
+  ),
+  'net': (lambda p, s: {'net': p, 'opt': opt_state(ADAM, p, s)}, False),
+  'policy': (lambda p, s: {'policy': p, 'adam': moments(p, s)}, False),
+  'critic': (lambda p, s: {'critic': p, 'x': opt_state(SGD, p, s)}, False),
+  'actor': (lambda p, s: {'actor': p, 'tx': opt_state(CHAIN, p, s)}, False),
+  'optimizer/target': (
+    lambda p, s: {'optimizer': {'target': p, 'state': {'param_states': p}}},
+    True,
+  ),
+  '0': (lambda p, s: (p, opt_state(ADAM, p, s), np.int32(s)), False),
+}
+
+
+@pytest.fixture
+def save(tmp_path):
+  def saved(name, tree):
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(tmp_path / name, tree)
+    return tmp_path / name
+
+  return saved
+
+
+@pytest.mark.parametrize('root', STATES)
+def test_moments_are_left_out(save, tmp_path, root):
+  """They have no part in a trim, and are not in the output."""
+  wrap, is_known = STATES[root]
+  paths = [save(f's{i}', wrap(params(i), i)) for i in range(3)]
+  merged = mk.merge_checkpoints(
+    mk.ties(density=0.3),
+    base=paths[0],
+    experts=paths[1:],
+    output=tmp_path / 'o',
+  )
+  base, *experts = map(params, range(3))
+  expected = mk.merge(mk.ties(density=0.3), experts, base)
+  expected = {
+    f'{root}/{path}': leaf
+    for path, leaf in checkpoints.leaves(expected).items()
+  }
+  assert {tensor.path for tensor in merged.tensors} == expected.keys()
+  loaded = checkpoints.load(tmp_path / 'o')
+  for path, leaf in expected.items():
+    np.testing.assert_array_equal(loaded[path], leaf)
+  floats = {
+    p for p, x in loaded.items() if jnp.issubdtype(x.dtype, jnp.inexact)
+  }
+  assert floats == expected.keys()
+  said = [w for w in merged.warnings if 'not in the output' in w]
+  assert len(said) == (0 if is_known else 1)
+
+
+def test_a_tuple_keeps_its_places(save, tmp_path):
+  state = lambda i: (params(i), opt_state(ADAM, params(i), i), np.int32(7))
+  paths = [save(f's{i}', state(i)) for i in range(2)]
+  mk.merge_checkpoints(mk.average(), experts=paths, output=tmp_path / 'o')
+  with ocp.StandardCheckpointer() as checkpointer:
+    restored = checkpointer.restore(tmp_path / 'o')
+  assert restored[2] == 7
+  mean = (params(0)['dense']['bias'] + params(1)['dense']['bias']) / 2
+  np.testing.assert_array_equal(restored[0]['dense']['bias'], mean)
+
+
+VARIATIONAL = lambda i: {'mu': params(i)['out'], 'logvar': params(i)['out']}
+MODELS = {
+  'towers': lambda i: {'encoder': params(i), 'decoder': params(i + 9)},
+  'adversaries': lambda i: {'generator': params(i), 'critic': params(i + 9)},
+  'numbered': lambda i: [params(i), params(i + 9)],
+  'variational': lambda i: {'head': VARIATIONAL(i), 'out': params(i)['out']},
+  # The name of a language model.
+  'opt': lambda i: {'vit': params(i), 'opt': params(i + 9)},
+  'opt alone': lambda i: {'opt': params(i)},
+  'below a root': lambda i: {'params': {'net': params(i), 'adam': params(i)}},
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_modules_that_are_alike_are_merged(save, tmp_path, name):
+  paths = [save(f's{i}', MODELS[name](i)) for i in range(3)]
+  report = mk.merge_checkpoints(
+    mk.average(), base=paths[0], experts=paths[1:], output=tmp_path / 'o'
+  )
+  whole = checkpoints.leaves(MODELS[name](0))
+  assert {tensor.path for tensor in report.tensors} == whole.keys()
+  assert report.warnings == []
+
+
+@pytest.mark.parametrize(
+  'wrap,warned',
+  [
+    (lambda i: {'net': params(i), 'ema': params(i)}, 'ema is called like a'),
+    (lambda i: {'online': params(i), 'target': params(i)}, 'target is called'),
+    (lambda i: {'q': params(i), 'target_q': params(i)}, "'target_q/.*' by"),
+    (
+      lambda i: {'params': {'online': params(i), 'shadow': params(i)}},
+      "'params/shadow/.*' by 'base'",
+    ),
+    (lambda i: {'net': params(i), 'target': {'x': params(i)}}, None),
+    (lambda i: {'net': params(i), 'average_pool': params(i)['out']}, None),
+  ],
+)
+def test_copies_are_merged_with_a_warning(save, tmp_path, wrap, warned):
+  paths = [save(f's{i}', wrap(i)) for i in range(2)]
+  report = mk.merge_checkpoints(
+    mk.average(), experts=paths, output=tmp_path / 'o'
+  )
+  assert len(report.warnings) == (warned is not None)
+  assert all(warned in warning for warning in report.warnings)

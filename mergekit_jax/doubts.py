@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import re
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import jax.numpy as jnp
 
 from mergekit_jax import roots, tree
-from mergekit_jax.job import Job
+
+if TYPE_CHECKING:
+  from mergekit_jax.job import Job
 
 # Elements from which on a matrix of whole numbers may hold weights.
 _FEWEST_CODES = 2**12

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import os
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mergekit_jax import checks, roots, scopes, sharding, tree
+from mergekit_jax import checks, doubts, roots, scopes, sharding, tree
 from mergekit_jax.block import Block
 from mergekit_jax.drive import run
 from mergekit_jax.kernels.random import key_for
@@ -33,6 +34,11 @@ def merge(
   recompile when a hyperparameter changes. Floating-point leaves are merged in
   float32 and rounded once to the base's dtype; other leaves are the base's.
   Non-finite values propagate.
+
+  Of a whole training state what `merge_checkpoints` would merge is merged, with
+  the same bits: the leaves below its parameter root. What lies beside it, an
+  optimizer's state or batch statistics, stays as the base has it; to merge it
+  too, merge it by itself.
 
   Args:
     method: a merge rule, such as `mergekit_jax.ties(density=0.2)`.
@@ -62,18 +68,25 @@ def merge(
       'checkpoints call mergekit_jax.merge_checkpoints.'
     )
   template, structure = tree.flatten(base if base is not None else experts[0])
-  models = {
-    f'experts[{i}]': tree.flatten(expert)[0] for i, expert in enumerate(experts)
-  }
-  specs = _specs(template)
+  root = roots.parameter_root(_specs(template))
+  named = {f'experts[{i}]': expert for i, expert in enumerate(experts)}
+  models = {name: _parameters(name, x, root) for name, x in named.items()}
+  first = _parameters('base', base, root) if base is not None else None
+  specs = _specs(models['experts[0]'] if first is None else first)
   key = None if key is None else _key(key)
 
   shapes = tree.merged_shapes(specs)
   stacked = tree.stacked_axes(stacked_axes, shapes)
-  root = roots.parameter_root(specs)
   others = {name: _specs(model) for name, model in models.items()}
   groups = scopes.agreed([method], overrides, specs, others)
   covered = [path for _, paths in groups for path in paths]
+
+  beside = [p for p in tree.merged_shapes(_specs(template)) if p not in specs]
+  for doubt in [
+    *doubts.left_out(beside, root, 'merged'),
+    *doubts.of_merged({path: shapes[path] for path in covered}, root),
+  ]:
+    warnings.warn(doubt, stacklevel=2)
 
   # Once each: arrays of numpy are copied to a device.
   pick = lambda model: {path: jnp.asarray(model[path]) for path in covered}
@@ -110,6 +123,25 @@ def merge(
     key,
   )
   return jax.tree.unflatten(structure, {**template, **merged}.values())
+
+
+def _parameters(name: str, model: PyTree, root: str) -> dict[str, Any]:
+  """The leaves that a merge of checkpoints would look at, by their paths there.
+
+  Args:
+    name: what to call the model.
+    model: the tree.
+    root: where the parameters begin in the merge.
+
+  Raises:
+    ValueError: if all that could be merged is of an optimizer.
+  """
+  leaves, _ = tree.flatten(model)
+  specs = _specs(leaves)
+  paths = roots.moved(specs, root)
+  if leaves:
+    roots.demand_parameters(name, specs, paths)
+  return {path: leaves[own] for path, own in paths.items()}
 
 
 def _key(given: Any) -> jax.Array:

@@ -43,10 +43,10 @@ def parameter_root(leaves: Mapping[str, Any]) -> str:
 
   Returns:
     'params/params', 'params', 'target', 'optimizer/target', 'model' or
-    'model_params', the first of them that leads to a leaf; such a root below the key that a training state
-    has to itself, as in 'state/params'; else '', the whole tree. So it is where
-    something other than training state lies beside a 'model' or a 'target',
-    which is then one module of several.
+    'model_params', the first of them that leads to a leaf; such a root below
+    the key that a training state has to itself, as in 'state/params'; else '',
+    the whole tree. So it is where something other than training state lies
+    beside a 'model' or a 'target', which is then one module of several.
   """
   keys = [path.split('/') for path in leaves]
   holders = {
@@ -217,8 +217,7 @@ def mask_name(path: str, root: str) -> str:
 
   The path below the parameter root without a trailing `value`, so that the same
   parameter has the same masks in a flax nnx State, in linen params and in a
-  checkpoint with an optimizer beside it. What lies beside the root keeps its
-  whole path.
+  checkpoint with an optimizer beside it.
   """
-  name = path[len(root) + 1 :] if root and below(root, path) else path
+  name = path[len(root) + 1 :] if root else path
   return name.removesuffix('/value')

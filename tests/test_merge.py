@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import itertools
 
 from flax import linen, nnx
 import jax
@@ -420,15 +419,6 @@ class TestKeys:
 
   def test_a_traced_seed(self):
     compare.same_bits(jax.jit(self.run)(3), self.run(3))
-
-  def test_leaves_beside_the_root_have_masks_of_their_own(self):
-    names = ('params', 'lora_a', 'lora_b')
-    tree = lambda leaf: {name: {'x': {'kernel': leaf}} for name in names}
-    base, moved = tree(BASE['odd']), tree(BASE['odd'] + 1)
-    merged = mk.merge(mk.dare(0.5), [moved], base, key=0)
-    leaves = [np.asarray(merged[name]['x']['kernel']) for name in names]
-    for one, other in itertools.combinations(leaves, 2):
-      assert (one != other).any()
 
   def test_other_implementations(self):
     merged = self.run(jax.random.key(3, impl='rbg'))

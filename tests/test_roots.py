@@ -1,5 +1,6 @@
 """What of a training state is merged, and what is an optimizer's."""
 
+from flax.training import train_state
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,3 +151,62 @@ def test_copies_are_merged_with_a_warning(save, tmp_path, wrap, warned):
   )
   assert len(report.warnings) == (warned is not None)
   assert all(warned in warning for warning in report.warnings)
+
+
+class TestInMemory:
+  """The same leaves are merged as of checkpoints, to the same bits."""
+
+  @pytest.mark.parametrize('root', STATES)
+  def test_moments_are_the_base_s(self, root):
+    wrap, is_known = STATES[root]
+    base, *experts = (wrap(params(i), i) for i in range(3))
+    method = mk.ties(density=0.3)
+    if is_known:
+      merged = mk.merge(method, experts, base)
+    else:
+      with pytest.warns(UserWarning, match='taken for what an optimizer keeps'):
+        merged = mk.merge(method, experts, base)
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
+    alone = mk.merge(method, [params(1), params(2)], params(0))
+    expected = checkpoints.leaves(base) | {
+      f'{root}/{path}': leaf for path, leaf in checkpoints.leaves(alone).items()
+    }
+    for path, leaf in checkpoints.leaves(merged).items():
+      np.testing.assert_array_equal(leaf, expected[path])
+
+  def test_a_train_state_under_jit(self):
+    state = lambda i: train_state.TrainState(
+      step=i,
+      apply_fn=jnp.sum,
+      params=params(i),
+      tx=ADAM,
+      opt_state=opt_state(ADAM, params(i), i),
+    )
+    base, *experts = map(state, range(3))
+    merged = jax.jit(lambda e, b: mk.merge(mk.average(), e, b))(experts, base)
+    mean = (params(1)['out']['kernel'] + params(2)['out']['kernel']) / 2
+    np.testing.assert_array_equal(merged.params['out']['kernel'], mean)
+    nu = [x.opt_state[0].nu['out']['kernel'] for x in (merged, base)]
+    np.testing.assert_array_equal(*nu)
+    assert merged.step == 0
+
+  def test_experts_without_an_optimizer(self):
+    base = {'params': params(0), 'opt_state': ADAM.init(params(0))}
+    merged = mk.merge(mk.average(), [{'params': params(1)}, params(1)], base)
+    np.testing.assert_array_equal(
+      merged['params']['out']['kernel'], params(1)['out']['kernel']
+    )
+
+  def test_what_nobody_knows_is_named(self):
+    variables = lambda i: {
+      'params': params(i),
+      'batch_stats': {'mean': np.full(3, i, 'float32')},
+    }
+    with pytest.warns(UserWarning, match='not merged: batch_stats/mean'):
+      merged = mk.merge(mk.average(), [variables(1)], variables(0))
+    np.testing.assert_array_equal(merged['batch_stats']['mean'], np.zeros(3))
+
+  def test_nothing_but_an_optimizer(self):
+    state = opt_state(ADAM, params(0), 0)
+    with pytest.raises(ValueError, match=r'experts\[0\] has nothing to merge'):
+      mk.merge(mk.average(), [state, state])

@@ -120,8 +120,9 @@ _STRUCTURE = (
 )
 
 
+# Both from the narrowest to the widest.
 SCOPES = ('tensor', 'model')
-NEEDS = ('element', 'row', 'matrix')  # ascending
+NEEDS = ('element', 'row', 'matrix')
 
 
 def scope_of(method: Any) -> str:

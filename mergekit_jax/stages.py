@@ -27,6 +27,7 @@ from mergekit_jax.rule import (
   Place,
   Report,
   rule,
+  scope_of,
   SCOPES,
   together,
   Total,
@@ -36,14 +37,15 @@ Deltas = Sequence[jax.Array]
 Weights = Sequence[jax.typing.ArrayLike] | jax.Array | None
 
 
-def chain(*stages: Any, scope: str = 'tensor') -> Chain:
+def chain(*stages: Any, scope: str | None = None) -> Chain:
   """A merge rule from stages: base + stages(experts − base).
 
   Args:
     *stages: instances of `@rule` classes, called as `stage(t, deltas)`, which
       return deltas or one delta, and are generators if they ask for totals; the
       last must return one delta.
-    scope: 'tensor' or 'model', the set over which their totals are taken.
+    scope: 'tensor' or 'model', the set over which their totals are taken; None
+      means 'model' if that is the scope of one of the stages, else 'tensor'.
 
   Returns:
     A rule.
@@ -60,7 +62,11 @@ def chain(*stages: Any, scope: str = 'tensor') -> Chain:
         f'chain() was given {stage!r}; a stage is an instance of a class that '
         'is decorated with @mergekit_jax.rule, such as trim(0.2).'
       )
-    checks.one_of(f'{type(stage).__name__}.needs', needs_of(stage), NEEDS)
+    name = type(stage).__name__
+    checks.one_of(f'{name}.needs', needs_of(stage), NEEDS)
+    checks.one_of(f'{name}.scope', scope_of(stage), SCOPES)
+  if scope is None:
+    scope = max(map(scope_of, stages), key=SCOPES.index)
   return Chain(stages, checks.one_of('scope', scope, SCOPES))
 
 
@@ -108,6 +114,7 @@ class Trim:
 
   def __call__(self, t: Place, deltas: Deltas):
     del t
+    _demand_several(self, deltas)
     density = checks.one('density', self.density)
     thresholds = yield from together(
       kth_magnitude(delta, density) for delta in deltas
@@ -139,6 +146,7 @@ class Drop:
   drop_rate: jax.typing.ArrayLike
 
   def __call__(self, t: Place, deltas: Deltas):
+    _demand_several(self, deltas)
     levels = 2**16
     drop_rate = checks.one('drop_rate', self.drop_rate)
     dropped = jnp.round(jnp.float32(levels) * drop_rate)
@@ -171,6 +179,7 @@ class WeightedSum:
 
   def __call__(self, t: Place, deltas: Deltas):
     del t
+    _demand_several(self, deltas)
     yield Report(sign_conflict=_sign_conflict(deltas))
     return sum(weigh(deltas, self.weights))
 
@@ -208,6 +217,7 @@ class DisjointMean:
 
   def __call__(self, t: Place, deltas: Deltas):
     del t
+    _demand_several(self, deltas)
     weighted = weigh(deltas, self.weights)
     votes = weighted if self.election == 'mass' else map(jnp.sign, weighted)
     elected = jnp.sign(sum(votes))
@@ -247,7 +257,22 @@ class Scale:
 
   def __call__(self, t: Place, delta: jax.Array) -> jax.Array:
     del t
+    if isinstance(delta, (list, tuple)):
+      raise ValueError(
+        f'scale() was given {len(delta)} task vectors; put a consensus that '
+        'makes one of them before it, such as weighted_sum().'
+      )
     return product(checks.one('scale', self.factor), delta)
+
+
+def _demand_several(stage: Any, deltas: Any) -> None:
+  """Refuses one delta, along whose rows a stage would go as if experts."""
+  if not isinstance(deltas, (list, tuple)):
+    raise ValueError(
+      f'{type(stage).__name__} takes the task vectors of all experts, but the '
+      'stage before it in the chain makes one of them. Put it before the '
+      'consensus, of which a chain has one.'
+    )
 
 
 def weigh(values: Sequence[jax.Array], weights: Weights) -> list[jax.Array]:

@@ -226,6 +226,20 @@ class TestArguments:
     with pytest.raises(ValueError, match='end with 3 task vectors; end with a'):
       mk.merge(mk.chain(mk.trim(0.2)), EXPERTS, BASE)
 
+  def test_chain_that_scales_before_its_consensus(self):
+    with pytest.raises(ValueError, match='given 3 task vectors; put a consens'):
+      mk.merge(mk.chain(mk.trim(0.2), mk.scale(0.5)), EXPERTS, BASE)
+
+  @pytest.mark.parametrize(
+    'stage',
+    [mk.trim(0.2), mk.drop(0.5), mk.weighted_sum(), mk.disjoint_mean()],
+    ids=repr,
+  )
+  def test_chain_that_goes_on_behind_its_consensus(self, stage):
+    chain = mk.chain(mk.weighted_sum(), stage)
+    with pytest.raises(ValueError, match='Put it before the consensus'):
+      mk.merge(chain, EXPERTS, BASE, key=0)
+
   @pytest.mark.parametrize('experts', [EXPERTS[0], 7, 'path'])
   def test_one_expert_alone(self, experts):
     with pytest.raises(ValueError, match='give a list, with a tree'):

@@ -528,6 +528,30 @@ class TestStep:
   def test_no_generator(self):
     assert step(7, []) == (None, 7, {})
 
+  def test_chain_has_the_widest_scope_of_its_stages(self):
+    """Unless it is told another."""
+
+    @mk.rule
+    class Unit:
+      """Divides a task vector by its norm."""
+
+      scope = 'model'
+
+      def __call__(self, t, deltas):
+        del t
+        squares = [mk.accurate_sum(d * d) for d in deltas]
+        norms = yield mk.Total(squares, lambda s, _: [jnp.sqrt(x) for x in s])
+        return [d / n for d, n in zip(deltas, norms, strict=True)]
+
+    base = {'a': np.zeros(3, np.float32), 'b': np.zeros(2, np.float32)}
+    expert = {'a': np.float32([3, 0, 0]), 'b': np.float32([0, 4])}
+    merge = lambda **scope: mk.merge(
+      mk.chain(Unit(), mk.weighted_sum(), **scope), [expert], base
+    )
+    np.testing.assert_allclose(merge()['b'], [0, 4 / 5], rtol=1e-7)
+    np.testing.assert_allclose(merge(scope='tensor')['b'], [0, 1], rtol=1e-7)
+    assert mk.chain(mk.trim(0.5), mk.weighted_sum()).scope == 'tensor'
+
   def test_chain_passes_totals_of_its_stages(self):
     def centre(t, deltas):
       means = yield from mk.together(map(self.mean, deltas))

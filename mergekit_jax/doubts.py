@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Elements from which on a matrix of whole numbers may hold weights.
 _FEWEST_CODES = 2**12
+_LORA = re.compile(r'(.*[/._])?lora_[ab]([/._].*)?', re.IGNORECASE)
 # What moving averages and frozen copies of a model are called.
 _COPY = re.compile(
   r'(^|_)(ema|avg|average|averaged|swa|polyak|target|shadow|slow|teacher)(_|$)'
@@ -79,6 +80,12 @@ def of_merged(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
   for path, shape in shapes.items():
     name, _, rest = path[len(root) + 1 if root else 0 :].partition('/')
     parts.setdefault(name, {})[rest] = shape
+  factors = [path for path in shapes if _LORA.fullmatch(path)]
+  lora = [
+    f'{len(factors)} leaves are factors of LoRA adapters: {_some(factors)}. '
+    'Each is merged by itself, and the product of merged factors is not the '
+    'merge of the products: put the adapters into their models first.'
+  ]
   copies = {
     name: like
     for name, part in parts.items()
@@ -86,7 +93,7 @@ def of_merged(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
     for like, other in parts.items()
     if other == part and not _COPY.search(like)
   }
-  return [
+  return lora[: len(factors)] + [
     f'{name} is called like a copy of {like}, and has its paths and shapes. It '
     'is merged, and counts wherever a total goes over the whole model. If it '
     'should not, keep it as the base has it: override '

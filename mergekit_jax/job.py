@@ -246,12 +246,31 @@ def _opened(
         'Trees in memory are merged by mergekit_jax.merge.'
       )
   opened = [(name, open_checkpoint(path)) for name, path in named]
+  _demand_no_adapter(opened)
   root = roots.parameter_root(opened[0][1].specs)
   models = [_model(name, checkpoint, root) for name, checkpoint in opened]
   for model in models:
     named = f'{model.name} ({model.checkpoint.path})'
     roots.demand_parameters(named, model.checkpoint.specs, model.paths)
   return models
+
+
+def _demand_no_adapter(opened: Sequence[tuple[str, Checkpoint]]) -> None:
+  """Refuses adapters among whole models, which have no leaf in common."""
+  adapters = [
+    f'{name} ({checkpoint.path})'
+    for name, checkpoint in opened
+    if checkpoint.format == 'safetensors'
+    and any(
+      (file.parent / 'adapter_config.json').exists()
+      for file in checkpoint.files()
+    )
+  ]
+  if 0 < len(adapters) < len(opened):
+    raise ValueError(
+      f'{adapters[0]} is a PEFT adapter, and not all of the others are. Put '
+      'each into its model first: merge_and_unload(), then save_pretrained().'
+    )
 
 
 def _model(name: str, checkpoint: Checkpoint, root: str) -> Model:

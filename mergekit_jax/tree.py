@@ -184,8 +184,9 @@ def demand_same(
   ]
   if lines:
     raise ValueError(
-      f'The models differ in {len(lines)} places and cannot be merged:\n  '
-      + '\n  '.join(lines)
-      + '\nWhat is to be as the base has it, or is not in it, may be named: '
-      "overrides={'regular expression of its path': 'base'}."
+      f'The models differ in {len(lines)} place{"s" * (len(lines) > 1)} and '
+      'cannot be merged:\n  ' + '\n  '.join(lines) + '\nWhat is to be as the '
+      'base has it, or is not in it, may be named: '
+      "overrides={'regular expression of its path': 'base'}, or --override "
+      "'REGEX:base'."
     )

@@ -145,6 +145,20 @@ class TestSources:
       '  params/odd: int32[7,5] in experts[2], float32[7,5] expected',
     ]
 
+  def test_different_in_one_leaf(self, refused, tmp_path):
+    other = changed(EXPERTS[0], 'params/odd', jnp.zeros(3))
+    path = checkpoints.save(tmp_path / 'other', other)
+    message = refused(ValueError, 'differ in 1 place and', experts=[path])
+    assert "--override 'REGEX:base'" in message
+
+  def test_an_adapter_among_models(self, refused, tmp_path):
+    path = tmp_path / 'adapter'
+    path.mkdir()
+    factor = {'q_proj.lora_A.weight': np.ones((2, 3))}
+    checkpoints.save_safetensors(path / 'adapter_model.safetensors', factor)
+    (path / 'adapter_config.json').write_text('{}')
+    refused(ValueError, 'adapter) is a PEFT adapter', experts=[path])
+
   def test_none(self, refused):
     refused(ValueError, 'give a list of at least one', experts=[])
 

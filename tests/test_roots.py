@@ -153,6 +153,29 @@ def test_copies_are_merged_with_a_warning(save, tmp_path, wrap, warned):
   assert all(warned in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize(
+  'name,warned',
+  [
+    ('q_proj.lora_A.weight', True),
+    ('layers/0/q/lora_b', True),
+    ('q/lora_a/value', True),
+    ('color_a/kernel', False),
+  ],
+)
+def test_factors_of_adapters_are_merged_with_a_warning(tmp_path, name, warned):
+  paths = [
+    checkpoints.save_safetensors(
+      tmp_path / f'{i}.safetensors', {name: np.full((2, 3), i, 'float32')}
+    )
+    for i in range(2)
+  ]
+  report = mk.merge_checkpoints(
+    mk.average(), experts=paths, output=tmp_path / 'o'
+  )
+  said = [w for w in report.warnings if f'of LoRA adapters: {name}.' in w]
+  assert len(said) == len(report.warnings) == warned
+
+
 class TestInMemory:
   """The same leaves are merged as of checkpoints, to the same bits."""
 

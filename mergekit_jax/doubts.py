@@ -34,10 +34,21 @@ def warnings_of(job: Job) -> list[str]:
     for tensor in scope.tensors
   ]
   return [
+    *_items(job.template.items_beside),
     *left_out(job.left_out, job.root, 'in the output'),
     *_quantised(read, job.copied),
     *_complex(read, job.copied),
     *of_merged({path: read[path].shape for path in merged}, job.root),
+  ]
+
+
+def _items(names: Sequence[str]) -> list[str]:
+  """Of items beside the one with the parameters."""
+  unknown = [name for name in names if not roots.is_training_state(name)]
+  return [
+    f'The item {name} of the base lies beside its parameters and is not in the '
+    'output.'
+    for name in unknown
   ]
 
 

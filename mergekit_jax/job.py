@@ -164,7 +164,7 @@ def make_job(
     stacked_axes = _known_stacks(template, merged)
   stacks = tree.stacked_axes(stacked_axes, merged)
   others = {model.name: _specs(model) for model in models[1:]}
-  groups = scopes.agreed(methods, overrides, reference, others)
+  groups = scopes.agreed(methods, overrides, reference, others, template.specs)
   copied = _copied(models[0], root, groups)
   models[0] = dataclasses.replace(
     models[0], paths={**models[0].paths, **{path: path for path in copied}}

@@ -40,6 +40,10 @@ def merge(
   optimizer's state or batch statistics, stays as the base has it; to merge it
   too, merge it by itself.
 
+  Under `jax.shard_map` and `jax.pmap` every part is a merge of its own: totals
+  such as the threshold of TIES, and random masks, are those of the part. Give
+  whole arrays with shardings to merge them as one model.
+
   Args:
     method: a merge rule, such as `mergekit_jax.ties(density=0.2)`.
     experts: the fine-tuned models, trees of arrays of one structure.
@@ -78,7 +82,7 @@ def merge(
   shapes = tree.merged_shapes(specs)
   stacked = tree.stacked_axes(stacked_axes, shapes)
   others = {name: _specs(model) for name, model in models.items()}
-  groups = scopes.agreed([method], overrides, specs, others)
+  groups = scopes.agreed([method], overrides, specs, others, template)
   covered = [path for _, paths in groups for path in paths]
 
   beside = [p for p in tree.merged_shapes(_specs(template)) if p not in specs]

@@ -20,6 +20,7 @@ def agreed(
   overrides: Mapping[str, Any] | None,
   reference: Mapping[str, Any],
   others: Mapping[str, Mapping[str, Any]],
+  whole: Iterable[str] = (),
 ) -> list[Group]:
   """Groups the leaves that are merged, in which all models agree.
 
@@ -29,6 +30,7 @@ def agreed(
     reference: the leaves (anything with a shape and a dtype) of the first
       model, by path.
     others: likewise, of the others, by what to call them.
+    whole: paths of the first model, those beside its parameters too.
 
   Returns:
     What `group` gives.
@@ -40,7 +42,7 @@ def agreed(
     *tree.merged_shapes(reference),
     *tree.only_in(others.values(), reference),
   ]
-  groups = group(methods, overrides, paths)
+  groups = group(methods, overrides, paths, whole)
   covered = {path for _, paths in groups for path in paths}
   tree.demand_same(reference, others, kept={*paths} - covered)
   return groups
@@ -50,6 +52,7 @@ def group(
   methods: Sequence[Any],
   overrides: Mapping[str, Any] | None,
   paths: Iterable[str],
+  whole: Iterable[str] = (),
 ) -> list[Group]:
   """Groups leaves into scopes.
 
@@ -58,6 +61,7 @@ def group(
       merge that is made of them.
     overrides: {regex: 'base' or a rule}, the same for all merges.
     paths: the leaves that are merged.
+    whole: all leaves, of which an error can say that they are not.
 
   Returns:
     Pairs of the rules, one a merge, and the leaves over which their totals are
@@ -72,7 +76,10 @@ def group(
     if value != 'base':
       demand_rule("An override is 'base' or a rule", value)
   matched = tree.first_match(
-    {regex: i for i, regex in enumerate(overrides or {})}, paths, 'overrides'
+    {regex: i for i, regex in enumerate(overrides or {})},
+    paths,
+    'overrides',
+    whole,
   )
   leaves = collections.defaultdict(list)
   for path in paths:

@@ -51,7 +51,10 @@ def merged_shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def first_match(
-  rules: Mapping[str, _Value] | None, paths: Iterable[str], name: str
+  rules: Mapping[str, _Value] | None,
+  paths: Iterable[str],
+  name: str,
+  others: Iterable[str] = (),
 ) -> dict[str, _Value]:
   """The first rule whose regular expression matches each whole path.
 
@@ -59,6 +62,7 @@ def first_match(
     rules: values by regular expression, in order.
     paths: the paths to match.
     name: what to call the rules in an error.
+    others: paths that there are, but that rules are not for.
 
   Returns:
     The values of the paths that have one.
@@ -76,6 +80,13 @@ def first_match(
         f'{name}: {expression!r} is not a regular expression: {error}.'
       ) from error
     if not matches:
+      for path in others:
+        if re.fullmatch(expression, path):
+          raise ValueError(
+            f'{name}: {expression!r} matches only what is not merged, such as '
+            f'{path!r}: it holds no floating-point numbers, or lies beside the '
+            'parameters. Leave the expression out.'
+          )
       example = paths[0] if paths else 'none'
       raise ValueError(
         f'{name}: {expression!r} matches no path. Expressions must match '

@@ -153,6 +153,41 @@ def test_copies_are_merged_with_a_warning(save, tmp_path, wrap, warned):
   assert all(warned in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize('given', ['step', 'item'])
+def test_items_beside_the_parameters_are_named(tmp_path, given):
+  """Where the item of the parameters was not asked for."""
+  with ocp.CheckpointManager(tmp_path / 'saved') as manager:
+    items = {'params': params(0), 'batch_stats': params(1), 'opt_state': [1]}
+    save = {name: ocp.args.StandardSave(x) for name, x in items.items()}
+    manager.save(5, args=ocp.args.Composite(**save))
+  path = tmp_path / 'saved' / '5' / ('' if given == 'step' else 'params')
+  report = mk.merge_checkpoints(
+    mk.average(), experts=[path], output=tmp_path / 'o'
+  )
+  assert [w.split(' of ')[0] for w in report.warnings] == (
+    ['The item batch_stats'] if given == 'step' else []
+  )
+
+
+@pytest.mark.parametrize('path', ['batch_stats/mean', 'params/count'])
+def test_an_override_of_what_is_not_merged(save, tmp_path, path):
+  tree = {
+    'params': params(0) | {'count': np.int32(3)},
+    'batch_stats': {'mean': np.ones(3, 'float32')},
+  }
+  overrides = {path: 'base'}
+  message = f"matches only what is not merged, such as '{path}'"
+  with pytest.raises(ValueError, match=message):
+    mk.merge(mk.average(), [tree], tree, overrides=overrides)
+  with pytest.raises(ValueError, match=message):
+    mk.merge_checkpoints(
+      mk.average(),
+      experts=[save('s', tree)],
+      output=tmp_path / 'o',
+      overrides=overrides,
+    )
+
+
 @pytest.mark.parametrize(
   'name,warned',
   [

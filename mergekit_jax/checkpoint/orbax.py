@@ -46,6 +46,7 @@ class OrbaxCheckpoint(source.Checkpoint):
       ValueError: damaged metadata, or two arrays with the same path.
       OSError: the checkpoint is remote and cannot be reached.
     """
+    self._was_given = path == item
     # TensorStore takes absolute paths only.
     self._item = item.absolute() if remote.is_local(item) else item
     header = orbax_layout.read_json(item / orbax_layout.ITEM_METADATA)
@@ -81,6 +82,10 @@ class OrbaxCheckpoint(source.Checkpoint):
       metadata=self._custom_metadata(header),
       layout=self._layout,
     )
+
+  @property
+  def items_beside(self) -> list[str]:
+    return [] if self._was_given else orbax_layout.items_beside(self._item)
 
   def storage(self, path: str) -> source.Storage:
     store: Any = self._open(path)

@@ -67,6 +67,11 @@ def find_item(path: epath.Path) -> tuple[epath.Path, str] | None:
   return None
 
 
+def items_beside(item: epath.Path) -> list[str]:
+  """The names of the other trees that were saved together with an item."""
+  return [other.name for other in _items(item.parent) if other != item]
+
+
 def random_keys(item: epath.Path) -> dict[str, str]:
   """Which arrays are JAX random keys, stored as the words of these.
 

@@ -116,6 +116,11 @@ class Checkpoint(abc.ABC):
     self.layout = layout
 
   @property
+  def items_beside(self) -> list[str]:
+    """What of the path given was not chosen: the names of other trees."""
+    return []
+
+  @property
   def location(self) -> epath.Path:
     """The path of what is read: of several steps or items one was chosen."""
     return self.path / (self.layout.item if self.layout else '')

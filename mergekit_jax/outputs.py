@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from mergekit_jax import checks
-from mergekit_jax.checkpoint import FORMATS
+from mergekit_jax.checkpoint import FORMATS, orbax_layout
 from mergekit_jax.checkpoint.remote import (
   as_path,
   demand_possible_output,
@@ -50,8 +50,8 @@ class Output:
         put several in their places.
 
     Raises:
-      ValueError: if an option belongs to another format, or the output and a
-        source lie in each other.
+      ValueError: if an option belongs to another format, the output and a
+        source lie in each other, or it would be taken for a step of others.
       FileExistsError: if the output exists, or another file where its report
         is to lie.
     """
@@ -76,6 +76,14 @@ class Output:
           'lie in each other. Give an output outside of all sources; sources '
           'are never written to.'
         )
+    if orbax_layout.would_be_step(self.path):
+      parent = self.path.parent
+      raise ValueError(
+        f'output={self.path} would be taken for a step of the checkpoints in '
+        f'{parent}, and has no such layout: the output keeps the step of the '
+        'base inside. Give a directory of its own, such as '
+        f'{parent.parent / f"{parent.name}-merged"}.'
+      )
     check_destination(self.path, overwrite, resume)
     report = report_path(self.path)
     if report.exists() and not (overwrite or is_report(report)):

@@ -160,6 +160,15 @@ def _sees_layers(job: Job, output: Output) -> bool:
   return of_tensor or needs_of(rule) != 'element' or is_random(rule, experts)
 
 
+def _restore(job: Job, output: Output, format: str | None) -> str:
+  """The call that restores an output, if Orbax can."""
+  if (format or job.template.format) != 'orbax':
+    return ''
+  layout = job.template.layout
+  item = output.path / (layout.item if layout else '')
+  return f'orbax.checkpoint.StandardCheckpointer().restore({str(item)!r})'
+
+
 def report(
   job: Job,
   output: Output,
@@ -167,6 +176,7 @@ def report(
   described: dict[str, Any],
   done: frozenset[int],
   seconds: float,
+  format: str | None,
 ) -> reports.MergeReport:
   """The report of an output whose units are all written.
 
@@ -177,6 +187,7 @@ def report(
     described: from `describe`.
     done: units that were not read, since all outputs had them.
     seconds: that the merge took.
+    format: of the output, or None for that of the first source.
   """
   records = stage.records()
   planned = {t.path: t for scope in job.plan.scopes for t in scope.tensors}
@@ -201,6 +212,7 @@ def report(
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return reports.MergeReport(
     output=str(output.path),
+    restore=_restore(job, output, format),
     tensors=tensors,
     copied=list(job.copied),
     ratios=reports.model_ratios(

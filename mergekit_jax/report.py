@@ -45,6 +45,7 @@ class MergeReport:
 
   Attributes:
     output: where the merged checkpoint lies.
+    restore: how Orbax restores it; nothing for other formats.
     tensors: one report a merged tensor.
     copied: paths that were copied from the base.
     ratios: what the method reported, over the whole model: of all entries, or
@@ -64,6 +65,7 @@ class MergeReport:
   """
 
   output: str
+  restore: str
   tensors: list[TensorReport]
   copied: list[str]
   ratios: dict[str, float]
@@ -96,6 +98,8 @@ class MergeReport:
     ]
     for name, value in self.overall().items():
       lines.append(f'{name}: {value}')
+    if self.restore:
+      lines.append(f'restore: {self.restore}')
     return '\n'.join([*lines, *(f'warning: {w}' for w in self.warnings)])
 
   def overall(self) -> dict[str, str]:

@@ -151,7 +151,7 @@ def merge_checkpoints(
     done = _done(stages)
     merged = {
       each.name: provenance.report(
-        job, each, stage, fact, done, time.perf_counter() - start
+        job, each, stage, fact, done, time.perf_counter() - start, format
       )
       for each, stage, fact in zip(outputs, stages, facts, strict=True)
     }

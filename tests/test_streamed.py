@@ -505,8 +505,13 @@ class TestOutput:
   def test_item_of_a_manager(self, given):
     """A base X/0/items gives OUT/0/items, whichever of its paths is given."""
     base, expert = self.maxtext('base', 0), self.maxtext('one', 1)
-    self.average(base / given, expert)
-    merged = checkpoints.load(self.output / '0' / 'items')
+    report = self.average(base / given, expert)
+    assert report.provenance['sources']['base']['path'] == str(
+      base / '0' / 'items'
+    )
+    place = self.output / '0' / 'items'
+    assert f".restore('{place}')" in report.table()
+    merged = checkpoints.load(place)
     expected = {
       'params/params/dense/kernel': KERNEL + 1,
       'params/params/dense/bias': BIAS,
@@ -543,6 +548,20 @@ class TestOutput:
     sources = checkpoints.report_of(self.output)['provenance']['sources']
     chosen = [sources[name]['path'] for name in ('base', 'experts[0]')]
     assert chosen == [f'{self.directory}/base/12/default', str(expert)]
+
+  def test_no_step_among_those_of_a_manager(self):
+    """Its manager would not find there what a step is."""
+    run = self.directory / 'run'
+    with ocp.CheckpointManager(run) as manager:
+      manager.save(7, args=ocp.args.StandardSave({'params': params()}))
+    expert = self.save('one', params(1))
+    merge = lambda output: mk.merge_checkpoints(
+      mk.average(), base=run / '7', experts=[expert], output=output
+    )
+    with pytest.raises(ValueError, match=r'such as .*/run-merged\.'):
+      merge(run / '31')
+    merge(self.directory / '31')
+    assert [child.name for child in run.iterdir()] == ['7']
 
   def test_restores_with_ordinary_orbax(self):
     base = self.save('base', {'params': params()})

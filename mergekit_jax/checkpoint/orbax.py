@@ -46,7 +46,7 @@ class OrbaxCheckpoint(source.Checkpoint):
       ValueError: damaged metadata, or two arrays with the same path.
       OSError: the checkpoint is remote and cannot be reached.
     """
-    self._was_given = path == item
+    self._found = item
     # TensorStore takes absolute paths only.
     self._item = item.absolute() if remote.is_local(item) else item
     header = orbax_layout.read_json(item / orbax_layout.ITEM_METADATA)
@@ -84,8 +84,13 @@ class OrbaxCheckpoint(source.Checkpoint):
     )
 
   @property
+  def location(self) -> epath.Path:
+    return self._found
+
+  @property
   def items_beside(self) -> list[str]:
-    return [] if self._was_given else orbax_layout.items_beside(self._item)
+    was_given = self._found == self.path
+    return [] if was_given else orbax_layout.items_beside(self._found)
 
   def storage(self, path: str) -> source.Storage:
     store: Any = self._open(path)

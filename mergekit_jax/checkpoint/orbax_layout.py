@@ -72,6 +72,19 @@ def items_beside(item: epath.Path) -> list[str]:
   return [other.name for other in _items(item.parent) if other != item]
 
 
+def would_be_step(path: epath.Path) -> bool:
+  """Whether a CheckpointManager of the directory around takes it for a step."""
+  return (
+    _STEP.fullmatch(path.name) is not None
+    and path.parent.is_dir()
+    and any(
+      _STEP.fullmatch(child.name) and _is_step(child)
+      for child in path.parent.iterdir()
+      if child != path
+    )
+  )
+
+
 def random_keys(item: epath.Path) -> dict[str, str]:
   """Which arrays are JAX random keys, stored as the words of these.
 

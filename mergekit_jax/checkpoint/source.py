@@ -123,7 +123,7 @@ class Checkpoint(abc.ABC):
   @property
   def location(self) -> epath.Path:
     """The path of what is read: of several steps or items one was chosen."""
-    return self.path / (self.layout.item if self.layout else '')
+    return self.path
 
   def read(
     self,

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.experimental import v1
 import pytest
 import tensorstore as ts
 
@@ -275,6 +277,12 @@ LAYOUTS = {
     restore=items_restore,
     root='',
   ),
+  'v1': Layout(
+    {'dense': {'kernel': (EMBED, MLP), 'bias': (MLP,)}},
+    save=v1.save,
+    restore=v1.load,
+    root='',
+  ),
   'levanter': Layout(
     {'transformer': {'h': {'stacked': {'kernel': (LAYERS, EMBED, MLP)}}}},
     save=levanter_save,
@@ -291,7 +299,7 @@ def test_merged_and_restored(tmp_path, name):
   paths = [tmp_path / model for model in ('base', 'one', 'two')]
   for number, path in enumerate(paths):
     layout.save(path, params(layout, number))
-  mk.merge_checkpoints(
+  report = mk.merge_checkpoints(
     mk.task_arithmetic(SCALE),
     base=paths[0],
     experts=paths[1:],
@@ -309,6 +317,8 @@ def test_merged_and_restored(tmp_path, name):
   written = {path.removesuffix('/value') for path in output.specs}
   kept = {path.removesuffix('/value') for path in layout.kept}
   assert written == {prefix + path for path in expected} | kept
+  said = checkpoints.leaves(eval(report.restore, {'orbax': orbax}))
+  assert {path.removesuffix('/value') for path in said} == written
   assert output.specs.items() <= base.specs.items()
   assert output.layout == base.layout
   assert output.metadata.items() >= base.metadata.items()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -367,3 +368,13 @@ def test_pickled_weights_are_refused(tmp_path):
   for path in (tmp_path, file):
     with pytest.raises(ValueError, match='PyTorch.*safetensors'):
       open_checkpoint(path)
+
+
+@pytest.mark.parametrize('given', ['', '12', '12/default'])
+def test_location_is_what_is_read(tmp_path, given):
+  with ocp.CheckpointManager(tmp_path / 'run') as manager:
+    for step in (3, 12):
+      manager.save(step, args=ocp.args.StandardSave({'w': jnp.ones(1)}))
+  location = open_checkpoint(tmp_path / 'run' / given).location
+  assert location == epath.Path(tmp_path / 'run/12/default')
+  assert location.is_dir()

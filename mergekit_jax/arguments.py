@@ -63,14 +63,16 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
   )
   add(
     '--set',
-    action='append',
+    action='extend',
+    nargs='+',
     default=[],
     metavar='NAME=VALUE',
-    help="an option of the method, as 'density=0.2'; may be repeated",
+    help="options of the method, as 'density=0.2 scope=tensor'",
   )
   add(
     '--sweep',
-    action='append',
+    action='extend',
+    nargs='+',
     default=[],
     metavar='NAME=VALUE,VALUE,...',
     help="a merge for each value, from one read, as 'scale=0.3,0.5,1'",
@@ -80,21 +82,24 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
   add('--weights', nargs='+', type=float, help='one number an expert')
   add(
     '--override',
-    action='append',
+    action='extend',
+    nargs='+',
     default=[],
     metavar='REGEX:base|REGEX:NAME=VALUE,...',
     help='keep leaves as in the base, or merge them with other options',
   )
   add(
     '--stacked_axes',
-    action='append',
+    action='extend',
+    nargs='+',
     default=[],
     metavar='REGEX=AXIS[,AXIS]',
     help='axes over which layers are stacked',
   )
   add(
     '--partition_rules',
-    action='append',
+    action='extend',
+    nargs='+',
     default=[],
     metavar='REGEX=AXES,...',
     help="mesh axes by dimension, as '.*/kernel=fsdp,-' ('-': not sharded)",
@@ -109,7 +114,7 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
   add('--mesh', help="as 'fsdp=4,tensor=2'; all devices on one axis if absent")
   add('--devices', type=int, help='CPU devices to make; one a core if absent')
   add('--memory_budget', default='4GiB', help='host memory, as 512MiB (4GiB)')
-  add('--dtype', help="of the merged leaves; the base's if absent")
+  add('--dtype', help="of the merged leaves, as bf16; the base's if absent")
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:

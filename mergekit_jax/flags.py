@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import inspect
 import itertools
 import math
@@ -11,9 +11,12 @@ import os
 import re
 from typing import Any
 
+from absl import logging
 from jax.sharding import PartitionSpec
 
 from mergekit_jax import checks, drive, methods, sharding
+
+_DTYPES = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
 
 
 def all_methods() -> dict[str, Callable[..., Any]]:
@@ -57,7 +60,7 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
     'memory_budget': arguments.memory_budget,
     'stacked_axes': stacked or None,
     'overrides': overrides or None,
-    'dtype': arguments.dtype,
+    'dtype': _DTYPES.get(arguments.dtype, arguments.dtype),
     'partition_rules': _partition_rules(arguments.partition_rules),
   }
 
@@ -156,6 +159,8 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
   merges = {}
   for name in arguments.method:
     make = known[checks.one_of('method', name, list(known))]
+    swept = {each[0].partition('=')[0] for each in choices}
+    _doubt(name, _set_options(make, arguments).keys() | swept)
     for chosen in itertools.product(*choices):
       options = _set_options(make, arguments) | _options(make, ','.join(chosen))
       parts = [name] if len(arguments.method) > 1 else []
@@ -167,6 +172,16 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
       'same merge twice. Give each method and value once.'
     )
   return merges
+
+
+def _doubt(method: str, given: Collection[str]) -> None:
+  """Warns where another library means one thing by an option, and we two."""
+  if method == 'dare_ties' and 'density' in given and 'drop_rate' not in given:
+    logging.warning(
+      'dare_ties: a density trims before the drop is made up for, and the drop '
+      'rate stays 0.9. What mergekit and PEFT call density is 1 - drop_rate: '
+      'give --set drop_rate=... instead, or both.'
+    )
 
 
 def _set_options(

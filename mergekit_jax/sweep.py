@@ -120,7 +120,15 @@ def sweep(
       for name, method in methods.items()
     )
   # No name holds on to a tree while the next one is made.
-  return {name: evaluate(next(trees)) for name in methods}
+  return {name: _evaluated(evaluate, name, next(trees)) for name in methods}
+
+
+def _evaluated(evaluate: Callable[[Any], Any], name: str, tree: Any) -> Any:
+  try:
+    return evaluate(tree)
+  except Exception as error:
+    error.add_note(f'So evaluate ended for the merge {name!r}.')
+    raise
 
 
 def _streamed(

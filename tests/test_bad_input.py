@@ -116,6 +116,21 @@ class TestSources:
     message = refused(ValueError, 'is a PyTorch checkpoint', experts=[path])
     assert 'safetensors' in message
 
+  @pytest.mark.parametrize(
+    'name', ['checkpoint_3', 'flax_model.msgpack', 'checkpoint_7/checkpoint_7']
+  )
+  def test_msgpack(self, refused, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b'..')
+    refused(ValueError, 'is a flax msgpack file', base=path)
+    refused(ValueError, 'is a flax msgpack file', base=path.parent)
+
+  def test_pointer_of_git_lfs(self, refused, tmp_path):
+    path = tmp_path / 'model.safetensors'
+    path.write_text('version https://git-lfs.github.com/spec/v1\nsize 7\n')
+    refused(ValueError, 'git lfs pull', base=path)
+
   def test_unfinished(self, refused, tmp_path):
     path = tmp_path / 'save.orbax-checkpoint-tmp'
     path.mkdir()

@@ -87,6 +87,36 @@ class TestParse:
     """Equal in structure and numbers: they compile to one program."""
     assert read('--method', *arguments)['methods'] == {'': expected}
 
+  def test_several_words_for_a_flag(self):
+    what = read(
+      *('--method', 'ties', '--set', 'density=0.3', 'scope=tensor'),
+      *('--override', 'a:base', 'b:base', '--set', 'election=count'),
+      *('--stacked_axes', 'c=0', 'd=1', '--dtype', 'bf16'),
+    )
+    rule = mk.ties(0.3, scope='tensor', election='count')
+    assert what['methods'] == {'': rule}
+    assert list(what['overrides']) == ['a', 'b']
+    assert what['stacked_axes'] == {'c': (0,), 'd': (1,)}
+    assert what['dtype'] == 'bfloat16'
+    swept = read('--method=ties', '--sweep', 'scale=1,2', 'density=0.1,0.2')
+    assert len(swept['methods']) == 4
+
+  @pytest.mark.parametrize(
+    'arguments,warned',
+    [
+      (['dare_ties', '--set', 'density=0.5'], True),
+      (['dare_ties', '--sweep', 'density=0.5,0.6'], True),
+      (['dare_ties', '--set', 'density=0.5', 'drop_rate=0.1'], False),
+      (['dare_ties', '--set', 'density=0.5', '--sweep=drop_rate=0,0.1'], False),
+      (['dare_ties'], False),
+      (['ties', '--set', 'density=0.5'], False),
+    ],
+  )
+  def test_warns_of_a_density_of_dare(self, arguments, warned, caplog):
+    with caplog.at_level('WARNING', logger='absl'):
+      read('--method', *arguments)
+    assert ('density is 1 - drop_rate' in caplog.text) == warned
+
   def test_many_merges(self):
     """Every method with every value, called by what tells them apart."""
     what = read(

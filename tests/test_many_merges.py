@@ -258,6 +258,17 @@ class TestSweep:
       mk.sweep({'mean': mk.average()}, [path], None, len)
     assert 'not in the output: statistics' in caplog.text
 
+  def test_names_the_merge_whose_evaluation_fails(self):
+    def evaluate(tree):
+      if tree['w'] > 1:
+        raise KeyError('w')
+
+    methods = {x: mk.task_arithmetic(x) for x in (1.0, 2.0)}
+    trees = [{'w': np.float32(x)} for x in (0, 1)]
+    with pytest.raises(KeyError) as caught:
+      mk.sweep(methods, trees[1:], trees[0], evaluate)
+    assert caught.value.__notes__ == ['So evaluate ended for the merge 2.0.']
+
   def test_trees_in_memory(self):
     base, experts = models.trees(LARGE, 'float32', EXPERTS)
     swept = mk.sweep(

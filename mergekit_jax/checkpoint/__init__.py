@@ -1,6 +1,7 @@
 """Reading and writing checkpoints of every format through one interface."""
 
 from collections.abc import Callable, Mapping, Sequence
+import re
 from typing import Any
 
 from etils import epath
@@ -20,6 +21,8 @@ from mergekit_jax.checkpoint.writer import Write
 __all__ = ['FORMATS', 'Checkpoint', 'open_checkpoint', 'write_checkpoint']
 
 FORMATS = ('orbax', 'safetensors')
+# As flax wrote them before Orbax, and as Hugging Face keeps flax models.
+_MSGPACK = re.compile(r'checkpoint_\d+|.*\.msgpack')
 
 
 def open_checkpoint(path: epath.PathLike) -> Checkpoint:
@@ -122,15 +125,26 @@ def _nested(flat: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _not_a_checkpoint(path: epath.Path) -> str:
-  names = [path.name]
+  files = [path]
   if path.is_dir():
-    names = sorted(child.name for child in path.iterdir())
+    files = sorted(path.iterdir())
+  names = [file.name for file in files]
   pickled = [n for n in names if n.endswith(('.bin', '.pt', '.pth', '.pkl'))]
   if pickled:
     return (
       f'{path} is a PyTorch checkpoint ({pickled[0]}). Pickled weights are not'
       ' supported, as reading them runs code from the file; convert it to'
       ' safetensors.'
+    )
+  packed = [
+    file.name
+    for file in files
+    if _MSGPACK.fullmatch(file.name) and not file.is_dir()
+  ]
+  if packed:
+    return (
+      f'{path} is a flax msgpack file ({packed[0]}). Restore it with flax and'
+      ' save it with Orbax.'
     )
   listed = ', '.join(names[:8]) + (', …' if len(names) > 8 else '')
   return (

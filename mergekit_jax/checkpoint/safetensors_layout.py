@@ -45,6 +45,8 @@ _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _METADATA = '__metadata__'
 # The header's length in bytes, a little-endian uint64, comes first.
 _LENGTH_BYTES = 8
+# How a pointer of git-lfs begins, which is text.
+_LFS_POINTER = b'version '
 # The format's own library reads none that is longer.
 _LONGEST_HEADER = 100_000_000
 # Data that begins here can be used in place.
@@ -168,6 +170,11 @@ def read_header(file: epath.Path) -> Header:
     length = fetch(0, _LENGTH_BYTES)
   except EOFError as error:
     raise _damaged(file, 'it is too short to have a header') from error
+  if length == _LFS_POINTER:
+    raise ValueError(
+      f'{file} is what git keeps in place of a large file. Fetch the file: git '
+      'lfs pull.'
+    )
   said = int.from_bytes(length, 'little')
   try:
     if said > _LONGEST_HEADER:

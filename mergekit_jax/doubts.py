@@ -9,9 +9,11 @@ from typing import Any, TYPE_CHECKING
 import jax.numpy as jnp
 
 from mergekit_jax import roots, tree
+from mergekit_jax.checkpoint.remote import real_path
 
 if TYPE_CHECKING:
   from mergekit_jax.job import Job
+  from mergekit_jax.reading import Model
 
 # Elements from which on a matrix of whole numbers may hold weights.
 _FEWEST_CODES = 2**12
@@ -34,12 +36,28 @@ def warnings_of(job: Job) -> list[str]:
     for tensor in scope.tensors
   ]
   return [
+    *_twice(job.models[job.has_base :]),
     *_items(job.template.items_beside),
     *left_out(job.left_out, job.root, 'in the output'),
     *_quantised(read, job.copied),
     *_complex(read, job.copied),
     *of_merged({path: read[path].shape for path in merged}, job.root),
   ]
+
+
+def _twice(experts: Sequence[Model]) -> list[str]:
+  """Of experts that are one checkpoint, which then counts twice."""
+  first: dict[Any, str] = {}
+  warnings = []
+  for expert in experts:
+    place = real_path(expert.checkpoint.location)
+    if place in first:
+      warnings.append(
+        f'{expert.name} is {first[place]} once more ({place}), and counts as '
+        'often as it is given.'
+      )
+    first.setdefault(place, expert.name)
+  return warnings
 
 
 def _items(names: Sequence[str]) -> list[str]:

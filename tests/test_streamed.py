@@ -415,8 +415,7 @@ class TestOutput:
   )
   def test_warns_of_codes_that_are_copied(self, codes, warned):
     tree = {'params': {'qweight': codes, 'scales': np.ones(3, np.float16)}}
-    path = self.save('quantised', tree)
-    report = self.average(None, path, path)
+    report = self.average(None, self.save('quantised', tree))
     assert len(report.warnings) == len(warned)
     assert all(w in r for w, r in zip(warned, report.warnings, strict=True))
 
@@ -437,6 +436,15 @@ class TestOutput:
     np.testing.assert_array_equal(
       checkpoints.load(self.output)['params/filter'], numbers
     )
+
+  def test_warns_of_an_expert_that_is_given_twice(self):
+    one, two = (self.save(name, state(1)) for name in ('one', 'two'))
+    link = self.directory / 'link'
+    link.symlink_to(one)
+    report = self.average(None, one, two, link)
+    assert [w.partition(' (')[0] for w in report.warnings] == [
+      'experts[2] is experts[0] once more'
+    ]
 
   def test_warns_of_scales_that_are_not_applied(self):
     weight = jnp.ones((4, 4), jnp.float8_e4m3fn)

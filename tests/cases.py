@@ -23,7 +23,7 @@ class Case:
     other: the same method with other numbers, which must not recompile it.
     symmetric: whether the order of the experts is of no account.
     identical: the method with the numbers for which N identical experts merge
-      to that expert.
+      to that expert. Every row of METHODS has one, of other rows it is None.
     experts: how many experts it takes.
   """
 

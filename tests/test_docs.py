@@ -30,10 +30,10 @@ def models():
 
 
 def test_adding_a_method(models):
-  """Every example but the first, which is the library's own code."""
+  """Every example but the library's own code and the row of a table."""
   base, experts = models
   names = {'mk': mk, 'jnp': jnp, 'base': base, 'experts': experts}
-  _, clip, slerp, helper = python_blocks('docs/adding_a_method.md')
+  _, clip, slerp, helper, _ = python_blocks('docs/adding_a_method.md')
   exec(clip, names)
   w, (a, b) = np.asarray(base['w'], np.float64), [e['w'] for e in experts]
   clipped = [np.clip(np.asarray(x - base['w']), -0.01, 0.01) for x in (a, b)]

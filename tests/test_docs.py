@@ -3,9 +3,13 @@
 import pathlib
 import re
 
+from flax.training import train_state
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax
+import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
@@ -67,8 +71,6 @@ def test_adding_a_method(models):
 
 
 def test_readme_example(models, tmp_path, monkeypatch):
-  import orbax.checkpoint as ocp
-
   monkeypatch.chdir(tmp_path)
   base, experts = models
   stack = lambda tree: {'params': {'layers': jax.tree.map(lambda x: x, tree)}}
@@ -78,7 +80,7 @@ def test_readme_example(models, tmp_path, monkeypatch):
     ):
       checkpointer.save(tmp_path / 'ckpts' / name, stack(tree))
   names = {'base': base, 'expert_1': experts[0], 'expert_2': experts[1]}
-  example, training, sweeps = python_blocks('README.md')
+  example, training, sweeps, on = python_blocks('README.md')
   exec(example, names)
   with ocp.StandardCheckpointer() as checkpointer:
     streamed = checkpointer.restore(tmp_path / 'ckpts' / 'merged')
@@ -97,6 +99,30 @@ def test_readme_example(models, tmp_path, monkeypatch):
   # Sums of 24 terms in float32, some of which cancel.
   np.testing.assert_allclose(loss, np.sum(merged * batch), rtol=1e-5)
   np.testing.assert_allclose(gradient, np.sum(delta * batch), rtol=1e-5)
+
+  parts = lambda tree: {'model': {'a': tree, 'b': tree}}
+  total = lambda scales: sum(
+    leaf.sum()
+    for leaf in jax.tree.leaves(
+      names['merge_by_part'](scales, [*map(parts, experts)], parts(base))
+    )
+  )
+  for slope in jax.grad(total)({'a': 0.5, 'b': 0.1}).values():
+    # A sum of 48 differences in float32.
+    np.testing.assert_allclose(slope, np.sum(np.float64(delta)), rtol=1e-5)
+
+  names |= {
+    'orbax': orbax,
+    'TrainState': train_state.TrainState,
+    'apply': jnp.sum,
+    'tx': optax.sgd(0.5),
+  }
+  exec(on, names)
+  ones = jax.tree.map(jnp.ones_like, names['state'].params)
+  trained = names['state'].apply_gradients(grads=ones).params['layers']['w']
+  np.testing.assert_array_equal(
+    trained, streamed['params']['layers']['w'] - 0.5
+  )
 
   names |= {'mk': mk, 'evaluate': lambda tree: tree['params']['layers']['w']}
   exec(sweeps, names)

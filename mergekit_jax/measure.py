@@ -39,10 +39,10 @@ def _sums(
     flags: what the rule reported.
 
   Returns:
-    Float64 scalars. Sums of squares: `merged` of merged - base, `experts` of
-    the task vectors, one an expert, and `rounding` of the expected rounding
-    error of each; without a base the models take the place of task vectors.
-    And `flags`, how many of each are true.
+    Float64 scalars. Sums of squares: `base` of the base, `merged` of merged -
+    base, `experts` of the task vectors, one an expert, and `rounding` of the
+    expected rounding error of each; without a base the models take the place of
+    task vectors. And `flags`, how many of each are true.
   """
   block = block.floats()
   merged = as_floats(merged, block.dtype)
@@ -54,14 +54,15 @@ def _sums(
   powers = jnp.zeros_like(deltas[0])
   if block.base is not None and max(eps) > jnp.finfo(jnp.float32).eps:
     powers = _power_of_two(base)
-  squares = [
-    x * x for x in (merged.astype(jnp.float32) - base, powers, *deltas)
-  ]
-  merged_sum, powers_sum, *sums = _over_devices(
+  moved = merged.astype(jnp.float32) - base
+  whole = jnp.broadcast_to(base, moved.shape)
+  squares = [x * x for x in (whole, moved, powers, *deltas)]
+  base_sum, merged_sum, powers_sum, *sums = _over_devices(
     sharding, [*squares, *flags.arrays()]
   )
   with jax.enable_x64(True):
     return {
+      'base': base_sum,
       'merged': merged_sum,
       'experts': jnp.stack(sums[: len(deltas)]),
       'rounding': jnp.asarray([e * e / 12 for e in eps]) * powers_sum,

@@ -206,6 +206,7 @@ def report(
   names = [f'{m.name} ({m.checkpoint.path})' for m in experts]
   warnings = reports.rounding_warnings(tensors, names, stored)
   warnings += reports.unmoved_warnings(tensors, names, job.copied)
+  warnings += reports.distance_warnings(tensors, names)
   checksums: dict[str, list[Any]] = {}
   for record in records:
     checksums.setdefault(record['path'], []).extend(record['parts'])

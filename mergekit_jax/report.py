@@ -23,6 +23,7 @@ class TensorReport:
   Attributes:
     path: its path in the output.
     shape: its shape.
+    base_norm: ‖θ0‖; 0 without a base.
     task_vector_norms: ‖θi − θ0‖ of every expert; ‖θi‖ without a base.
     merge_norm: ‖θ − θ0‖ of the merge; ‖θ‖ without a base.
     rounding: how much of each task vector the rounding of the expert's stored
@@ -33,6 +34,7 @@ class TensorReport:
 
   path: str
   shape: tuple[int, ...]
+  base_norm: float
   task_vector_norms: list[float]
   merge_norm: float
   rounding: list[float]
@@ -162,6 +164,7 @@ def tensor_report(
   return TensorReport(
     path,
     shape,
+    float(np.sqrt(sums['base'])),
     np.sqrt(squares).tolist(),
     float(np.sqrt(sums['merged'])),
     explained.tolist(),
@@ -222,6 +225,27 @@ def unmoved_warnings(
     for i, name in enumerate(names)
     if tensors and not any(t.task_vector_norms[i] for t in tensors)
   ]
+
+
+def distance_warnings(
+  tensors: list[TensorReport], names: list[str]
+) -> list[str]:
+  """Warns of experts that are as far from the base as another model may be.
+
+  Args:
+    tensors: the reports.
+    names: what to call the experts.
+  """
+  base = math.hypot(*(t.base_norm for t in tensors))
+  warnings = []
+  for i, name in enumerate(names):
+    distance = math.hypot(*(t.task_vector_norms[i] for t in tensors))
+    if distance > base:
+      warnings.append(
+        f'{name}: its task vector is longer than the base, {distance:.4g} and '
+        f'{base:.4g}. It may not have been fine-tuned from this base.'
+      )
+  return warnings
 
 
 def rounding_warnings(

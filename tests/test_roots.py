@@ -15,8 +15,12 @@ SHAPES = {'dense': {'kernel': (4, 3), 'bias': (3,)}, 'out': {'kernel': (3, 2)}}
 
 
 def params(seed):
-  random = np.random.default_rng(seed)
-  draw = lambda shape: random.standard_normal(shape).astype('float32')
+  """A model, and others that are fine-tuned from it."""
+  fixed, moved = np.random.default_rng(0), np.random.default_rng(seed + 1)
+  both = lambda shape: (
+    fixed.standard_normal(shape) + 0.1 * moved.standard_normal(shape)
+  )
+  draw = lambda shape: both(shape).astype('float32')
   is_shape = lambda x: isinstance(x, tuple)
   return jax.tree.map(draw, SHAPES, is_leaf=is_shape)
 

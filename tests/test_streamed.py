@@ -788,6 +788,7 @@ class TestReport:
       np.testing.assert_allclose(
         tensor.merge_norm, norm(merged[name] - base_leaf), rtol=1e-6
       )
+      np.testing.assert_allclose(tensor.base_norm, norm(base_leaf), rtol=1e-6)
       # [experts, layers, elements]
       slices = deltas.reshape(3, 1, -1)
       if name == 'layers/kernel':
@@ -808,6 +809,23 @@ class TestReport:
       assert tensor.rounding == [0, 0, 0]
     table = report.table()
     assert '2 tensors merged, 1 copied' in table and 'density: 0.30' in table
+
+  def test_an_expert_of_another_base(self, tmp_path):
+    random = np.random.default_rng(0)
+    draw = lambda: random.standard_normal((8, 9)).astype('float32')
+    base = draw()
+    models = {'base': base, 'tuned': base + 0.1 * draw(), 'other': draw()}
+    paths = [
+      checkpoints.save(tmp_path / name, {'w': leaf})
+      for name, leaf in models.items()
+    ]
+    report = mk.merge_checkpoints(
+      mk.average(), base=paths[0], experts=paths[1:], output=tmp_path / 'out'
+    )
+    (warning,) = report.warnings
+    norms = [np.linalg.norm(x) for x in (models['other'] - base, base)]
+    assert warning.startswith('experts[1] ')
+    assert '{:.4g} and {:.4g}.'.format(*norms) in warning
 
   def test_ratios_are_over_the_model(self, tmp_path):
     """What no expert moves does not dilute how often they conflict."""

@@ -109,12 +109,6 @@ def of_merged(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
   for path, shape in shapes.items():
     name, _, rest = path[len(root) + 1 if root else 0 :].partition('/')
     parts.setdefault(name, {})[rest] = shape
-  factors = [path for path in shapes if _LORA.fullmatch(path)]
-  lora = [
-    f'{len(factors)} leaves are factors of LoRA adapters: {_some(factors)}. '
-    'Each is merged by itself, and the product of merged factors is not the '
-    'merge of the products: put the adapters into their models first.'
-  ]
   copies = {
     name: like
     for name, part in parts.items()
@@ -122,13 +116,20 @@ def of_merged(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
     for like, other in parts.items()
     if other == part and not _COPY.search(like)
   }
-  return lora[: len(factors)] + [
+  warnings = [
     f'{name} is called like a copy of {like}, and has its paths and shapes. It '
     'is merged, and counts wherever a total goes over the whole model. If it '
     'should not, keep it as the base has it: override '
     f"'{f'{root}/' if root else ''}{name}/.*' by 'base'."
     for name, like in copies.items()
   ]
+  if factors := [path for path in shapes if _LORA.fullmatch(path)]:
+    warnings.append(
+      f'{len(factors)} leaves are factors of LoRA adapters: {_some(factors)}. '
+      'Each is merged by itself, and the product of merged factors is not the '
+      'merge of the products: put the adapters into their models first.'
+    )
+  return warnings
 
 
 def _quantised(leaves: Mapping[str, Any], copied: Sequence[str]) -> list[str]:

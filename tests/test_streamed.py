@@ -488,7 +488,7 @@ class TestOutput:
     """Without a root the whole tree is one of parameters."""
     base = self.save('base', {'a': KERNEL, 'step': COUNT})
     expert = self.save('one', state() | {'params': {'a': BIAS, 'step': COUNT}})
-    with pytest.raises(ValueError, match='differ in 1 places'):
+    with pytest.raises(ValueError, match='differ in 1 place and'):
       self.average(base, expert)
     expert = self.save('two', {'params': {'a': KERNEL + 2, 'step': COUNT}})
     self.average(base, expert)

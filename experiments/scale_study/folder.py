@@ -37,15 +37,23 @@ class Folder:
   cells.jsonl, gates.json and the report are made of them in the end.
   """
 
-  def __init__(self, root: Path, config: StudyConfig):
+  def __init__(self, root: Path, config: StudyConfig, digest: str):
     """Opens or begins a folder; one may gain seeds and sizes.
 
+    Args:
+      root: of the results.
+      config: the preset.
+      digest: of the questions that models are scored on, as `loading.digest`
+        returns it.
+
     Raises:
-      ValueError: if it was begun with another preset.
+      ValueError: if it was begun with another preset or other questions.
     """
     self.root = root.absolute()
     record = root / 'config.json'
-    recorded = read_json(record) if record.exists() else None
+    recorded = read_json(record) if record.exists() else {}
+    # Older folders do not say what was asked.
+    asked = recorded.pop('questions', digest)
     problems = study_config.differences(config, recorded) if recorded else {}
     if problems and not study_config.only_gained(config, recorded):
       raise ValueError(
@@ -59,9 +67,18 @@ class Folder:
           else ''
         )
       )
+    if asked != digest:
+      raise ValueError(
+        f'{root} holds scores on other questions: the validation or test data '
+        f'have changed since it was begun (their digest was {asked} and is '
+        f'{digest}). Bring back the data of then; or give another '
+        '--output_dir, in which a copy of its models/ saves all training if '
+        'the training data are the same.'
+      )
     # Hosts that come later find it, so that none may be waited for.
     if (problems or not recorded) and jax.process_index() == 0:
-      _replace(record, _json(study_config.as_json(config)))
+      written = {**study_config.as_json(config), 'questions': digest}
+      _replace(record, _json(written))
 
   def model(self, arm: Arm, name: str) -> Path:
     """Checkpoint of a model of an arm."""

@@ -1,7 +1,10 @@
 """The tasks of a preset, looked at before anything is trained on them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
+import itertools
+import json
 from typing import Any
 
 from absl import logging
@@ -14,7 +17,12 @@ from experiments.scale_study.study_config import (
   StudyConfig,
 )
 from experiments.scale_study.tasks import batches
-from experiments.scale_study.tasks.source import Dataset, HELD_IN, Source
+from experiments.scale_study.tasks.source import (
+  Dataset,
+  HELD_IN,
+  Source,
+  Split,
+)
 
 # Training examples are looked at up to this number of a dataset: they may be
 # made as they are drawn, without end.
@@ -62,6 +70,26 @@ def load_source(config: StudyConfig) -> Source:
     )
   _demand_examples(config, source, directly, tuned)
   return source
+
+
+def digest(config: StudyConfig, source: Source) -> str:
+  """Digests what models are chosen and judged on: 16 hexadecimal digits.
+
+  It is of the questions, their answers, and the tokens of the prompts, by which
+  another tokenizer is noticed. No seed is in it.
+  """
+  total = hashlib.blake2b(digest_size=8)
+  splits: Sequence[tuple[Split, int, Mapping[str, tuple[Dataset, ...]]]] = (
+    ('validation', config.validation_examples, source.held_in),
+    ('test', config.test_examples, source.categories),
+  )
+  for split, examples, categories in splits:
+    for dataset in itertools.chain(*categories.values()):
+      total.update(f'{split}/{dataset.category}/{dataset.name}\n'.encode())
+      for example in itertools.islice(dataset.examples(split, 0), examples):
+        ids = source.tokenizer.encode(example.prompt)
+        total.update(f'{json.dumps([*example, ids])}\n'.encode())
+  return total.hexdigest()
 
 
 def direct(

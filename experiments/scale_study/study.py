@@ -50,7 +50,8 @@ class Study:
 
     Raises:
       ValueError: if the memory is no amount, a merge cannot be made, the tasks
-        cannot be read, or the folder was begun with another preset.
+        cannot be read, or the folder was begun with another preset or other
+        questions.
     """
     self.config = config
     # A preset cannot ask this itself: it is made before JAX is imported.
@@ -58,7 +59,7 @@ class Study:
     merge_points.demand_rules(config)
     # Before the folder is begun, which then holds results of this preset only.
     self.source = loading.load_source(config)
-    self.folder = Folder(root, config)
+    self.folder = Folder(root, config, loading.digest(config, self.source))
     self._flags = list(flags)
     self._sizes: dict[str, Size] = {}
 

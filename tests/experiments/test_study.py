@@ -33,6 +33,7 @@ from mergekit_jax import reading
 from tests.experiments import small_study
 
 ARM = small_study.ARM
+DIGEST = 16 * '0'
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def test_density_and_scale_are_those_that_do_best_on_validation(undisturbed):
 def test_a_new_grid_of_merges_needs_no_training(undisturbed, trained, tmp_path):
   changed = dataclasses.replace(undisturbed.config, sweeps={})
   with pytest.raises(ValueError, match='a copy of its models/ and scores/'):
-    Folder(undisturbed.folder.root, changed)
+    Folder(undisturbed.folder.root, changed, DIGEST)
   for name in ('models', 'scores'):
     shutil.copytree(undisturbed.folder.root / name, tmp_path / name)
   Study(changed, tmp_path, small_study.FLAGS).run()
@@ -303,23 +304,25 @@ def test_gates_that_fail_are_named(undisturbed):
 def test_another_configuration_is_refused(undisturbed):
   changed = dataclasses.replace(undisturbed.config, expert_steps=100)
   with pytest.raises(ValueError, match='expert_steps was 50 and is 100'):
-    Folder(undisturbed.folder.root, changed)
+    Folder(undisturbed.folder.root, changed, DIGEST)
   Folder(
     undisturbed.folder.root,
     dataclasses.replace(undisturbed.config, processes=2),
+    folder.read_json(undisturbed.folder.root / 'config.json')['questions'],
   )
 
 
 def test_a_folder_gains_seeds_and_sizes(undisturbed, tmp_path):
   config = undisturbed.config
-  Folder(tmp_path, config)
+  Folder(tmp_path, config, DIGEST)
   more = dataclasses.replace(
     config, seeds=(0, 1), sizes={'s': Scratch(32, 1, 2), **config.sizes}
   )
-  Folder(tmp_path, more)
-  assert folder.read_json(tmp_path / 'config.json') == json.loads(
-    json.dumps(study_config.as_json(more))
-  )
+  Folder(tmp_path, more, DIGEST)
+  assert folder.read_json(tmp_path / 'config.json') == {
+    **json.loads(json.dumps(study_config.as_json(more))),
+    'questions': DIGEST,
+  }
   for changes, name in (
     ({'seeds': (1, 2)}, 'seeds'),
     ({'seeds': (0,)}, 'seeds'),
@@ -328,7 +331,41 @@ def test_a_folder_gains_seeds_and_sizes(undisturbed, tmp_path):
     ({'seeds': (0, 1, 2), 'batch': 4}, 'batch'),
   ):
     with pytest.raises(ValueError, match=f'{name} was .* and is '):
-      Folder(tmp_path, dataclasses.replace(more, **changes))
+      Folder(tmp_path, dataclasses.replace(more, **changes), DIGEST)
+
+
+@pytest.mark.parametrize(
+  'split, old, new',
+  [
+    ('test', 'red red green and', 'red black green and'),
+    ('validation', '"targets": "red"', '"targets": "blue"'),
+    ('test', '["red", "blue", "green", "white"]', '["white", "red"]'),
+    # It changes the vocabulary, and so what models are shown.
+    ('train', 'red', 'crimson'),
+  ],
+)
+def test_other_questions_are_refused(undisturbed, tmp_path, split, old, new):
+  shutil.copytree(undisturbed.folder.root, tmp_path / 'results')
+  tasks = shutil.copytree(undisturbed.config.tasks, tmp_path / 'tasks')
+  record = tmp_path / 'results' / 'config.json'
+  text = record.read_text().replace(undisturbed.config.tasks, str(tasks))
+  record.write_text(text)
+  path = tasks / f'{split}.jsonl'
+  text = path.read_text()
+  assert old in text
+  small_study.study(tmp_path / 'results', tasks)
+  path.write_text(text.replace(old, new))
+  with pytest.raises(ValueError, match='Bring back the data of then'):
+    small_study.study(tmp_path / 'results', tasks)
+
+
+def test_a_folder_that_does_not_say_what_was_asked_is_accepted(
+  undisturbed, tmp_path
+):
+  record = study_config.as_json(undisturbed.config)
+  folder.write_json(tmp_path / 'config.json', record)
+  Folder(tmp_path, undisturbed.config, DIGEST)
+  assert folder.read_json(tmp_path / 'config.json') == record
 
 
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):

@@ -3,8 +3,9 @@
   pip install datasets
   python -m experiments.tools.export_p3 --output=data/p3
 
-needs a network. P3, the public pool of prompts, holds every dataset under many
-templates (Sanh et al., 2021, arXiv 2110.08207), one configuration each, named
+reads them from the Hub, or from a local folder of the same with --source. P3,
+the public pool of prompts, holds every dataset under many templates (Sanh et
+al., 2021, arXiv 2110.08207), one configuration each, named
 `<dataset>_<template>`. The folder gets a folder for each dataset with
 `train.jsonl`, `validation.jsonl` and `test.jsonl`, in the schema of
 `experiments.scale_study.tasks.p3`.
@@ -20,7 +21,7 @@ the test. There is a warning if templates differ in their number of rows.
 """
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import importlib
 import json
 from pathlib import Path
@@ -51,8 +52,9 @@ DATASETS = {
   'word_sense_disambiguation': ('super_glue_wic',),
 }
 
-# Rows are shuffled within so many: some datasets are sorted by label.
-_SHUFFLED = 10_000
+# Rows are shuffled within so many, which is all there are where a dataset is
+# sorted by label: with fewer, the first 12,500 of imdb would have one answer.
+_SHUFFLED = 50_000
 
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder to write; made if it is not there.'
@@ -146,6 +148,7 @@ def export(
         tested,
       )
     for split, of_split in lines.items():
+      _warn_of_one_answer(name, split, of_split)
       path = output / name / f'{split}.jsonl'
       path.parent.mkdir(parents=True, exist_ok=True)
       text = ''.join(f'{json.dumps(line)}\n' for line in of_split)
@@ -155,6 +158,25 @@ def export(
       name,
       {split: len(of_split) for split, of_split in lines.items()},
       dict(useless),
+    )
+
+
+def _warn_of_one_answer(
+  name: str, split: Split, lines: Sequence[Mapping[str, Any]]
+) -> None:
+  """Says of which templates all answers are the same choice."""
+  answers: dict[str, set[str]] = collections.defaultdict(set)
+  for line in lines:
+    if line['answer_choices']:
+      answers[line['template']].add(line['targets'])
+  alike = [template for template, given in answers.items() if len(given) == 1]
+  if alike:
+    logging.warning(
+      '%s: all %s examples of %s have the same answer, so that nothing can be '
+      'learned or told from them. Read more rows, by --examples.',
+      name,
+      split,
+      ', '.join(alike),
     )
 
 

@@ -49,9 +49,16 @@ class _Rows(list):
   shuffles = False
 
   def shuffle(self, seed, buffer_size):
+    """Draws from a buffer that the rows behind it fill up again."""
     if not self.shuffles:
       return self
-    return _Rows(random.Random(seed).sample(self, len(self)))
+    rng, rows = random.Random(seed), iter(self)
+    buffer, drawn = [*itertools.islice(rows, buffer_size)], []
+    for row in rows:
+      place = rng.randrange(len(buffer))
+      drawn.append(buffer[place])
+      buffer[place] = row
+    return _Rows([*drawn, *rng.sample(buffer, len(buffer))])
 
   def take(self, count):
     return _Rows(self[:count])
@@ -166,6 +173,46 @@ def test_an_item_is_in_the_same_split_under_all_templates(
   del songs['songs_bad']['validation'][3]
   export_p3.export(tmp_path, {'sentiment': ('songs',)}, **options)
   assert "{'good': 40, 'bad': 39}" in caplog.text
+
+
+@pytest.fixture
+def reviews(library, monkeypatch):
+  """As long and as sorted as imdb, the longest of the sorted datasets."""
+  monkeypatch.setattr(_Rows, 'shuffles', True)
+
+  def rows(name, of_each):
+    return [
+      (f'{name} {i} ?', answer)
+      for answer in ('no', 'yes')
+      for i in range(of_each)
+    ]
+
+  splits = {'train': rows('train', 12_500), 'validation': rows('v', 12_500)}
+  monkeypatch.setitem(_FILMS, 'reviews_plain', splits)
+  return splits
+
+
+def _export_reviews(folder):
+  options = {'source': 'local', 'examples': 100, 'max_words': 20}
+  export_p3.export(folder, {'sentiment': ('reviews',)}, **options)
+
+
+def test_data_that_are_sorted_by_label_are_mixed(reviews, tmp_path, caplog):
+  _export_reviews(tmp_path)
+  for split, rows in (('train', 100), ('validation', 50), ('test', 50)):
+    answers = [
+      line['targets'] for line in _read(tmp_path / f'reviews/{split}.jsonl')
+    ]
+    # Five standard deviations of a fair draw, √rows / 2 each.
+    assert abs(answers.count('yes') - rows / 2) < 5 * rows**0.5 / 2
+  assert 'the same answer' not in caplog.text
+
+
+def test_a_split_with_one_answer_is_told(reviews, tmp_path, caplog):
+  reviews['train'] = [row for row in reviews['train'] if row[1] == 'no']
+  _export_reviews(tmp_path)
+  assert 'reviews: all train examples of plain have the same' in caplog.text
+  assert 'all test examples' not in caplog.text
 
 
 def test_examples_are_limited(library, tmp_path):

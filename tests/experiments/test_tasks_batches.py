@@ -103,6 +103,49 @@ def test_free_text_is_its_only_candidate():
   np.testing.assert_array_equal(made.chance, [0, 0])
 
 
+class _Characters:
+  """A tokenizer that sees white space, as those of large models do."""
+
+  pad, start, end, size = 0, 1, 2, 128
+
+  def encode(self, text):
+    return [*text.encode()]
+
+  def text(self, ids):
+    return bytes(i for i in ids if i > self.end).decode()
+
+
+@pytest.mark.parametrize(
+  'prompt, answer, expected',
+  [
+    ('good ?', 'yes', 'good ? yes'),
+    ('good ?\n', 'yes', 'good ?\nyes'),
+    ('good ?', ' yes', 'good ? yes'),
+  ],
+)
+def test_an_answer_is_a_word_of_its_own(prompt, answer, expected):
+  tokenizer, space = _Characters(), answer.removesuffix('yes')
+  example = Example(prompt, answer, (answer, f'{space}no'))
+  ids, weights = next(
+    batches.example_batches(
+      [_dataset(example)], tokenizer, batch=1, length=16, seed=0
+    )
+  )
+  assert tokenizer.text(ids[0]) == expected
+  assert tokenizer.text(ids[weights > 0]) == expected.removeprefix(prompt)
+  made = batches.questions(
+    [Dataset('good', 'sentiment', 'accuracy', lambda *_: iter([example]))],
+    tokenizer,
+    split='test',
+    examples=1,
+    length=16,
+  )
+  assert [*map(tokenizer.text, made.ids)] == [
+    expected,
+    expected.replace('yes', 'no'),
+  ]
+
+
 def test_every_position_predicts_its_token():
   """Of all datasets, where a row holds the candidate it is read from."""
   source = procedural.source()

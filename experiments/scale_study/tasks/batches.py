@@ -206,7 +206,10 @@ def _candidates(
   if not example.candidates:
     yield prompt + answer, len(prompt) - 1, answer, True
     return
-  tokens = [tokenizer.encode(text) for text in example.candidates]
+  tokens = [
+    tokenizer.encode(_after(example.prompt, text))
+    for text in example.candidates
+  ]
   single = all(len(token) == 1 for token in tokens)
   for index, (text, token) in enumerate(
     zip(example.candidates, tokens, strict=True)
@@ -222,9 +225,19 @@ def _encode(
   tokenizer: Tokenizer, example: Example, length: int
 ) -> tuple[list[int], list[int]]:
   prompt = [tokenizer.start, *tokenizer.encode(example.prompt)]
-  answer = [*tokenizer.encode(example.answer), tokenizer.end]
+  text = _after(example.prompt, example.answer)
+  answer = [*tokenizer.encode(text), tokenizer.end]
   _demand_room(prompt, answer, example, length)
   return prompt, answer
+
+
+def _after(prompt: str, text: str) -> str:
+  """What follows a prompt: a word of its own, also where parts of words count.
+
+  To a model's own tokenizer 'Good?yes' is other tokens than 'Good? yes'.
+  """
+  apart = prompt[-1:].isspace() or text[:1].isspace()
+  return text if apart else f' {text}'
 
 
 def _demand_room(

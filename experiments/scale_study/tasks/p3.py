@@ -8,15 +8,16 @@ The folder, and folders in it, hold `train.jsonl`, `validation.jsonl` and
    "dataset": "imdb", "template": "Movie Expressed Sentiment"}
 
 `answer_choices` is null or empty where the answer is free text, else two texts
-or more. Whose prompt is a test or validation prompt of any dataset is not
-trained on. `category` is
-one of `source.HELD_IN` and `source.HELD_OUT`, or `instruction`. A held-in
-dataset needs all three files, a held-out one `test.jsonl`, one for instruction
-`train.jsonl`. Where a dataset of a held-out category has no `train.jsonl`, no
-model is trained on that category directly, and no gate asks whether it can be
-learned. Texts for pretraining, if any, are lines {"text": "..."} of
-`corpus.jsonl`. `experiments/tools/export_p3.py` writes such a folder from P3
-itself (Sanh et al., 2021, arXiv 2110.08207).
+or more. White space at the edges of texts is left out, and a space stands
+between a prompt and what follows it. Whose prompt is a test or validation
+prompt of any dataset is not trained on. `category` is one of `source.HELD_IN`
+and `source.HELD_OUT`, or `instruction`. A held-in dataset needs all three
+files, a held-out one `test.jsonl`, one for instruction `train.jsonl`. Where a
+dataset of a held-out category has no `train.jsonl`, no model is trained on that
+category directly, and no gate asks whether it can be learned. Texts for
+pretraining, if any, are lines {"text": "..."} of `corpus.jsonl`.
+`experiments/tools/export_p3.py` writes such a folder from P3 itself (Sanh et
+al., 2021, arXiv 2110.08207).
 """
 
 import collections

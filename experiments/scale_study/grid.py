@@ -57,13 +57,16 @@ def subsets_of(size: Size, seed: int) -> Iterator[Subset]:
 
 
 def is_done(size: Size, arm: Arm, subset: Subset) -> bool:
-  """Whether all cells of a subset are stored, whole."""
-  path = size.folder.cells(arm, subset.name)
+  """Whether all cells of a subset are stored, whole, of the models scored."""
   try:
-    found = [name_of(cell) for cell in cells.load(path)]
+    made = cells.load(size.folder.cells(arm, subset.name))
+    merged = _fingerprints(Scored(size, arm), subset)
   except (FileNotFoundError, ValueError):
     return False
-  return sorted(found) == sorted(names(size, arm, subset))
+  found = sorted(map(name_of, made))
+  return found == sorted(names(size, arm, subset)) and all(
+    cell.checkpoints == merged for cell in made
+  )
 
 
 def run(size: Size, arm: Arm, flags: str) -> None:
@@ -150,6 +153,9 @@ def _results(
     for category in subset.categories
   ]
   base = size.load(size.base(arm))
+  _demand_as_scored(size, arm, base, scored.base)
+  for category, path in zip(subset.categories, experts, strict=True):
+    _demand_as_scored(size, arm, size.load(path), scored.experts[category])
   places = jax.tree.map(lambda leaf: leaf.sharding, base)
   own = scored.expert_values('validation')
   validated: dict[Merge, dict[str, Score]] = {}
@@ -223,6 +229,29 @@ def _results(
   ]
 
 
+def _fingerprints(scored: Scored, subset: Subset) -> dict[str, Any]:
+  """Fingerprints of what is merged, as cells have them."""
+  return {
+    'base': scored.base['fingerprint'],
+    'experts': {
+      category: scored.experts[category]['fingerprint']
+      for category in subset.categories
+    },
+  }
+
+
+def _demand_as_scored(
+  size: Size, arm: Arm, params: Params, record: Any
+) -> None:
+  """Raises ValueError if a model was trained anew after it was scored."""
+  if stored.fingerprint(params) != record['fingerprint']:
+    raise ValueError(
+      f'{size.folder.root / record["checkpoint"]} is not the model that was '
+      f'scored. Remove scores/{arm.name} and cells/{arm.name}, and do '
+      '--phase=evaluate again.'
+    )
+
+
 def _kept(scores: Mapping[str, Score], own: Mapping[str, float]) -> float:
   """Mean over tasks of merge ÷ expert; an expert that fails counts little."""
   return statistics.fmean(
@@ -266,13 +295,7 @@ def _cell(
     seed=arm.seed,
     setting=result.setting,  # type: ignore[arg-type]
     hyperparameters=result.merge.values,
-    checkpoints={
-      'base': scored.base['fingerprint'],
-      'experts': {
-        category: scored.experts[category]['fingerprint']
-        for category in subset.categories
-      },
-    },
+    checkpoints=_fingerprints(scored, subset),
     drift=result.drift,
     loss=statistics.fmean(result.scores[task].loss for task in of_subset),
     losses={task: round(result.scores[task].loss, 6) for task in held_in},

@@ -59,8 +59,9 @@ class Saved:
     if differing:
       raise ValueError(
         f'{self._directory} holds step {step} of another training: '
-        f'{"; ".join(differing)}. Give another directory, or remove this one '
-        'to start over.'
+        f'{"; ".join(differing)}. Give another directory; or, to start over, '
+        'remove this one and, in a study, scores/ and cells/ of its arm, which '
+        'are of the model that it holds.'
       )
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     restored: Any = self._manager.restore(

@@ -182,6 +182,31 @@ def test_experts_are_read_for_the_rounds_not_for_the_merges(
   )
 
 
+@pytest.mark.parametrize('name', ['base', 'experts/sentiment'])
+def test_models_that_are_trained_anew_are_scored_anew(
+  undisturbed, tmp_path, name
+):
+  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
+  study = small_study.study(tmp_path, undisturbed.config.tasks)
+  size, (subset,) = study.size('xs'), grid.subsets_of(study.size('xs'), 0)
+  record = folder.read_json(study.folder.score(ARM, name))
+  path = tmp_path / record['checkpoint']
+  params = size.load(path)
+  params['final_norm']['scale'] *= 2
+  shutil.rmtree(path)
+  with train.resume.Saved(path, {}) as saved:
+    saved.save(50, {'params': params})
+  with pytest.raises(ValueError, match=f'Remove scores/{ARM.name} and cells/'):
+    grid.subset_cells(size, ARM, subset, '')
+  assert grid.is_done(size, ARM, subset)
+  study.folder.score(ARM, name).unlink()
+  assert not grid.is_done(size, ARM, subset)
+  study.run_part(ARM.name, ['evaluate'])
+  assert not grid.is_done(size, ARM, subset)
+  study.run_part(ARM.name, ['merge'])
+  assert grid.is_done(size, ARM, subset)
+
+
 def test_density_and_scale_are_those_that_do_best_on_validation(undisturbed):
   size = undisturbed.size('xs')
   scored = phases.Scored(size, ARM)
@@ -339,9 +364,13 @@ def test_a_folder_gains_seeds_and_sizes(undisturbed, tmp_path):
   [
     ('test', 'red red green and', 'red black green and'),
     ('validation', '"targets": "red"', '"targets": "blue"'),
-    ('test', '["red", "blue", "green", "white"]', '["white", "red"]'),
+    (
+      'test',
+      '["red", "blue", "green", "white"]',
+      '["red", "blue", "green", "white", "grey"]',
+    ),
     # It changes the vocabulary, and so what models are shown.
-    ('train', 'red', 'crimson'),
+    ('train', 'red red red ?', 'azure red red ?'),
   ],
 )
 def test_other_questions_are_refused(undisturbed, tmp_path, split, old, new):

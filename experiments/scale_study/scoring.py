@@ -92,6 +92,14 @@ class Examination:
       if split == 'test'
     }
 
+  def test_examples(self) -> dict[str, int]:
+    """Returns how many examples there are by task of the test."""
+    return {
+      task: len(questions.chance)
+      for (split, task), questions in self._questions.items()
+      if split == 'test'
+    }
+
   def scores(
     self, params: Params, split: Split, categories: Iterable[str] | None = None
   ) -> dict[str, Score]:
@@ -133,7 +141,7 @@ class Examination:
       )
       values += [
         metrics.rouge_l(
-          self._tokenizer.decode(row[start:]),
+          self._tokenizer.decode(row[start : start + self._tokens]),
           self._tokenizer.decode([*tokens, self._tokenizer.end]),
         )
         for row, start, tokens in zip(

@@ -76,7 +76,7 @@ def test_rouge_l(written, reference, expected):
   assert metrics.rouge_l(written, reference) == pytest.approx(expected)
 
 
-def test_scores_follow_from_the_logits(tmp_path):
+def test_scores_follow_from_the_logits(tmp_path, monkeypatch):
   small_study.write_tasks(tmp_path / 'tasks')
   source = p3.source(tmp_path / 'tasks')
   tokenizer = source.tokenizer
@@ -131,12 +131,18 @@ def test_scores_follow_from_the_logits(tmp_path):
     written.append(
       metrics.rouge_l(tokenizer.decode(text[start:]), example.answer)
     )
-  assert exam.rouge_l(
-    params, 'structure_to_text/structure_to_text_in_colours'
-  ) == pytest.approx(np.mean(written))
   name = 'structure_to_text/structure_to_text_in_colours'
+  assert exam.rouge_l(params, name) == pytest.approx(np.mean(written))
   assert scores[name].value == np.mean(exact)
   assert scores[name].loss == pytest.approx(np.mean(exact_losses), rel=1e-5)
+  # What fills up rows was not written, though a tokenizer has a word for it.
+  lengths = []
+  monkeypatch.setattr(
+    type(tokenizer), 'decode', lambda _, ids: lengths.append(len(ids)) or ''
+  )
+  exam.rouge_l(params, name)
+  # Two words and the end; behind a reference there is one more.
+  assert sorted({*lengths}) == [3, 4]
   assert exam.chance()['sentiment/sentiment_in_colours'] == 0.25
   assert set(exam.scores(params, 'validation', ['sentiment'])) == {
     'sentiment/sentiment_in_colours'

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import dataclasses
+import math
 import statistics
 from typing import Any
 
@@ -9,10 +10,6 @@ from experiments.scale_study.analysis.cells import ALL, Gate
 from experiments.scale_study.folder import Arm
 from experiments.scale_study.phases import Scored, Size, values
 from experiments.scale_study.study_config import INSTRUCTION_TUNED, PRETRAINED
-
-LEARNABLE = 0.3  # direct training over chance
-GAIN = 0.2  # an expert over its base
-TRANSFER = 0.1  # the multitask model over chance, on held-out categories
 
 
 def check(size: Size, seed: int) -> Iterator[Gate]:
@@ -27,7 +24,7 @@ def check(size: Size, seed: int) -> Iterator[Gate]:
 
 def check_arm(size: Size, arm: Arm) -> Iterator[Gate]:
   """Checks an arm, which was scored; of two bases see `check`."""
-  models = Scored(size, arm)
+  models, asked = Scored(size, arm), size.config.gates
   chance = {
     category: _category(size.examination.chance(), category)
     for category in size.source.categories
@@ -49,20 +46,30 @@ def check_arm(size: Size, arm: Arm) -> Iterator[Gate]:
 
   for category, record in models.experts.items():
     expert, unmerged = _mean(record, category), _mean(models.base, category)
-    text = f'direct training beats chance by {LEARNABLE}'
-    passed = expert - chance[category] >= LEARNABLE
+    text = f'direct training beats chance by {asked.learnable}'
+    passed = expert - chance[category] >= asked.learnable
     yield gate(category, expert, text, passed)
-    text = f'the expert beats its base ({unmerged:.2f}) by {GAIN}'
-    yield gate(category, expert, text, expert - unmerged >= GAIN)
+    text = f'the expert beats its base ({unmerged:.2f}) by '
+    if asked.gain is None:
+      # As if they were asked different questions: what both models find hard
+      # makes their difference more certain than this.
+      errors = (_error(size, of, category) for of in (record, models.base))
+      least = 2 * math.hypot(*errors)
+      text += f'more than two standard errors ({least:.3f})'
+      passed = expert - unmerged > least
+    else:
+      text += f'{asked.gain}'
+      passed = expert - unmerged >= asked.gain
+    yield gate(category, expert, text, passed)
   for category in size.source.held_out:
     if category in models.direct:
       score = _mean(models.direct[category], category)
-      text = f'direct training beats chance by {LEARNABLE}'
-      passed = score - chance[category] >= LEARNABLE
+      text = f'direct training beats chance by {asked.learnable}'
+      passed = score - chance[category] >= asked.learnable
       yield gate(category, score, text, passed)
     score = _mean(models.multitask, category)
-    text = f'the multitask model beats chance by {TRANSFER}'
-    passed = score - chance[category] >= TRANSFER
+    text = f'the multitask model beats chance by {asked.transfer}'
+    passed = score - chance[category] >= asked.transfer
     yield gate(category, score, text, passed)
 
 
@@ -103,6 +110,21 @@ def as_json(gate: Gate) -> dict[str, Any]:
   entry = dataclasses.asdict(gate)
   entry['pass'] = entry.pop('passed')
   return entry
+
+
+def _error(size: Size, record: Any, category: str) -> float:
+  """Standard error of the mean score of a category over its questions.
+
+  Scores from 0 to 1 with the mean m have a variance of m (1 − m) at most, which
+  right and wrong answers have.
+  """
+  examples = size.examination.test_examples()
+  errors = [
+    math.sqrt(score * (1 - score) / examples[task])
+    for task, score in values(record, 'test').items()
+    if task.partition('/')[0] == category
+  ]
+  return math.hypot(*errors) / len(errors)
 
 
 def _mean(record: Any, category: str) -> float:

@@ -70,6 +70,7 @@ class Size:
         layers=self.models.layers,
         heads=self.models.heads,
       )
+    self.shape = shapes.computed(self.shape, config)
 
   @functools.cached_property
   def parameters(self) -> int:

@@ -1,8 +1,11 @@
 """Shapes of models: small ones to train, large ones that are only compiled."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from experiments.scale_study.model import ModelConfig
+from experiments.scale_study.study_config import StudyConfig
 from mergekit_jax.described import Decoder, MODELS
 
 
@@ -48,9 +51,13 @@ def large(decoder: Decoder) -> ModelConfig:
     rope_base=500_000.0,
     norm_epsilon=1e-5,
     tied=False,
-    remat=True,
-    dtype=jnp.bfloat16,
   )
+
+
+def computed(shape: ModelConfig, config: StudyConfig) -> ModelConfig:
+  """Returns a shape that computes as a preset says."""
+  dtype = getattr(jnp, config.compute_dtype)
+  return dataclasses.replace(shape, remat=config.remat, dtype=dtype)
 
 
 # The sizes of Yadav et al. (2024, arXiv 2410.03617).

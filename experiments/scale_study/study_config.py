@@ -15,11 +15,17 @@ PRETRAINED, INSTRUCTION_TUNED = BASES
 # Fields of None or a number, which no value shows.
 _OPTIONAL_NUMBERS = frozenset({'host_devices'})
 # Names that fields may have.
-_ALLOWED = {'bases': BASES, 'text_metric': ('exact_match', 'rouge_l')}
+_ALLOWED = {
+  'bases': BASES,
+  'text_metric': ('exact_match', 'rouge_l'),
+  'compute_dtype': ('float32', 'bfloat16'),
+}
 # The least that whole numbers may be, where it is not 1.
 _LEAST = {'seeds': 0, 'direct_steps': 0, 'corpus_length': 2}
 # Fields on which no model and none of its scores depends.
-OF_MERGES = frozenset({'merged', 'subsets', 'methods', 'sweeps'})
+OF_MERGES = frozenset({'merged', 'subsets', 'methods', 'sweeps', 'gates'})
+# Fields on which no result depends.
+_OF_THE_RUN = ('processes', 'strict', 'memory_budget')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +91,23 @@ class MethodGrid:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Gates:
+  """What has to hold before a merge can say anything about a category.
+
+  Attributes:
+    learnable: direct training over chance.
+    gain: an expert over its base; None asks for more than two standard errors
+      of the difference of the two scores, as bases that are good already can
+      gain little.
+    transfer: the multitask model over chance, on held-out categories.
+  """
+
+  learnable: float = 0.3
+  gain: float | None = 0.2
+  transfer: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyConfig:
   """One run of the study.
 
@@ -121,6 +144,10 @@ class StudyConfig:
     methods: hyperparameters by merge method.
     sweeps: values by merge method and hyperparameter, for the subset of all
       experts; the others are fixed.
+    gates: what a category has to pass to be counted.
+    remat: whether activations are computed again in the backward pass.
+    compute_dtype: 'float32' or 'bfloat16', of computations; parameters are
+      float32.
     mesh: axes of the devices and their sizes; None takes one device.
     memory_budget: host memory for reading checkpoints.
     host_devices: how many CPU devices to simulate; None takes what there is.
@@ -155,6 +182,9 @@ class StudyConfig:
   subsets: int = 3
   methods: Mapping[str, MethodGrid]
   sweeps: Mapping[str, Mapping[str, tuple[float, ...]]]
+  gates: Gates = Gates()
+  remat: bool = False
+  compute_dtype: str = 'float32'
   mesh: Mapping[str, int] | None = None
   memory_budget: str = '4GiB'
   host_devices: int | None = None
@@ -214,13 +244,15 @@ def differences(config: StudyConfig, record: Any) -> dict[str, str]:
 
   Args:
     config: the preset.
-    record: what `as_json` returned, or of another version of the study.
+    record: what `as_json` returned, or of another version of the study: a field
+      that it lacks has its default.
   """
   ours = as_json(config)
+  theirs = {**_defaults(), **record}
   return {
-    name: f'{name} was {record.get(name)!r} and is {ours.get(name)!r}'
-    for name in dict.fromkeys([*record, *ours])
-    if record.get(name) != ours.get(name)
+    name: f'{name} was {theirs.get(name)!r} and is {ours.get(name)!r}'
+    for name in dict.fromkeys([*theirs, *ours])
+    if name not in _OF_THE_RUN and theirs.get(name) != ours.get(name)
   }
 
 
@@ -244,8 +276,16 @@ def only_gained(config: StudyConfig, record: Any) -> bool:
 def as_json(config: StudyConfig) -> dict[str, Any]:
   """Returns what decides the results, as JSON has it."""
   record = dataclasses.asdict(config)
-  del record['processes'], record['strict']
+  for name in _OF_THE_RUN:
+    del record[name]
   return json.loads(json.dumps(record))
+
+
+def _defaults() -> dict[str, Any]:
+  """Returns what fields are that no preset has to give, as JSON has them."""
+  none = {name: {} for name in ('sizes', 'methods', 'sweeps')}
+  made = as_json(StudyConfig(**none))
+  return {name: value for name, value in made.items() if name not in none}
 
 
 def _demand(name: str, value: Any) -> None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.scale_study import gates
+from experiments.scale_study.study_config import Gates
 
 CHANCE = {'topic': 0.25, 'completion': 0.5}
 
@@ -25,7 +26,7 @@ def check(monkeypatch):
   def checked(scored):
     size = SimpleNamespace(
       name='s',
-      config=SimpleNamespace(bases=tuple(scored)),
+      config=SimpleNamespace(bases=tuple(scored), gates=Gates()),
       source=SimpleNamespace(
         categories=('topic', 'completion'),
         held_in=('topic',),

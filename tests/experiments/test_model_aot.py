@@ -1,4 +1,4 @@
-"""The large models, compiled for a pod of 512 devices that are simulated."""
+"""The large models, compiled for a pod whose devices are simulated."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 
 def test_training_and_evaluation_fit_the_devices_of_a_pod():
   process = subprocess.run(
-    [sys.executable, '-m', 'experiments.scale_study.pod'],
+    [sys.executable, '-m', 'experiments.scale_study.compile_pod'],
     env=os.environ | {'XLA_FLAGS': ''},
     capture_output=True,
     text=True,
@@ -20,7 +20,7 @@ def test_training_and_evaluation_fit_the_devices_of_a_pod():
     needed[name] = [float(number) for number in gigabytes]
   assert list(needed) == ['1b', '8b', '24b', '64b']
   for name, (training, evaluation) in needed.items():
-    # Parameters and two statistics in float32, divided among 8 · 32 devices.
+    # Parameters and two statistics in float32, divided among 32 · 8 devices.
     parameters = 4 * int(name.removesuffix('b')) / 256
     assert 3 * 0.98 * parameters < training < 16
     assert 0.98 * parameters < evaluation < 16

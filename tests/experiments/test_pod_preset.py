@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.scale_study import huggingface, phases, stored
+from experiments.scale_study import huggingface, phases, shapes, stored
 from experiments.scale_study.analysis import cells
+from experiments.scale_study.configs import pod
 from experiments.scale_study.folder import Arm
 from experiments.scale_study.study import Study
-from experiments.scale_study.study_config import Stored
+from experiments.scale_study.study_config import Stored, StudyConfig
 from tests.experiments import small_pod
 from tests.launch import free_port
 
@@ -81,6 +82,18 @@ def test_phases_by_commands(config, tmp_path):
     # As many devices in one process: float32 sums may be added in another
     # order, and each addition rounds by up to 6e-8 of its result.
     np.testing.assert_allclose(score, record['test'][task], rtol=1e-5)
+
+
+def test_models_compute_as_the_preset_says(config, tmp_path):
+  """Whatever their own files say, and as they are compiled in advance."""
+  shape = Study(config, tmp_path / 'results', []).size('xs').shape
+  compiled = shapes.computed(shapes.SIZES['8b'], pod.CONFIG)
+  for made in (shape, compiled):
+    assert (made.remat, made.dtype) == (True, jax.numpy.bfloat16)
+  plain = StudyConfig(sizes={}, methods={}, sweeps={})
+  assert shapes.computed(shape, plain) == dataclasses.replace(
+    shape, remat=False, dtype=jax.numpy.float32
+  )
 
 
 def test_a_vocabulary_that_is_too_large_is_refused(config, tmp_path):

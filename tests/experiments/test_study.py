@@ -152,11 +152,15 @@ def test_a_killed_study_goes_on_with_the_same_bits(
 
 
 def test_gates_that_fail_are_named_before_anything_is_merged(
-  undisturbed, monkeypatch, caplog
+  undisturbed, tasks, tmp_path, caplog
 ):
-  monkeypatch.setattr(gates, 'GAIN', 2.0)  # no accuracy rises by that
+  for name in ('models', 'scores'):
+    shutil.copytree(undisturbed.folder.root / name, tmp_path / name)
+  # No accuracy rises by so much.
+  asked = study_config.Gates(gain=2.0)
+  study = small_study.study(tmp_path, tasks, gates=asked)
   with caplog.at_level('WARNING', logger='absl'):
-    undisturbed.run_part(ARM.name, ('evaluate',))
+    study.run_part(ARM.name, ('evaluate',))
   assert 'structure_to_text, size xs' in caplog.text
   assert 'by 2.0 did not hold' in caplog.text
 

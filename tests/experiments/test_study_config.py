@@ -1,5 +1,7 @@
 """Fields that are changed on the command line, and mistakes in them."""
 
+import dataclasses
+
 import pytest
 
 from experiments.scale_study import study_config
@@ -40,6 +42,8 @@ def test_a_field_is_changed(setting, name, value):
     ('sizes=s', 'not of that kind'),
     ('host_devices=four', 'not of that kind'),
     ('text_metric=rougeL', 'one of exact_match, rouge_l'),
+    ('compute_dtype=float16', 'one of float32, bfloat16'),
+    ('gates=0.1', 'in a preset of your own'),
     ('bases=pretrain', 'one of pretrained, instruction-tuned'),
     ('bases=', 'bases=.* at least one'),
     ('seeds=', 'seeds=.* at least one'),
@@ -63,6 +67,29 @@ def test_a_mistake_is_named(setting, message):
 def test_choices_are_of_what_is_fixed_and_not_empty(choices):
   with pytest.raises(ValueError, match='at least one value'):
     study_config.MethodGrid({'scale': 1.0}, choices)
+
+
+def test_what_older_records_lack_is_what_presets_need_not_give():
+  record = study_config.as_json(cpu.CONFIG)
+  for name in ('gates', 'remat', 'compute_dtype'):
+    del record[name]
+  assert study_config.differences(cpu.CONFIG, record) == {}
+  assert study_config.only_gained(cpu.CONFIG, record)
+  changed = dataclasses.replace(cpu.CONFIG, compute_dtype='bfloat16')
+  assert study_config.differences(changed, record) == {
+    'compute_dtype': "compute_dtype was 'float32' and is 'bfloat16'"
+  }
+
+
+def test_how_a_study_runs_is_no_difference():
+  record = study_config.as_json(cpu.CONFIG)
+  run = {'memory_budget': '1GiB', 'processes': 7, 'strict': True}
+  changed = dataclasses.replace(cpu.CONFIG, **run)
+  assert study_config.as_json(changed) == record
+  # Records once held the memory.
+  old = {**record, 'memory_budget': '4GiB'}
+  assert study_config.differences(changed, old) == {}
+  assert study_config.only_gained(changed, old)
 
 
 def test_presets_are_told_apart_and_may_be_written_down():

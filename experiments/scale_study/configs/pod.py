@@ -12,11 +12,12 @@ is killed:
 `bases` copies the models, which are Hugging Face's or, with a `shape`, Orbax
 checkpoints of this study's layout, into Orbax checkpoints. Several hosts
 run the same command with `--distributed` and need DIR on a file system that
-they share. Nothing of this size was ever run: `experiments/scale_study/pod.py`
+they share. Nothing of this size was ever run: `compile_pod.py`
 compiles it, and a test runs the preset on models of a few thousand parameters.
 """
 
 from experiments.scale_study.study_config import (
+  Gates,
   MethodGrid,
   Stored,
   StudyConfig,
@@ -41,6 +42,7 @@ CONFIG = StudyConfig(
   validation_examples=128,
   test_examples=512,
   text_metric='rouge_l',
+  gates=Gates(gain=None),
   methods={
     'average': MethodGrid(),
     'task_arithmetic': MethodGrid({'scale': 0.35}, {'scale': (0.2, 0.35, 0.5)}),
@@ -54,6 +56,8 @@ CONFIG = StudyConfig(
     ),
   },
   sweeps={},
+  remat=True,
+  compute_dtype='bfloat16',
   mesh={'data': 1, 'fsdp': 32, 'tensor': 8},
   memory_budget='16GiB',
 )

@@ -1,10 +1,11 @@
 """Compiles training and evaluation for a pod that is not there.
 
-  python -m experiments.scale_study.pod
+  python -m experiments.scale_study.compile_pod
 
-For models of 1B to 64B parameters on 512 simulated devices, without a single
-array, it prints how much memory a device needs. Experts and the multitask model
-are trained by the same program.
+For models of 1B to 64B parameters on the mesh of the preset `pod`, which is
+simulated, without a single array, it prints how much memory a device needs. It
+is the program of the preset: its batch, its length, its way to compute. Experts
+and the multitask model are trained by the same.
 """
 
 from concurrent import futures
@@ -18,12 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from experiments.scale_study import model, shapes, sharding, train
+from experiments.scale_study.configs.pod import CONFIG
 from experiments.scale_study.model import ModelConfig
 from mergekit_jax.sharding import make_mesh
-
-MESH = {'data': 2, 'fsdp': 32, 'tensor': 8}
-BATCH = 256
-LENGTH = 2048
 
 # What is asked is how XLA divides the program and what it keeps in memory; how
 # well it writes machine code for this CPU is not.
@@ -35,9 +33,9 @@ _COMPILER_OPTIONS = {
 
 
 def training(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
-  """Compiles steps of training on `BATCH` texts of `LENGTH` tokens."""
+  """Compiles steps of training on a batch of the preset."""
   steps = 2
-  shape = (steps, BATCH, LENGTH)
+  shape = (steps, CONFIG.batch, CONFIG.length)
   place = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH))
   batch: Any = [
     jax.ShapeDtypeStruct(shape, dtype, sharding=place)
@@ -61,7 +59,9 @@ def evaluation(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
     lowered = model.logits.lower(
       config,
       _placed(model.abstract_params(config), mesh),
-      jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32, sharding=place),
+      jax.ShapeDtypeStruct(
+        (CONFIG.batch, CONFIG.length), jnp.int32, sharding=place
+      ),
     )
   return lowered.compile(_COMPILER_OPTIONS)
 
@@ -92,14 +92,18 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
   jax.config.update('jax_platforms', 'cpu')
-  jax.config.update('jax_num_cpu_devices', math.prod(MESH.values()))
-  mesh = make_mesh(MESH)
-  axes = ', '.join(f'{name}={size}' for name, size in MESH.items())
-  print(f'{BATCH} texts of {LENGTH} tokens on {axes}; GB on each device:')
+  axes = CONFIG.mesh or {}
+  jax.config.update('jax_num_cpu_devices', math.prod(axes.values()))
+  mesh = make_mesh(axes)
+  said = ', '.join(f'{name}={size}' for name, size in axes.items())
+  print(
+    f'{CONFIG.batch} texts of {CONFIG.length} tokens on {said}; GB on each '
+    'device:'
+  )
   print('size  training  evaluation')
 
   def line(name: str) -> str:
-    config = shapes.SIZES[name]
+    config = shapes.computed(shapes.SIZES[name], CONFIG)
     needed = (
       device_bytes(phase(config, mesh)) / 1e9
       for phase in (training, evaluation)

@@ -5,6 +5,7 @@ run where WordNet is not installed.
 """
 
 import itertools
+import random
 import re
 
 import pytest
@@ -17,9 +18,9 @@ from experiments.scale_study.tasks.source import (
   Split,
 )
 from experiments.scale_study.tasks.splits import split_of
-from experiments.scale_study.tasks.wordnet import asking, database
+from experiments.scale_study.tasks.wordnet import asking, database, held_in
 from experiments.scale_study.tasks.wordnet.database import Key
-from experiments.scale_study.tasks.wordnet.words import Words
+from experiments.scale_study.tasks.wordnet.words import Entry, Words
 
 _LICENCE = '  1 This software and database is being provided to you.\n'
 
@@ -91,6 +92,69 @@ def _write(folder):
   for suffix in ('noun', 'verb', 'adj', 'adv'):
     for name in (f'data.{suffix}', f'index.{suffix}'):
       (folder / name).write_text(_LICENCE + ''.join(files.get(name, [])))
+
+
+def _synset(offset, *words, above=()):
+  key, hypernyms = Key('n', offset), tuple(Key('n', of) for of in above)
+  return database.Synset(key, 'animal', words, offset, (), hypernyms, ())
+
+
+def _words(*synsets, common, foils):
+  senses = {}
+  for synset in synsets:
+    for word in synset.words:
+      senses[word, 'n'] = *senses.get((word, 'n'), ()), synset
+  return Words(
+    database.Database(
+      {synset.key: synset for synset in synsets},
+      senses,
+      frozenset((word, 'n') for word in common),
+    ),
+    foils=foils,
+  )
+
+
+def test_what_is_of_a_kind_by_way_of_another_kind_is_no_foil():
+  """A robin is a bird, since it is a songbird; so no foil of gull's."""
+  fish = ('eel', 'tuna', 'perch')
+  lines = (
+    _synset('bird', 'bird'),
+    _synset('songbird', 'songbird', above=['bird']),
+    _synset('fish', 'fish'),
+    _synset('1', 'robin', above=['songbird']),
+    _synset('2', 'gull', above=['bird']),
+    *(_synset(name, name, above=['fish']) for name in fish),
+  )
+  words = _words(*lines, common=('robin', 'gull', *fish), foils=1)
+  _, dataset = held_in.multiple_choice(words)
+  gull = next(e for e in words.entries if e.word == 'gull')
+  rng = random.Random(0)
+  free = {word for _ in range(50) for word in words.foils(rng, gull, 3)}
+  assert 'robin' in free
+  asked = {
+    example.candidates
+    for split in ('train', 'validation', 'test')
+    for example in itertools.islice(dataset.examples(split, 0), 300)
+    if 'bird ?' in example.prompt and 'songbird' not in example.prompt
+  }
+  assert asked and all({*options} == {'gull', *fish} for options in asked)
+  # Of a fish there are but two others.
+  assert {kind for kind, _ in words.kinds_of_members(3)} == {'bird', 'songbird'}
+
+
+def test_a_pair_of_synonyms_is_in_one_split_in_either_order():
+  """Also where the two have two senses in common."""
+  pairs = [(f'a{letter}', f'b{letter}') for letter in 'cdfghjklmnpqrstvwxz']
+  lines = [
+    *(_synset(f'{one}1', one, two) for one, two in pairs),
+    *(_synset(f'{one}2', two, one, f'{one}{two}') for one, two in pairs),
+  ]
+  words = _words(*lines, common=(), foils=0)
+  by_word = {line.words[0]: line for line in lines}
+  words.entries = [Entry(word, line) for word, line in by_word.items()]
+  names = {entry.word: name for name, entry in words.meanings()}
+  assert all(names[one] == names[two] for one, two in pairs)
+  assert len({*names.values()}) == len(pairs)
 
 
 @pytest.fixture(scope='module')

@@ -187,6 +187,6 @@ def paraphrase(words: Words) -> Dataset:
   return asked(
     'same_meaning',
     'paraphrase_identification',
-    [(entry.word, entry) for entry in words.entries if words.synonyms(entry)],
+    words.meanings(),
     same_meaning,
   )

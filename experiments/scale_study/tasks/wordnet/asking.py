@@ -32,8 +32,8 @@ def asked(
   Args:
     name: of the dataset.
     category: of the dataset.
-    subjects: with a text that every prompt about them holds. It decides the
-      split, so that no subject is asked about in two.
+    subjects: with a text that names what is asked about. It decides the split,
+      so that nothing is asked about in two.
     ask: draws an example about a subject.
     metric: how answers are scored.
   """

@@ -26,9 +26,9 @@ def multiple_choice(words: Words) -> tuple[Dataset, ...]:
     text = f'definition : {entry.synset.definition} . '
     return choice(rng, text, question, (entry.word, *foils))
 
-  def member_of_kind(rng: random.Random, entry: Entry) -> Example:
-    kind = words.kinds(entry.synset)[0]
-    foils = words.foils(rng, entry, OPTIONS - 1)
+  def member_of_kind(rng: random.Random, member: tuple[str, Entry]) -> Example:
+    kind, entry = member
+    foils = words.foils(rng, entry, OPTIONS - 1, not_under=kind)
     question = rng.choice(
       (f'which one is a kind of {kind}', f'which one belongs to {kind}')
     )
@@ -45,7 +45,10 @@ def multiple_choice(words: Words) -> tuple[Dataset, ...]:
     asked(
       'member_of_kind',
       category,
-      [(words.kinds(e.synset)[0], e) for e in words.members()],
+      [
+        (kind, (kind, entry))
+        for kind, entry in words.kinds_of_members(OPTIONS - 1)
+      ],
       member_of_kind,
     ),
   )
@@ -208,7 +211,7 @@ def paraphrase(words: Words) -> tuple[Dataset, ...]:
     asked(
       'same_meaning',
       category,
-      [(e.word, e) for e in words.entries if words.synonyms(e)],
+      words.meanings(),
       same_meaning,
     ),
     asked(

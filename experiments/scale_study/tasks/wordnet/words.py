@@ -3,7 +3,7 @@
 from collections.abc import Callable
 import itertools
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.scale_study.tasks.tokenizer import words_of
 from experiments.scale_study.tasks.wordnet.database import Database, Key, Synset
@@ -106,6 +106,26 @@ class Words:
       if word.isalpha() and word != entry.word and self._accepts(word)
     ]
 
+  def meanings(self) -> list[tuple[str, Entry]]:
+    """Returns the entries that have synonyms, each with a name for its sense.
+
+    Entries in which two words are synonyms have one name, whichever of the two
+    they are of, and though the two may share several senses.
+    """
+    above: dict[Any, Any] = {}
+
+    def name(of: Any) -> Any:
+      while above.setdefault(of, of) != of:
+        of = above[of]
+      return of
+
+    entries = [entry for entry in self.entries if self.synonyms(entry)]
+    for entry in entries:
+      for other in self.synonyms(entry):
+        pair = frozenset((entry.word, other))
+        above[name(pair)] = name(entry.synset.key)
+    return [(''.join(name(entry.synset.key)), entry) for entry in entries]
+
   def kinds(self, synset: Synset) -> list[str]:
     """Returns the single words that name what a sense is a kind of."""
     return [
@@ -153,7 +173,23 @@ class Words:
       if 1 < len({usage.synset.key for usage in usages}) < len(usages)
     ]
 
-  def foils(self, rng: random.Random, of: Entry, count: int) -> list[str]:
+  def kinds_of_members(self, foils: int) -> list[tuple[str, Entry]]:
+    """Returns members with their kind, if so many foils are not of it."""
+    found = [(self.kinds(entry.synset)[0], entry) for entry in self.members()]
+    return [
+      (kind, entry)
+      for kind, entry in found
+      if self._has_foils(entry, foils, not_under=kind)
+    ]
+
+  def foils(
+    self,
+    rng: random.Random,
+    of: Entry,
+    count: int,
+    *,
+    not_under: str = '',
+  ) -> list[str]:
     """Draws words of the same part of speech and subject, none related.
 
     Related are words that share a sense, or of which one is a kind of the
@@ -163,30 +199,40 @@ class Words:
       rng: source of randomness.
       of: what the words shall not be related to.
       count: how many, at most what the object was made for.
+      not_under: a kind of which the words shall not be either, however
+        indirectly and in whichever sense; `kinds_of_members` tells of whose
+        kind there are enough that are not.
 
     Returns:
       Distinct words.
     """
     company = self._company[_kind(of.synset)]
     foils: list[str] = []
+    kinds = self._nouns(not_under)
     while len(foils) < count:
       other = rng.choice(company)
-      if other.word not in foils and self._unrelated(of, other):
+      if other.word not in foils and self._is_foil(of, other, kinds):
         foils.append(other.word)
     return foils
 
-  def _has_foils(self, of: Entry, count: int) -> bool:
+  def _has_foils(self, of: Entry, count: int, not_under: str = '') -> bool:
     company = self._company.get(_kind(of.synset), [])
-    foils = (other.word for other in company if self._unrelated(of, other))
+    kinds = self._nouns(not_under)
+    foils = (e.word for e in company if self._is_foil(of, e, kinds))
     return len(set(itertools.islice(foils, count))) == count
 
-  def _unrelated(self, one: Entry, two: Entry) -> bool:
+  def _nouns(self, word: str) -> set[Key]:
+    return {sense.key for sense in self._database.senses.get((word, 'n'), ())}
+
+  def _is_foil(self, one: Entry, two: Entry, kinds: set[Key]) -> bool:
+    """Whether `two` is unrelated to `one`, and under none of some kinds."""
     first, second = self._relations(one.synset), self._relations(two.synset)
     return (
       one.word != two.word
       and first.parents.isdisjoint(second.parents)
       and first.senses.isdisjoint(second.ancestors)
       and second.senses.isdisjoint(first.ancestors)
+      and second.ancestors.isdisjoint(kinds)
     )
 
   def _relations(self, synset: Synset) -> _Relations:

@@ -70,6 +70,11 @@ def main(argv: list[str]) -> str | None:
     config = _config()
   except ValueError as error:
     raise app.UsageError(str(error)) from error
+  if '://' in (_OUTPUT_DIR.value or ''):
+    return (
+      f'--output_dir={_OUTPUT_DIR.value}: give a local folder, or one of a '
+      'file system that is mounted, such as a bucket by gcsfuse.'
+    )
   output_dir = Path(_OUTPUT_DIR.value or f'results/{_PRESET.value}').resolve()
   try:
     return _study(config, output_dir)
@@ -103,6 +108,12 @@ def _study(config: StudyConfig, output_dir: Path) -> str | None:
       raise ValueError(
         f'The preset runs {config.processes} processes side by side, which '
         'cannot be joined: add --set=processes=1.'
+      )
+    if config.mesh is None:
+      raise ValueError(
+        'Processes that are joined share a mesh, and the preset has none, so '
+        "that each would train alone: give mesh, such as {'data': 1, 'fsdp': "
+        "8, 'tensor': 1} for 8 devices, in a preset of your own."
       )
     jax.distributed.initialize(
       _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value

@@ -25,13 +25,25 @@ def run(*flags):
     ('--phase=merge', 'do --phase=evaluate first'),
     ('--process_id=1', 'nothing says where the processes meet'),
     ('--part=xs/pretrainde/0', 'Did you mean xs/pretrained/0?'),
+    ('--output_dir=gs://bucket/out', 'or one of a file system that is mounted'),
   ],
 )
 def test_a_mistake_is_named(flag, message, tmp_path):
-  process = run(flag, f'--output_dir={tmp_path}')
+  process = run(f'--output_dir={tmp_path}', flag)
   assert process.returncode != 0
   assert message in process.stdout + process.stderr
   assert 'Traceback' not in process.stderr
+
+
+def test_processes_without_a_mesh_are_not_joined(tmp_path):
+  process = run(
+    '--preset=cpu',
+    '--set=processes=1',
+    '--coordinator_address=127.0.0.1:1',
+    f'--output_dir={tmp_path}',
+  )
+  assert process.returncode == 1
+  assert 'share a mesh, and the preset has none' in process.stderr
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

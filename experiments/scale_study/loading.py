@@ -24,8 +24,8 @@ from experiments.scale_study.tasks.source import (
   Split,
 )
 
-# Training examples are looked at up to this number of a dataset: they may be
-# made as they are drawn, without end.
+# Training examples that are made as they are drawn, without end, are looked at
+# up to this number of a dataset; of those in a file all are.
 _TRAINING_EXAMPLES = 500
 
 

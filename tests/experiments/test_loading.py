@@ -67,6 +67,22 @@ def test_what_is_too_long_is_refused_wherever_it_is_used(
     load(tasks)
 
 
+def test_a_long_line_is_found_behind_a_thousand_others(tasks):
+  line = {
+    'targets': 'red',
+    'answer_choices': [],
+    'category': 'structure_to_text',
+    'dataset': 'structure_to_text_in_colours',
+    'template': 'plain',
+  }
+  prompts = [*(f'{number} ?' for number in range(1000)), 20 * 'very ']
+  with (tasks / 'train.jsonl').open('a') as file:
+    for prompt in prompts:
+      file.write(json.dumps({'inputs': prompt, **line}) + '\n')
+  with pytest.raises(ValueError, match='more than 12: .*very very'):
+    load(tasks)
+
+
 def test_candidates_have_to_fit_as_well(tasks):
   def lengthen(line):
     if line['category'] == 'sentence_completion':

@@ -127,12 +127,14 @@ def demand(
     tokenizer: of the source.
     split: of the examples; what is not trained on has to fit with each of its
       candidates.
-    examples: how many of each dataset are looked at, at most.
+    examples: how many of each dataset are looked at, at most; of a pool all
+      are, since a seed may draw any of them.
     length: tokens of a row.
   """
   for dataset in datasets:
     _demand_any(dataset, split)
-    for example in itertools.islice(dataset.examples(split, 0), examples):
+    drawn = itertools.islice(dataset.examples(split, 0), examples)
+    for example in split == 'train' and dataset.pool or drawn:
       if split == 'train':
         _encode(tokenizer, example, length)
       else:

@@ -288,7 +288,8 @@ def _dataset(
     while known:
       yield from rng.sample(known, len(known))
 
-  return Dataset(name, category, _metric(category, splits), examples)
+  metric, pool = _metric(category, splits), splits.get('train', ())
+  return Dataset(name, category, metric, examples, pool)
 
 
 def _metric(category: str, splits: Mapping[Split, Iterable[Example]]) -> Metric:

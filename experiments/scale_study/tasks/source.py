@@ -1,10 +1,11 @@
 """What the study needs of its data, whichever source it comes from.
 
-Sources are built by `procedural.source()`, `p3.source(folder)` and
-`wordnet.source(folder)`; nothing else in the study knows which one it has.
+Sources are built by `procedural.source()`, `p3.source(folder)`,
+`wordnet.source(folder)`, `real.source()`; nothing else in the study knows which
+one it has.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Literal, NamedTuple
 
@@ -71,12 +72,14 @@ class Dataset:
     examples: `examples(split, seed)` yields labelled examples, the same for the
       same seed. Training examples never end, but there may be none. Validation
       and test examples are distinct and may end; no prompt is in two splits.
+    pool: all training examples, where they are not made as they are drawn.
   """
 
   name: str
   category: str
   metric: Metric
   examples: Callable[[Split, int], Iterator[Example]]
+  pool: Sequence[Example] = ()
 
   @property
   def held_in(self) -> bool:

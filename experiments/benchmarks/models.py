@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pathlib
@@ -86,13 +87,14 @@ def make_set(
 ) -> list[pathlib.Path]:
   """The same from a process of its own, so that each array has eight shards."""
   code = (
-    'import pathlib, sys; from experiments.benchmarks.models import save_set; '
-    'save_set(pathlib.Path(sys.argv[1]), *map(eval, sys.argv[2:]))'
+    'import json, pathlib, sys; '
+    'from experiments.benchmarks.models import save_set; '
+    'save_set(pathlib.Path(sys.argv[1]), *map(json.loads, sys.argv[2:]))'
   )
-  arguments = map(str, (folder.absolute(), gigabytes, experts, compress))
+  arguments = map(json.dumps, (gigabytes, experts, compress))
   flags = '--xla_force_host_platform_device_count=8'
   subprocess.run(
-    [sys.executable, '-c', code, *arguments],
+    [sys.executable, '-c', code, folder.absolute(), *arguments],
     check=True,
     cwd=pathlib.Path(__file__).parents[2],
     env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},

@@ -118,6 +118,9 @@ def _study(config: StudyConfig, output_dir: Path) -> str | None:
     jax.distributed.initialize(
       _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
+    if jax.process_index() > 0 and not flags.FLAGS['verbosity'].present:
+      # The first warns of what concerns all.
+      logging.set_verbosity(logging.ERROR)
   try:
     from experiments.scale_study import study
   except ModuleNotFoundError as error:

@@ -8,7 +8,8 @@ from typing import Any
 
 from experiments.scale_study.analysis.cells import ALL, Gate
 from experiments.scale_study.folder import Arm
-from experiments.scale_study.phases import Scored, Size, values
+from experiments.scale_study.scored import Scored, values
+from experiments.scale_study.size import Size
 from experiments.scale_study.study_config import INSTRUCTION_TUNED, PRETRAINED
 
 

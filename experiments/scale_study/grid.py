@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.scale_study import (
-  merges,
+  in_memory,
   progress,
   sharding,
   stored,
@@ -20,9 +20,10 @@ from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.cells import Cell
 from experiments.scale_study.folder import Arm, write_text
 from experiments.scale_study.merge_points import candidates, fixed, Merge, swept
-from experiments.scale_study.model import Params
-from experiments.scale_study.phases import Scored, Size, values
+from experiments.scale_study.model import Params, STACKED_AXES
+from experiments.scale_study.scored import Scored, values
 from experiments.scale_study.scoring import Score
+from experiments.scale_study.size import Size
 from experiments.scale_study.subsets import Subset
 import mergekit_jax as mk
 
@@ -186,7 +187,7 @@ def _results(
       size.base(arm),
       evaluate,
       seed=arm.seed,
-      stacked_axes=merges.STACKED_AXES,
+      stacked_axes=STACKED_AXES,
       mesh=size.mesh,
       memory_budget=config.memory_budget,
       partition_rules=sharding.PARTITION_RULES if size.mesh else None,
@@ -198,7 +199,7 @@ def _results(
         written[method] = exam.written(params)
   if config.strict and everything:
     # On one device, whatever the mesh of the streamed merges.
-    merges.check(
+    in_memory.demand_same(
       {
         method: (merge.rule(), params)
         for method, (_, merge, params) in best.items()

@@ -17,9 +17,9 @@ def is_right(
 
   Rank classification (Sanh et al., 2022, arXiv 2110.08207) takes the candidate
   that the model finds most likely, the first of equals; a model that cannot
-  tell, because a likelihood is NaN, is wrong. Free text is right if
-  greedy decoding would write exactly the answer: it departs from the answer at
-  its first wrong token, so one forward pass over both decides.
+  tell, because a likelihood is NaN, is wrong. Free text is right if greedy
+  decoding would write exactly the answer: it departs from the answer at its
+  first wrong token, so one forward pass over both decides.
 
   Args:
     questions: what was asked.

@@ -23,6 +23,9 @@ from experiments.scale_study import sharding
 
 Params = dict[str, Any]
 
+# Of the leaves that hold all layers, layers first.
+STACKED_AXES = {r'(.*/)?layers/.*': 0}
+
 # A loop over so few layers costs a CPU more than compiling each of them.
 _UNROLLED_LAYERS = 4
 

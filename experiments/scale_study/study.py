@@ -20,14 +20,15 @@ from experiments.scale_study import (
   loading,
   merge_points,
   phases,
+  rouge_l,
   scheduler,
+  scored,
   study_config,
-  writing,
 )
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.__main__ import analyse
 from experiments.scale_study.folder import Arm, Folder, write_json, write_text
-from experiments.scale_study.phases import Size
+from experiments.scale_study.size import Size
 from experiments.scale_study.study_config import StudyConfig
 from mergekit_jax import checks
 
@@ -133,7 +134,7 @@ class Study:
 
   def _evaluate(self, size: Size, arm: Arm) -> None:
     """Scores what is not merged, and says what merges cannot be asked about."""
-    phases.evaluate(size, arm)
+    scored.evaluate(size, arm)
     for gate in gates.check_arm(size, arm):
       if not gate.passed:
         logging.warning('%s: not testable.', gates.failure(gate))
@@ -166,7 +167,7 @@ class Study:
           missing.append(f'{name}/{seed}')
           continue
         checked += gates.check(size, seed)
-        rows += (row for arm in arms for row in writing.rows(size, arm))
+        rows += (row for arm in arms for row in rouge_l.rows(size, arm))
         lines += (
           self.folder.cells(arm, subset.name).read_text()
           for arm, subset in merged
@@ -178,7 +179,7 @@ class Study:
       )
     write_text(self.folder.collected, ''.join(lines))
     write_json(self.folder.root / 'gates.json', [*map(gates.as_json, checked)])
-    write_text(self.folder.root / 'rouge_l.csv', writing.table(rows))
+    write_text(self.folder.root / 'rouge_l.csv', rouge_l.table(rows))
     said = analyse(self.folder.root) if jax.process_index() == 0 else ''
     if missing:
       said += f'\nNot done yet, and in no figure: {", ".join(missing)}.'

@@ -283,9 +283,8 @@ def as_json(config: StudyConfig) -> dict[str, Any]:
 
 def _defaults() -> dict[str, Any]:
   """Returns what fields are that no preset has to give, as JSON has them."""
-  none = {name: {} for name in ('sizes', 'methods', 'sweeps')}
-  made = as_json(StudyConfig(**none))
-  return {name: value for name, value in made.items() if name not in none}
+  made = as_json(StudyConfig(sizes={}, methods={}, sweeps={}))
+  return {name: value for name, value in made.items() if value != {}}
 
 
 def _demand(name: str, value: Any) -> None:

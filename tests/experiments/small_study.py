@@ -11,7 +11,7 @@ from pathlib import Path
 import signal
 import sys
 
-from experiments.scale_study import phases
+from experiments.scale_study import size
 from experiments.scale_study.folder import Arm
 from experiments.scale_study.study import Study
 from experiments.scale_study.study_config import (
@@ -110,14 +110,14 @@ def without_examples(source: Source, category: str, split: str) -> Source:
 
 def main(tasks: Path, results: Path) -> None:
   trainings = itertools.count()
-  train = phases.train
+  train = size.train
 
   def deadly(*args, **options):
     if next(trainings) == LAST:
       os.kill(os.getpid(), signal.SIGKILL)
     return train(*args, **options)
 
-  phases.train = deadly
+  size.train = deadly
   study(results, tasks).run()
 
 

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from experiments.scale_study import folder, gates, phases
+from experiments.scale_study import folder, gates
 from experiments.scale_study.folder import Folder
+from experiments.scale_study.size import Size
 from experiments.scale_study.study_config import Gates
 from tests.experiments import small_study
 
@@ -42,7 +43,7 @@ def test_a_good_base_may_gain_little(
     folder.write_json(path, record)
   for gain, expected in ((0.2, by_a_fifth), (None, by_errors)):
     asked = dataclasses.replace(config, gates=Gates(gain=gain))
-    size = phases.Size(asked, results, 'xs', undisturbed.source)
+    size = Size(asked, results, 'xs', undisturbed.source)
     (gate,) = (
       gate
       for gate in gates.check_arm(size, ARM)

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.scale_study import huggingface, phases, shapes, stored
+from experiments.scale_study import huggingface, shapes, stored
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.configs import pod
 from experiments.scale_study.folder import Arm
+from experiments.scale_study.scored import Scored
 from experiments.scale_study.study import Study
 from experiments.scale_study.study_config import Stored, StudyConfig
 from tests.experiments import small_pod
@@ -65,7 +66,7 @@ def test_phases_by_commands(config, tmp_path):
     for base in cells.BASES
     for setting in ('validated', 'fixed')
   }
-  scored = phases.Scored(size, Arm('xs', 'pretrained', 0))
+  scored = Scored(size, Arm('xs', 'pretrained', 0))
   expert = size.load(
     study.folder.root / scored.experts['sentiment']['checkpoint']
   )

@@ -18,7 +18,6 @@ from experiments.scale_study import (
   folder,
   gates,
   grid,
-  merges,
   phases,
   stored,
   study_config,
@@ -26,6 +25,9 @@ from experiments.scale_study import (
 )
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Arm, Folder
+from experiments.scale_study.model import STACKED_AXES
+from experiments.scale_study.scored import evaluate, Scored
+from experiments.scale_study.size import Size
 from experiments.scale_study.study import Study
 from experiments.scale_study.study_config import MethodGrid, Scratch
 import mergekit_jax as mk
@@ -93,7 +95,7 @@ def test_what_is_written_has_rouge_l_beside_exact_match(undisturbed):
 
 def test_scores_are_of_the_models_that_are_stored(undisturbed):
   size = undisturbed.size('xs')
-  record = phases.Scored(size, ARM).experts['sentiment']
+  record = Scored(size, ARM).experts['sentiment']
   params = size.load(undisturbed.folder.root / record['checkpoint'])
   assert stored.fingerprint(params) == record['fingerprint']
   again = size.examination.scores(params, 'test', ['sentiment'])
@@ -213,7 +215,7 @@ def test_models_that_are_trained_anew_are_scored_anew(
 
 def test_density_and_scale_are_those_that_do_best_on_validation(undisturbed):
   size = undisturbed.size('xs')
-  scored = phases.Scored(size, ARM)
+  scored = Scored(size, ARM)
   own = scored.expert_values('validation')
   base = size.load(size.base(ARM))
   experts = [
@@ -226,7 +228,7 @@ def test_density_and_scale_are_those_that_do_best_on_validation(undisturbed):
       mk.ties(density=density, scale=scale),
       experts,
       base,
-      stacked_axes=merges.STACKED_AXES,
+      stacked_axes=STACKED_AXES,
     )
     scores = size.examination.scores(merged, 'validation')
     kept[density, scale] = sum(
@@ -254,13 +256,13 @@ def test_a_new_grid_of_merges_needs_no_training(undisturbed, trained, tmp_path):
 
 def test_the_average_of_one_expert_is_the_expert(undisturbed):
   config = dataclasses.replace(undisturbed.config, merged=(1, 2))
-  size = phases.Size(config, undisturbed.folder, 'xs', undisturbed.source)
+  size = Size(config, undisturbed.folder, 'xs', undisturbed.source)
   *single, _ = grid.subsets_of(size, 0)
   assert {subset.categories for subset in single} == {
     ('sentiment',),
     ('structure_to_text',),
   }
-  scored = phases.Scored(size, ARM)
+  scored = Scored(size, ARM)
   for subset in single:
     average, *_ = grid.subset_cells(size, ARM, subset, '')
     (category,) = subset.categories
@@ -284,7 +286,7 @@ def test_a_strict_study_refuses_a_merge_that_is_not_the_one_in_memory(
   undisturbed, monkeypatch
 ):
   config = dataclasses.replace(undisturbed.config, strict=True)
-  size = phases.Size(config, undisturbed.folder, 'xs', undisturbed.source)
+  size = Size(config, undisturbed.folder, 'xs', undisturbed.source)
   (subset,) = grid.subsets_of(size, 0)
   assert grid.subset_cells(size, ARM, subset, '')
   sweep = grid.mk.sweep
@@ -453,8 +455,8 @@ def test_held_out_tasks_need_not_have_training_examples(undisturbed, trained):
     undisturbed.source, 'sentence_completion', 'train'
   )
   folder, config = undisturbed.folder, undisturbed.config
-  size = phases.Size(config, folder, 'xs', source)
-  for phase in (phases.multitask, phases.evaluate):
+  size = Size(config, folder, 'xs', source)
+  for phase in (phases.multitask, evaluate):
     phase(size, ARM)
   assert not trained
   assert len([*gates.check_arm(size, ARM)]) == 6 - 1
@@ -465,14 +467,14 @@ def test_a_dataset_without_training_examples_is_named(undisturbed, phase):
   source = small_study.without_examples(
     undisturbed.source, 'sentiment', 'train'
   )
-  size = phases.Size(undisturbed.config, undisturbed.folder, 'xs', source)
+  size = Size(undisturbed.config, undisturbed.folder, 'xs', source)
   with pytest.raises(ValueError, match='sentiment_in_colours has no train'):
     phase(size, ARM)
 
 
 def test_without_held_out_tasks_no_gate_is_about_them(undisturbed):
   source = dataclasses.replace(undisturbed.source, held_out={})
-  size = phases.Size(undisturbed.config, undisturbed.folder, 'xs', source)
+  size = Size(undisturbed.config, undisturbed.folder, 'xs', source)
   checked = [*gates.check(size, 0)]
   assert {gate.split for gate in checked} == {'held-in'}
   assert len(checked) == 2 * 4 + 1

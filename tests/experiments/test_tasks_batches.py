@@ -47,7 +47,6 @@ def test_only_answers_and_their_ends_are_learned():
 
 def test_texts_of_the_corpus_follow_each_other():
   source = Source(
-    name='letters',
     held_in={},
     held_out={},
     instruction=(),
@@ -154,7 +153,7 @@ def test_every_position_predicts_its_token():
     source.tokenizer,
     split='test',
     examples=20,
-    length=procedural.LENGTH,
+    length=48,
   )
   alone = np.bincount(made.row)[made.row] == 1
   following = made.ids[made.row[:, None], made.position + 1]

@@ -7,6 +7,7 @@ import typing
 import numpy as np
 import pytest
 
+from experiments.scale_study.configs import full
 from experiments.scale_study.tasks import procedural
 from experiments.scale_study.tasks.procedural import answering, lexicon, world
 from experiments.scale_study.tasks.source import (
@@ -137,13 +138,13 @@ def test_every_word_has_an_id_and_every_text_fits():
   for document in _documents(seed=7):
     text = ' '.join(piece.text for piece in document)
     # The start token is one more.
-    assert len(tokenizer.encode(text)) < procedural.LENGTH
+    assert len(tokenizer.encode(text)) < full.CONFIG.corpus_length
   for dataset in _ALL:
     for example in _draw(dataset, 'test') + _draw(dataset, 'train', seed=7):
       answers = (example.answer, *example.candidates)
       longest = max(len(tokenizer.encode(answer)) for answer in answers)
       needed = len(tokenizer.encode(example.prompt)) + longest + 2
-      assert needed <= procedural.EXAMPLE_LENGTH
+      assert needed <= full.CONFIG.length
 
 
 def test_every_fact_is_tested_in_a_wording_that_training_lacks():

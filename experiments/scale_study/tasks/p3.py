@@ -94,7 +94,6 @@ def source(folder: str | Path, *, vocabulary: int = 8192) -> Source:
     for example in splits.get('train', [])
   )
   return Source(
-    name=folder.name,
     held_in=held_in,
     held_out=held_out,
     instruction=tuple(instruction),

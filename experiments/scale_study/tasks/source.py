@@ -96,7 +96,6 @@ class Source:
   """Everything models are trained and scored on.
 
   Attributes:
-    name: of the source.
     held_in: datasets by category, for experts and the multitask model.
     held_out: datasets by category that no model is trained on.
     instruction: what makes an instruction-tuned base of a pretrained one.
@@ -104,7 +103,6 @@ class Source:
     tokenizer: turns the texts into tokens.
   """
 
-  name: str
   held_in: Mapping[str, tuple[Dataset, ...]]
   held_out: Mapping[str, tuple[Dataset, ...]]
   instruction: tuple[Dataset, ...]

@@ -34,10 +34,6 @@ from experiments.scale_study.tasks.source import (
 )
 from experiments.scale_study.tasks.tokenizer import Tokenizer, words_of
 
-# Tokens that hold every text of the corpus, and every example.
-LENGTH = 48
-EXAMPLE_LENGTH = 40
-
 # Enough draws that no word can be missing: the rarest is in one of 200.
 _DOCUMENTS = 6000
 _EXAMPLES = 600
@@ -80,7 +76,6 @@ def source(categories: tuple[str, ...] = HELD_IN) -> Source:
   texts = functools.partial(corpus.documents, categories=(*held_in, *held_out))
   datasets = itertools.chain(*held_in.values(), *held_out.values(), tasks)
   return Source(
-    name='procedural',
     held_in=held_in,
     held_out=held_out,
     instruction=tasks,

@@ -89,7 +89,6 @@ def source(
     held_out.word_sense(words),
   )
   return Source(
-    name='real',
     held_in={d.category: (d,) for d in datasets if d.category in categories},
     held_out={d.category: (d,) for d in datasets if not d.held_in},
     instruction=(),

@@ -29,9 +29,6 @@ FOLDER = Path('/usr/share/wordnet')
 # Facts weigh more than the definitions and sentences around them.
 FACT_WEIGHT = 3.0
 
-# Tokens that hold every text, with the default vocabulary.
-LENGTH = 224
-
 _DOCUMENTS = 20_000
 
 
@@ -54,7 +51,6 @@ def source(folder: str | Path = FOLDER, *, vocabulary: int = 8192) -> Source:
   words = Words(database.read(Path(folder)))
   corpus = functools.partial(_corpus, words)
   return Source(
-    name='wordnet',
     held_in={
       'multiple_choice_qa': held_in.multiple_choice(words),
       'extractive_qa': held_in.extractive(words),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.scale_study import merges, model, shapes, sharding, stored
+from experiments.scale_study import in_memory, model, shapes, sharding, stored
 import mergekit_jax as mk
 from mergekit_jax.sharding import make_mesh
 
@@ -14,9 +14,9 @@ _SHAPE = shapes.small(vocabulary_size=24, width=16, layers=2, heads=2)
 
 def test_models_are_compared_by_their_bits():
   model = {'a': {'b': jnp.array([0.0, jnp.nan])}, 'c': jnp.ones(3)}
-  assert merges.unequal_leaves(model, model) == []
+  assert in_memory.unequal_leaves(model, model) == []
   negative_zero = {**model, 'a': {'b': jnp.array([-0.0, jnp.nan])}}
-  assert merges.unequal_leaves(model, negative_zero) == ['a/b']
+  assert in_memory.unequal_leaves(model, negative_zero) == ['a/b']
 
 
 def test_another_last_bit_is_found():
@@ -26,11 +26,11 @@ def test_another_last_bit_is_found():
     *(jax.tree.map(np.asarray, expert) for expert in experts),
   )
   rule = mk.average()
-  merges.check({'average': (rule, right)}, experts, base, seed=0)
+  in_memory.demand_same({'average': (rule, right)}, experts, base, seed=0)
   bias = right['final_norm']['scale']
   bias[3] = np.nextafter(bias[3], np.float32(9))
   with pytest.raises(RuntimeError, match='average at .*final_norm/scale'):
-    merges.check({'average': (rule, right)}, experts, base, seed=0)
+    in_memory.demand_same({'average': (rule, right)}, experts, base, seed=0)
 
 
 def test_a_sharded_model_returns_as_it_was(tmp_path):

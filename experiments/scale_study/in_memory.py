@@ -7,14 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.scale_study.model import Params
+from experiments.scale_study.model import Params, STACKED_AXES
 import mergekit_jax as mk
 
-# The model keeps all its layers in one leaf, layers first.
-STACKED_AXES = {r'(.*/)?layers/.*': 0}
 
-
-def check(
+def demand_same(
   streamed: Mapping[str, tuple[Any, Params]],
   experts: Sequence[Params],
   base: Params,

@@ -7,7 +7,8 @@ import io
 from experiments.scale_study import grid
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Arm
-from experiments.scale_study.phases import Scored, Size
+from experiments.scale_study.scored import Scored
+from experiments.scale_study.size import Size
 
 Row = dict[str, str | int | float]
 

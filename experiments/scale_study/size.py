@@ -1,0 +1,168 @@
+"""What all models of a size have in common."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.scale_study import loading, model, shapes, stored
+from experiments.scale_study.folder import Arm, Folder
+from experiments.scale_study.scoring import Examination
+from experiments.scale_study.study_config import (
+  INSTRUCTION_TUNED,
+  PRETRAINED,
+  Stored,
+  StudyConfig,
+)
+from experiments.scale_study.tasks import batches
+from experiments.scale_study.tasks.source import Dataset, Source
+from experiments.scale_study.train import train
+from mergekit_jax.sharding import make_mesh
+
+
+class Size:
+  """Shape, place, tasks and checkpoints of the models of a size."""
+
+  def __init__(
+    self, config: StudyConfig, folder: Folder, name: str, source: Source
+  ):
+    """Finds the shape; trains and loads nothing.
+
+    Args:
+      config: the preset.
+      folder: of the results.
+      name: of the size.
+      source: of the tasks, as `loading.load_source` returns it.
+
+    Raises:
+      ValueError: if the tasks do not fit the models.
+    """
+    self.config, self.folder, self.name = config, folder, name
+    self.source = source
+    self.direct = loading.direct(config, source)
+    self.mesh = make_mesh(config.mesh) if config.mesh else None
+    self.models = config.sizes[name]
+    if isinstance(self.models, Stored):
+      if PRETRAINED in config.bases and self.models.pretrained is None:
+        raise ValueError(
+          f'There is no pretrained model of size {name!r}: take '
+          f'--set=bases={INSTRUCTION_TUNED}, or give one in the preset.'
+        )
+      self.shape = stored.stored_shape(self.models)
+      if self.source.tokenizer.size > self.shape.vocabulary_size:
+        raise ValueError(
+          f'The tokenizer has {self.source.tokenizer.size} ids, but the models '
+          f'of size {name!r} only {self.shape.vocabulary_size}. Give their own '
+          "in the preset: tokenizer='.../tokenizer.json'."
+        )
+    else:
+      self.shape = shapes.small(
+        vocabulary_size=-(-self.source.tokenizer.size // 16) * 16,
+        width=self.models.width,
+        layers=self.models.layers,
+        heads=self.models.heads,
+      )
+    self.shape = shapes.computed(self.shape, config)
+
+  @functools.cached_property
+  def parameters(self) -> int:
+    """Number of parameters."""
+    specs = jax.tree.leaves(model.abstract_params(self.shape))
+    return sum(spec.size for spec in specs)
+
+  @functools.cached_property
+  def examination(self) -> Examination:
+    """The examples on which models are scored."""
+    return Examination(
+      self.shape,
+      self.source,
+      validation=self.config.validation_examples,
+      test=self.config.test_examples,
+      length=self.config.length,
+      text_metric=self.config.text_metric,
+    )
+
+  def base(self, arm: Arm) -> Path:
+    """Checkpoint of the base of an arm."""
+    return self.folder.model(arm, 'base')
+
+  def expert(self, arm: Arm, category: str, rate: float) -> Path:
+    """Checkpoint of an expert of an arm, trained at a rate."""
+    return self.folder.model(arm, f'experts/{category}/{rate:g}')
+
+  def load(self, path: Path) -> model.Params:
+    """Reads the parameters of a model of this size."""
+    return stored.load(path, self.shape, self.mesh)
+
+  def on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+    """Computes on the mesh, if there is one."""
+    return jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
+
+  def train(
+    self,
+    path: Path,
+    params: model.Params,
+    examples: Iterator[batches.Batch],
+    steps: int,
+    rate: float,
+  ) -> model.Params:
+    """Trains a model, or what is left to train of it."""
+    state, _ = train(
+      self.shape,
+      params,
+      examples,
+      steps=steps,
+      peak_rate=rate,
+      label=str(path.relative_to(self.folder.root / 'models')),
+      directory=path,
+      mesh=self.mesh,
+    )
+    return state['params']
+
+  def examples(
+    self, datasets: Sequence[Dataset], seed: int
+  ) -> Iterator[batches.Batch]:
+    """Yields batches of training examples."""
+    return batches.example_batches(
+      datasets,
+      self.source.tokenizer,
+      batch=self.config.batch,
+      length=self.config.length,
+      seed=seed,
+    )
+
+  def demand_trained(self, arm: Arm, kind: str, path: Path) -> None:
+    """Raises ValueError if a model is not there, or not trained to its end.
+
+    Args:
+      arm: of the model.
+      kind: 'base', 'experts', 'multitask' or 'direct'.
+      path: of its checkpoint.
+    """
+    config = self.config
+    is_pretrained = arm.base == PRETRAINED
+    phase, steps = {
+      'base': (
+        'bases',
+        config.pretrain_steps if is_pretrained else config.instruction_steps,
+      ),
+      'experts': ('experts', config.expert_steps),
+      'multitask': ('multitask', config.multitask_steps),
+      'direct': ('multitask', config.direct_steps),
+    }[kind]
+    demand(path, phase)
+    is_copied = kind == 'base' and isinstance(self.models, Stored)
+    if not is_copied:
+      demand(path / str(steps), phase)
+
+
+def demand(path: Path, phase: str) -> None:
+  """Raises ValueError if an earlier phase has not left this behind."""
+  if not path.exists():
+    raise ValueError(
+      f'There is no {path}: do --phase={phase} first, or all phases, by giving '
+      'none.'
+    )

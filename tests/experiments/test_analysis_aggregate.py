@@ -342,6 +342,38 @@ def test_an_arm_that_ran_with_fewer_seeds_widens():
   assert reach.item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_what_counts_means_that_cannot_be_drawn_has_no_interval():
+  """With two seeds N = 8, of one subset: the interval would be of N = 2."""
+  values = np.random.default_rng(0).normal(size=(2, 4, 3, 2))
+  values[:, 1:, :, 1] = np.nan
+  few = bootstrap.estimate(values[..., :1])
+  by_n = bootstrap.estimate(values)
+  np.testing.assert_array_equal(by_n.low[:, 0], few.low[:, 0])
+  assert np.isnan(by_n.low[:, 1]).all()
+  for statistic in (
+    lambda means: bootstrap.mean(means, axis=-1),
+    lambda means: means[..., 0] - means[..., 1],
+  ):
+    both = bootstrap.estimate(values, statistic)
+    assert both.value == pytest.approx(statistic(by_n.value))
+    assert np.isnan([both.low, both.high]).all()
+
+
+def test_a_mean_that_counts_an_arm_of_two_seeds_has_no_interval():
+  values = np.random.default_rng(0).normal(size=(4, 2, 3, 1))
+  values[2:, :, 1] = np.nan
+  means = np.nanmean(values, axis=(0, 1))
+  value, low, high = bootstrap.estimate(
+    values, lambda m: m[..., :2, 0].mean(-1)
+  )
+  assert value == pytest.approx(means[:2, 0].mean())
+  assert np.isnan([low, high]).all()
+  _, low, high = bootstrap.estimate(
+    values, lambda m: m[..., 2, 0] - m[..., 0, 0]
+  )
+  assert low < high
+
+
 def test_one_merge_has_no_interval():
   value, low, high = bootstrap.estimate(np.array([[[0.5]]]))
   assert value.item() == 0.5

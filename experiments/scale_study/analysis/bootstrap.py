@@ -8,6 +8,11 @@ their Application, section 3.8). With fewer seeds only subsets are drawn, and
 the interval says nothing about another seed. One draw serves all sizes, bases
 and methods, so that differences between them are paired.
 
+What cannot be drawn (an N of one subset with fewer than three seeds, an arm
+with fewer seeds than that) has no interval, nor has any statistic that counts
+it: held fixed it would make the interval too narrow, left out it would make it
+one of another statistic.
+
 A bootstrap of few draws is too narrow: with three seeds a 95 % percentile
 interval covers the truth in about 75 %. Both ends are therefore moved away from
 the estimate by √(n / (n − 1)) · t / z, with the 97.5 % quantiles of Student's
@@ -56,7 +61,8 @@ def estimate(
     The statistic of the means, [*result], and its interval.
   """
   by_seed = mean(values, axis=1)
-  value = np.asarray(statistic(mean(by_seed, axis=0)), float)
+  means = mean(by_seed, axis=0)
+  value = np.asarray(statistic(means), float)
   generator = np.random.default_rng(_SEED)
   by_seed = by_seed[~np.isnan(by_seed.reshape(len(by_seed), -1)).all(1)]
   seeds = len(by_seed)
@@ -68,7 +74,9 @@ def estimate(
     units = int(run[run >= MINIMUM_SEEDS].min(initial=seeds))
   else:
     units, draws = _draws_of_subsets(values, generator)
-  low, high = _quantiles(np.asarray(statistic(draws), float))
+  drawn = ~np.isnan(draws).all(axis=0)
+  bounds = _quantiles(np.asarray(statistic(draws), float))
+  low, high = np.where(_hangs_on(statistic, means, ~drawn), np.nan, bounds)
   widening = widening_of(units)
   return Estimate(
     value,
@@ -126,6 +134,16 @@ def _draws_of_subsets(
     drawn = column[np.arange(seeds)[:, None], chosen]
     draws.append(mean(mean(drawn, axis=2), axis=1))
   return min(units, default=0), np.stack(draws, axis=-1)
+
+
+def _hangs_on(
+  statistic: Statistic, means: np.ndarray, some: np.ndarray
+) -> np.ndarray:
+  """Returns whether a statistic counts some of the means that there are."""
+  # What counts an infinite mean is not finite.
+  probe = np.where(some & ~np.isnan(means), np.inf, means)
+  with np.errstate(invalid='ignore'):
+    return ~np.isfinite(statistic(probe))
 
 
 def _quantiles(draws: np.ndarray) -> np.ndarray:

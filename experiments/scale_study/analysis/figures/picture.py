@@ -40,7 +40,8 @@ def bars(study: Study) -> str:
   word = 'one seed was' if seeds == 1 else f'only {seeds} seeds were'
   return (
     f'Bars are 95 % intervals over subsets alone: {word} run, so that nothing '
-    'is known about others. Where there is one subset there is no bar.'
+    'is known about others. Where there is one subset there is no bar, nor '
+    'where a mean counts such an N.'
   )
 
 

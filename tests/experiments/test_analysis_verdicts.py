@@ -70,6 +70,29 @@ def test_effects_are_those_that_were_put_in():
   assert '3' not in gains
 
 
+def test_what_is_there_without_a_merge_stands_beside_1_and_2():
+  """The base at half of its expert; a tenth more if it is the better one."""
+  study = made_up_grid.study(Truth(noise=_NOISE))
+
+  def ahead(cell):
+    if cell.base == 'pretrained' or cell.size == 's':
+      return cell
+    better = {
+      task: score + 0.1 * cell.expert.get(task, 0)
+      for task, score in cell.base_scores.items()
+    }
+    return dataclasses.replace(cell, base_scores=better)
+
+  made = dataclasses.replace(study, cells=tuple(map(ahead, study.cells)))
+  judged = _judge(made, verdicts.UNMERGED)
+  assert [*judged] == ['1', '2']
+  # Two sizes of three.
+  assert judged['1'].effect == pytest.approx(0.2 / 3)
+  # 0, 0.1, 0.1 over two doublings, from one of two bases.
+  slope = np.polyfit([0, 1, 2], [0, 0.1, 0.1], 1)[0]
+  assert judged['2'].effect == pytest.approx(slope / 2)
+
+
 def test_slopes_are_of_least_squares():
   sizes = {'s': 100_000, 'm': 200_000, 'l': 1_600_000}
   study = made_up_grid.study(Truth(lost_less=0, spread_less=0), sizes=sizes)

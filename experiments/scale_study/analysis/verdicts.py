@@ -17,7 +17,9 @@ not testable if one of them is not, else supported.
 The verdict itself is on merges with validated hyperparameters and the paper's
 ratio. The same rule on fixed hyperparameters, on the part of the expert's gain
 that is kept, and with no category left out that has a ratio at all stands
-beside it: which categories count hangs on gates, and these on test scores.
+beside it: which categories count hangs on gates, and these on test scores. For
+findings 1 and 2 so does base ÷ expert, how much of the effect is there before
+anything is merged.
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,10 +45,12 @@ from experiments.scale_study.analysis.bootstrap import (
 from experiments.scale_study.analysis.measures import (
   corrected,
   held_in,
+  held_in_base,
   Measure,
 )
 
 EVERY_RATIO = 'every ratio'
+UNMERGED = 'unmerged'
 
 Outcome = Literal['supported', 'not supported', 'not testable']
 
@@ -82,8 +86,8 @@ class Verdict:
     claim: the finding in words.
     setting: of the hyperparameters.
     measure: 'ratio' or 'gain', merge ÷ expert or the part of its gain kept;
-      `EVERY_RATIO` is the first where no category had to pass a gate. Held-out
-      is always merge ÷ base.
+      `EVERY_RATIO` is the first where no category had to pass a gate,
+      `UNMERGED` base ÷ expert. Held-out is always merge ÷ base.
     verdict: by the rule of this module.
     reason: why, in words.
     effect: above 0 if the paper is right; NaN if there is none.
@@ -128,6 +132,7 @@ def judge_all(study: Study) -> list[Verdict]:
     'ratio': held_in,
     EVERY_RATIO: held_in,
     'gain': corrected,
+    UNMERGED: held_in_base,
   }
   return [
     verdict
@@ -138,9 +143,16 @@ def judge_all(study: Study) -> list[Verdict]:
       name,
       measures[name],
     )
-    # Held-out scores have no expert to be divided by.
-    if name != 'gain' or not verdict.finding.startswith('3')
+    if _has_meaning(verdict)
   ]
+
+
+def _has_meaning(verdict: Verdict) -> bool:
+  if verdict.measure == UNMERGED:
+    # A base has no method, and the same scores with any hyperparameters.
+    return verdict.finding in '12' and verdict.setting == 'validated'
+  # Held-out scores have no expert to be divided by.
+  return verdict.measure != 'gain' or not verdict.finding.startswith('3')
 
 
 def by_finding(judged: Iterable[Verdict]) -> dict[str, dict[str, Any]]:

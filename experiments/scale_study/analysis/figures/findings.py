@@ -44,7 +44,8 @@ def draw(verdicts: Sequence[Verdict]) -> Picture:
     'intervals, small ones their parts (sizes, bases or methods). The first '
     'row is the verdict; ratio is merge ÷ expert, of the categories whose '
     'gates passed or of every one that has a ratio, gain the part of the '
-    'expert’s gain over the base that is kept.',
+    'expert’s gain over the base that is kept; unmerged is base ÷ expert, what '
+    'of an effect is there before anything is merged.',
     figure,
   )
 

@@ -1,5 +1,6 @@
 """The paper's own figures stand beside those of a study."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from experiments.scale_study.analysis.figures import (
   size,
   sweep,
 )
+from experiments.scale_study.analysis.sweeps import sweep_points
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
 
@@ -124,6 +126,110 @@ def test_a_sweep_varies_one_hyperparameter_alone():
   for picture in sweep.draw_all(study):
     assert 'the other hyperparameters are fixed' in picture.caption
     assert 'chosen on the dashed curves' not in picture.caption
+
+
+def _swept(study, value):
+  """Scores of sweeps: of x on either split, and of the seed."""
+  cells = tuple(
+    dataclasses.replace(
+      cell,
+      scores={
+        task: value(cell) * expert for task, expert in cell.expert.items()
+      },
+      held_out=(),
+    )
+    if cell.setting == 'sweep'
+    else cell
+    for cell in study.cells
+  )
+  return dataclasses.replace(study, cells=cells)
+
+
+def test_a_sweep_is_read_by_method_and_chosen_with_each_seed():
+  study = made_up_grid.study(
+    sizes={'s': 100},
+    bases=['pretrained'],
+    methods=['task_arithmetic', 'ties'],
+    ns=[8],
+    seeds=2,
+    sweeps=True,
+  )
+
+  def value(cell):
+    """Validation wants 0.5 with seed 0, 1 with seed 1; test always 1."""
+    scale = cell.hyperparameters['scale']
+    best = 0.5 if (cell.split, cell.seed) == ('validation', 0) else 1.0
+    return 0.6 if scale == best else 0.4
+
+  scale, _ = sweep.draw_all(_swept(study, value))
+  assert (
+    'is 0.5 to 1 with Task arithmetic at N = 8 and 0.5 to 1 with TIES at N = 8.'
+  ) in scale.reading
+  # Seed 0 misses 0.6 − 0.4, seed 1 nothing.
+  assert 'each base and seed misses 0.100 of held-in' in scale.reading
+  # Two seeds and one subset: no interval, and no bar.
+  assert 'no bar' in scale.caption
+
+
+def test_a_sweep_compares_bases_over_the_same_categories():
+  """The pretrained base fails at topic, which is easy for the other."""
+  study = made_up_grid.study(
+    sizes={'s': 100},
+    methods=['task_arithmetic'],
+    ns=[8],
+    sweeps=True,
+    failing=[('s', 'pretrained', 'topic')],
+  )
+  easy = [
+    dataclasses.replace(
+      cell, scores={**cell.scores, 'topic': 9 * cell.expert['topic']}
+    )
+    for cell in study.cells
+  ]
+  before, after = (
+    {(p.base, p.x, p.split): p.value for p in sweep_points(of)}
+    for of in (study, dataclasses.replace(study, cells=tuple(easy)))
+  )
+  assert after == pytest.approx(before)
+  (picture,) = sweep.draw_all(study)
+  assert 'Not counted' in picture.caption and 'topic' in picture.caption
+
+
+def test_a_sweep_shows_its_intervals():
+  study = made_up_grid.study(
+    Truth(noise=0.05),
+    sizes={'s': 100},
+    bases=['pretrained'],
+    methods=['task_arithmetic'],
+    ns=[8],
+    sweeps=True,
+  )
+  (picture,) = sweep.draw_all(study)
+  drawn = {
+    tuple(segment[:, 1])
+    for bars in picture.figure.axes[0].collections
+    for segment in bars.get_segments()
+  }
+  assert drawn == {(p.low, p.high) for p in sweep_points(study)}
+
+
+def test_colours_are_said_again_by_marks(panels):
+  """Numbers of experts, and the bases of horizontal levels."""
+  ours, *_ = panels['held_in_by_size']
+  by_colour = {
+    (line.get_color(), line.get_marker())
+    for line in ours.lines
+    if len(line.get_xdata()) == len({*line.get_xdata()})
+    and line.get_marker() != 'None'
+  }
+  assert len(by_colour) == len({mark for _, mark in by_colour}) == 4
+  levels = [
+    line
+    for line in panels['by_number_and_size'][0].lines
+    if line.get_linestyle() in ('--', ':', '-.')
+  ]
+  assert len(levels) == 6
+  assert {line.get_marker() for line in levels} == {'o', 's'}
 
 
 def test_a_method_joins_by_one_entry():

@@ -9,11 +9,14 @@ import numpy as np
 
 from experiments.scale_study.analysis.aggregate import (
   Arm,
+  BASE,
   FEWEST_MERGED,
   Grid,
   Study,
+  SUBSET,
   without_ratio,
 )
+from experiments.scale_study.analysis.bootstrap import mean
 from experiments.scale_study.analysis.cells import Cell
 from experiments.scale_study.analysis.measures import Categories, held_in
 
@@ -28,6 +31,7 @@ class SweepPoint(NamedTuple):
     value: held-in, merge ÷ expert.
     low: end of its interval.
     high: end of its interval.
+    by_seed: held-in with each seed alone.
   """
 
   size: str
@@ -41,13 +45,14 @@ class SweepPoint(NamedTuple):
   value: float
   low: float
   high: float
+  by_seed: Mapping[int, float]
 
 
 def sweep_points(study: Study) -> list[SweepPoint]:
   """Finds every curve: points that differ in one hyperparameter alone.
 
-  All points of a curve count the same categories: those that the study counts
-  and the few examples of a sweep have a ratio of.
+  All points of a curve, from both bases, count the same categories: those that
+  the study counts and in which the few examples of a sweep show a gain.
   """
   swept = [
     cell
@@ -80,14 +85,16 @@ def sweep_points(study: Study) -> list[SweepPoint]:
 def _countable(study: Study, cells: Iterable[Cell]) -> Mapping[Arm, Categories]:
   countable = dict(study.countable)
   for cell in cells:
-    countable[cell.size, cell.base] -= without_ratio(cell).keys()
-  return countable
+    arm = cell.size, cell.base
+    countable[arm] = countable[arm].difference(without_ratio(cell))
+  return Grid.of((), study, countable).alike(BASE).countable
 
 
 def _points(
   grid: Grid, place: tuple[str, str, str, float]
 ) -> Iterator[SweepPoint]:
   value, low, high = grid.estimate(held_in)
+  by_seed = mean(grid.values(held_in), axis=SUBSET)
   for index in np.ndindex(value.shape):
     if not np.isnan(value[index]):
       i, b, m, k = index
@@ -100,4 +107,9 @@ def _points(
         float(value[index]),
         float(low[index]),
         float(high[index]),
+        {
+          seed: float(own[index])
+          for seed, own in zip(grid.seeds, by_seed, strict=True)
+          if not np.isnan(own[index])
+        },
       )

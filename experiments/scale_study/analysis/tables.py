@@ -57,7 +57,7 @@ def write_all(
     'parts': _part_rows(verdicts),
     'gates': gate_rows(study),
     'untestable': [exclusion._asdict() for exclusion in study.exclusions],
-    'sweeps': [point._asdict() for point in sweep_points(study)],
+    'sweeps': _sweep_rows(study),
     'law': _law_rows(fits),
   }
   folder.mkdir(parents=True, exist_ok=True)
@@ -209,6 +209,12 @@ def _part_rows(verdicts: Sequence[Verdict]) -> Iterator[Row]:
         'low': _written(part.low),
         'high': _written(part.high),
       }
+
+
+def _sweep_rows(study: Study) -> Iterator[Row]:
+  for point in sweep_points(study):
+    by_seed = ' '.join(map(_written, point.by_seed.values()))
+    yield {**point._asdict(), 'by_seed': by_seed}
 
 
 def _law_rows(fits: Sequence[Fit]) -> Iterator[Row]:

@@ -50,10 +50,23 @@ def lines(
     line(axes, shifted, values, **looks[name])
 
 
-def level(axes: Axes, y: float, color: str, linestyle: str = 'dashed') -> None:
-  """Draws a horizontal line, unless there is no such level."""
+def level(axes: Axes, y: float, **look: Any) -> None:
+  """Draws a horizontal line with a mark at its end, unless there is none.
+
+  Args:
+    axes: the panel.
+    y: of the line; NaN if there is no such level.
+    **look: color, line style and marker.
+  """
   if not np.isnan(y):
-    axes.axhline(y, color=color, linestyle=linestyle, linewidth=1.2, zorder=1)
+    axes.axhline(
+      y,
+      **{'linewidth': 1.2, 'markersize': 5} | look,
+      markerfacecolor='white',
+      markevery=[1],
+      clip_on=False,
+      zorder=1,
+    )
 
 
 def dumbbells(

@@ -22,18 +22,18 @@ def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
     return None
   methods = [m for m in names.METHODS if m in {fit.method for fit in fits}]
   bases = [b for b in names.BASES if b in {fit.base for fit in fits}]
-  shades = style.shades(list(study.sizes))
+  looks = style.steps(list(study.sizes))
   figure, axes = style.panels(len(methods), len(bases), sharey=True, height=2.4)
   for row, method in enumerate(methods):
     for column, base in enumerate(bases):
       title = f'{names.METHODS[method]}, {names.BASES[base].lower()}'
       for fit in fits:
         if (fit.method, fit.base) == (method, base):
-          _draw_fit(axes[row, column], study, fit, shades)
+          _draw_fit(axes[row, column], study, fit, looks)
           title += _goodness(fit)
       style.title(axes[row, column], title)
   handles = [
-    style.handle(f'{size} ({names.amount(count)})', color=shades[size])
+    style.handle(f'{size} ({names.amount(count)})', **looks[size])
     for size, count in study.sizes.items()
   ]
   look = {'color': 'black', 'marker': 'o', 'linestyle': 'none'}
@@ -53,22 +53,22 @@ def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
   )
 
 
-def _draw_fit(panel, study: Study, fit: Fit, shades) -> None:
+def _draw_fit(panel, study: Study, fit: Fit, looks) -> None:
   smallest = min(study.sizes.values())
   last = max(point.k for point in fit.points)
   dense = np.linspace(min(point.k for point in fit.points), last, 100)
-  for size, color in shades.items():
+  for size, look in looks.items():
     points = [point for point in fit.points if point.size == size]
     if not points:
       continue
     scale = study.sizes[size] / smallest
+    color = look['color']
     panel.plot(dense, fit.curve(size, scale, dense), color=color, linewidth=1.3)
     for used in (True, False):
       panel.plot(
         [p.k for p in points if p.fitted == used],
         [p.seen for p in points if p.fitted == used],
-        color=color,
-        marker='o',
+        **look,
         markersize=5.5,
         linestyle='none',
         markerfacecolor=color if used else 'white',

@@ -31,7 +31,7 @@ def draw_held_out(grid: Grid) -> Picture:
     ours, theirs = axes[:, b]
     series = {m: part(held_out, b, j) for j, m in enumerate(grid.methods)}
     marks.lines(ours, grid.ns, series, style.METHOD_LOOKS)
-    marks.level(ours, multitask[b], 'black')
+    marks.level(ours, multitask[b], **_MULTITASK)
     marks.paper_lines(theirs, 'held_out', [base])
     style.count_ticks(ours, grid.ns)
     style.beside_paper(ours, theirs, base, 'base', names.HELD_OUT)
@@ -101,7 +101,7 @@ def draw_by_size(grid: Grid) -> Picture:
     _cost_reading(grid),
     'Mean over methods. Dotted lines are what the base reaches of the '
     'experts’ scores without any merge, those of dots and dashes what a guess '
-    f'does. {left_out(grid)}'
+    f'does; the mark at their end is of the base. {left_out(grid)}'
     f'{bars(grid.study)} {paper.CITATION}.',
     figure,
   )
@@ -114,7 +114,7 @@ def _means(grid: Grid, measure: measures.Measure) -> np.ndarray:
 
 def _levels(panel, grid: Grid, i: int, measure, linestyle: str) -> None:
   for base, y in zip(grid.bases, _means(grid, measure)[i], strict=True):
-    marks.level(panel, y, style.BASE_LOOKS[base]['color'], linestyle)
+    marks.level(panel, y, **style.BASE_LOOKS[base], linestyle=linestyle)
 
 
 def _held_out_reading(

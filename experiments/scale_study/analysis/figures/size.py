@@ -21,7 +21,7 @@ def draw(grid: Grid) -> Picture:
   # [sizes, bases, n]
   held_in = grid.estimate(measures.held_in, lambda means: mean(means, axis=-2))
   sizes = {size: grid.study.sizes[size] for size in grid.sizes}
-  shades = style.shades(sorted({*grid.ns, *paper.NS}))
+  looks = style.steps(sorted({*grid.ns, *paper.NS}))
   figure, axes = style.panels(2, len(grid.bases), sharey=True)
   for b, base in enumerate(grid.bases):
     ours, theirs = axes[:, b]
@@ -29,18 +29,18 @@ def draw(grid: Grid) -> Picture:
       # On a logarithmic axis a factor is a shift.
       x = np.array(list(sizes.values())) * 1.05 ** (k - len(grid.ns) / 2)
       series = part(held_in, slice(None), b, k)
-      marks.line(ours, x, series, color=shades[n], marker='o')
+      marks.line(ours, x, series, **looks[n])
     rows = [row for row in paper.ROWS if row.base == base]
     for k, n in enumerate(paper.NS):
       x = [paper.SIZES[row.size] for row in rows]
       y = [row.held_in[k] for row in rows]
-      theirs.plot(x, y, color=shades[n], marker='o', markersize=5)
+      theirs.plot(x, y, **looks[n], markersize=5)
     style.size_ticks(ours, sizes)
     style.size_ticks(theirs, paper.SIZES)
     style.beside_paper(ours, theirs, base, 'expert', names.HELD_IN)
   style.legend(
     figure,
-    [style.handle(f'N = {n}', color=c, marker='o') for n, c in shades.items()],
+    [style.handle(f'N = {n}', **look) for n, look in looks.items()],
   )
   return Picture(
     'held_in_by_size',

@@ -5,6 +5,7 @@ apart; a marker, a line style or a label always says the same again.
 """
 
 from collections.abc import Mapping, Sequence
+import itertools
 from typing import Any, Literal
 
 from matplotlib import colormaps, colors
@@ -152,8 +153,12 @@ def base_handles(bases: Sequence[str]) -> list[Line2D]:
   return [handle(f'{names.BASES[b]} base', **BASE_LOOKS[b]) for b in bases]
 
 
-def shades(values: Sequence[Any]) -> dict[Any, str]:
-  """Returns colours from dark to light for the values of an ordered series."""
+def steps(values: Sequence[Any]) -> dict[Any, dict[str, Any]]:
+  """Returns looks for the values of an ordered series, from dark to light."""
   positions = np.linspace(0, 0.82, len(values)) if len(values) > 1 else [0.3]
-  colours = [colors.to_hex(colormaps['viridis'](p)) for p in positions]
-  return dict(zip(values, colours, strict=True))
+  return {
+    value: {'color': colors.to_hex(colormaps['viridis'](place)), 'marker': mark}
+    for value, place, mark in zip(
+      values, positions, itertools.cycle('osD^vPX'), strict=False
+    )
+  }

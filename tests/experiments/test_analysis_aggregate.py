@@ -176,7 +176,7 @@ def test_validation_examples_exclude_none():
   assert _reasons(*_GATES, cells=(_CELL, sweep)) == {}
   assert _reasons(
     *_GATES, cells=(_CELL, dataclasses.replace(sweep, split='test'))
-  ) == {'sentiment': 'an expert does not beat its base'}
+  ) == {'sentiment': 'an expert has no gain to keep over its base'}
 
 
 def test_a_ratio_needs_no_gate_but_something_to_divide_by():
@@ -242,7 +242,7 @@ def test_nothing_is_divided_by_nothing():
   # Said once, however many merges there are.
   again = dataclasses.replace(no_gain, method='average')
   assert _reasons(*_GATES, cells=(no_gain, again)) == {
-    'sentiment': 'an expert does not beat its base'
+    'sentiment': 'an expert has no gain to keep over its base'
   }
   assert list(_reasons(*_GATES, cells=(no_base,))) == ['completion']
 

@@ -102,12 +102,12 @@ def test_a_caption_names_what_does_not_count_in_its_picture():
       'drift': drift.draw,
     }.items()
   }
-  assert 'ratio: sentiment, word sense and topic. ' in said['both']
-  assert 'ratio: sentiment and topic.' in said['drift']
-  assert 'ratio: word sense. ' in said['held-out']
+  assert 'to keep: sentiment, word sense and topic. ' in said['both']
+  assert 'to keep: sentiment and topic.' in said['drift']
+  assert 'to keep: word sense. ' in said['held-out']
   # Of both bases at the largest size alone, which nothing else fails at.
-  assert 'ratio: topic. ' in said['methods']
-  held_in = 'ratio: sentiment ({}) and topic ({}). '
+  assert 'to keep: topic. ' in said['methods']
+  held_in = 'to keep: sentiment ({}) and topic ({}). '
   assert (
     held_in.format(
       's, pretrained; s, instruction-tuned',

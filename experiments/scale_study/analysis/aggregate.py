@@ -53,10 +53,10 @@ class Exclusion(NamedTuple):
   reason: str
 
 
-def without_ratio(cell: Cell) -> dict[str, str]:
-  """Returns the categories that a merge has no sound ratio of, and why."""
+def without_gain(cell: Cell) -> dict[str, str]:
+  """Returns the categories in which a merge has nothing to keep, and why."""
   return {
-    category(task): 'an expert does not beat its base'
+    category(task): 'an expert has no gain to keep over its base'
     for task in cell.merged_tasks
     if cell.expert[task] <= cell.base_scores[task]
   } | {
@@ -217,7 +217,7 @@ class Study:
         seed = '' if gate.seed is None else f', seed {gate.seed}'
         yield f'failed: {gate.gate} (score {gate.score:.2f}{seed})'
     for cell in cells:
-      if name in (reasons := without_ratio(cell)):
+      if name in (reasons := without_gain(cell)):
         yield reasons[name]
 
 

@@ -165,8 +165,9 @@ def spread_shrinks(grid: Grid, measure: Measure) -> Effect | str:
   """Finding 5: how fast the spread of the methods shrinks.
 
   Minus the slope over log2 of the parameters of best minus worst method at
-  the largest N, paired by base, seed and subset, over the methods that were
-  run and the categories that may be counted at every size; mean over bases.
+  the largest N, which are those of the means over seeds; paired by base, seed
+  and subset, over the methods that were run and the categories that may be
+  counted at every size; mean over bases.
   """
   if len(grid.sizes) < 2:
     return _one_size(grid)

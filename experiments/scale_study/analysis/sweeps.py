@@ -14,7 +14,7 @@ from experiments.scale_study.analysis.aggregate import (
   Grid,
   Study,
   SUBSET,
-  without_ratio,
+  without_gain,
 )
 from experiments.scale_study.analysis.bootstrap import mean
 from experiments.scale_study.analysis.cells import Cell
@@ -86,7 +86,7 @@ def _countable(study: Study, cells: Iterable[Cell]) -> Mapping[Arm, Categories]:
   countable = dict(study.countable)
   for cell in cells:
     arm = cell.size, cell.base
-    countable[arm] = countable[arm].difference(without_ratio(cell))
+    countable[arm] = countable[arm].difference(without_gain(cell))
   return Grid.of((), study, countable).alike(BASE).countable
 
 

@@ -24,7 +24,7 @@ from experiments.scale_study.analysis.aggregate import (
   SEED,
   Study,
   SUBSET,
-  without_ratio,
+  without_gain,
 )
 from experiments.scale_study.analysis.law import Fit
 from experiments.scale_study.analysis.measures import Measure
@@ -150,7 +150,7 @@ def _cell_rows(study: Study) -> Iterator[Row]:
   for cell in study.cells:
     countable = study.countable[cell.size, cell.base]
     if cell.split == 'validation':
-      countable -= without_ratio(cell).keys()
+      countable -= without_gain(cell).keys()
     row = {
       'size': cell.size,
       'parameters': cell.parameters,

@@ -79,7 +79,7 @@ def left_out(
     return ''
   return (
     'Not counted, since a side of what is compared fails its gates or has no '
-    f'ratio: {names.join(listed)}. '
+    f'gain to keep: {names.join(listed)}. '
   )
 
 

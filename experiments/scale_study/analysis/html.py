@@ -96,7 +96,9 @@ def _overview(study: Study) -> str:
   }
   bases = names.join(dict.fromkeys(cell.base for cell in merges))
   methods = names.join(
-    names.METHODS[method] for method in dict.fromkeys(c.method for c in merges)
+    title
+    for method, title in names.METHODS.items()
+    if method in {cell.method for cell in merges}
   )
   ns = names.join(map(str, sorted({cell.n for cell in merges})))
   return paragraphs(

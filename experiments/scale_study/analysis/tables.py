@@ -3,6 +3,7 @@
 merges.csv    every size, base, method, N and setting: the paper's full table
 cells.csv     every merge, with what made it
 verdicts.csv  every finding, setting and measure
+several.csv   p values by Holm's correction, of all findings at once
 parts.csv     what each effect is the mean of
 gates.csv     every gate
 untestable.csv  categories that are left out, and why
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.scale_study.analysis import measures, names
+from experiments.scale_study.analysis import measures, names, several
 from experiments.scale_study.analysis.aggregate import (
   SEED,
   Study,
@@ -54,6 +55,7 @@ def write_all(
     'merges': merge_rows(study),
     'cells': _cell_rows(study),
     'verdicts': _verdict_rows(verdicts),
+    'several': _several_rows(verdicts),
     'parts': _part_rows(verdicts),
     'gates': gate_rows(study),
     'untestable': [exclusion._asdict() for exclusion in study.exclusions],
@@ -194,6 +196,16 @@ def _verdict_rows(verdicts: Sequence[Verdict]) -> Iterator[Row]:
       'seeds': verdict.seeds,
       'cells': verdict.cells,
       'reason': verdict.reason,
+    }
+
+
+def _several_rows(verdicts: Sequence[Verdict]) -> Iterator[Row]:
+  for row in several.corrected(verdicts):
+    yield {
+      'finding': row.finding,
+      'alone': _written(row.alone),
+      'one_sided': _written(row.one_sided),
+      'two_sided': _written(row.two_sided),
     }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.scale_study.analysis import figures, law, tables, verdicts
+from experiments.scale_study.analysis.figures import merging_law
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
 
@@ -129,6 +130,34 @@ def test_it_is_about_the_same_tasks_whatever_is_merged():
         truth[3] * smallest ** -truth[4], rel=1e-2
       )
   assert 'all held-in tasks' in law.which_losses(fits)
+
+
+def test_what_rounding_keeps_off_a_bound_is_at_it():
+  """A loss without a floor is fitted with one of 1e-20 or so."""
+  for at_bounds in ({'floor': 0.0}, {'floor': 0.0, 'beta': 4.0}):
+    truth = dict(zip(_NAMES, _FALLING, strict=True)) | at_bounds
+    fit = _fit(tuple(truth.values()), (1, 2, 4, 8))
+    assert fit.parameters == pytest.approx(truth, abs=1e-3)
+    assert {name: fit.parameters[name] for name in at_bounds} == at_bounds
+    assert at_bounds.keys() <= {*fit.undetermined}
+
+
+def test_a_line_in_log_k_is_forecast_beside_the_law():
+  """It falls by 1 from one k to twice as many."""
+  ks = np.array([1, 2, 4, 8, 16])
+  fit = law.fit(
+    np.array([[5.0, 4.0, 3.0, 2.5, 1.0]]), np.array([1.0]), ks, sizes=('s',)
+  )
+  # It says 2 and 1.
+  assert fit.error_line == pytest.approx(0.25)
+  assert fit.error_unchanged == pytest.approx((0.5 + 2) / 2)
+
+
+def test_two_points_of_two_parameters_are_not_drawn():
+  study = made_up_grid.study(sizes={'s': 100}, methods=('ties',), ns=(2, 4))
+  assert merging_law.draw(study, law.fit_all(study)) is None
+  study = made_up_grid.study(sizes={'s': 100}, methods=('ties',), ns=(2, 4, 8))
+  assert merging_law.draw(study, law.fit_all(study)) is not None
 
 
 def test_two_numbers_of_experts_do_not_settle_b():

@@ -5,7 +5,7 @@
 Reads cells.jsonl, gates.json and, if it is there, rouge_l.csv, and writes
 verdicts.json, law.json, tables/*.csv, tables/verdicts.md, figures/*.png and
 report.html beside them.
-The same files always give the same numbers.
+The same files give the same numbers, under the same NumPy and SciPy.
 """
 
 from collections.abc import Sequence

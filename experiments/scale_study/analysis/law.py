@@ -9,8 +9,9 @@ It has six numbers. Three of them say how the floor depends on S, and fewer than
 three sizes cannot tell them apart: then each size gets a law of its own,
 F + T / k. Two numbers of experts cannot tell b from A: then b is 0.
 
-The law is fitted where k ≤ 4 and asked to predict the rest, beside the forecast
-that nothing changes after the last k it has seen. As in the paper, the loss is
+The law is fitted where k ≤ 4 and asked to predict the rest, beside two plain
+forecasts: that nothing changes after the last k it has seen, and that each size
+goes on along a straight line in log k. As in the paper, the loss is
 that on the same tasks whatever is merged. Results of before these losses were
 kept have those on the tasks of the experts merged alone, which rise with k if
 experts disturb each other: so A (or T) may have either sign.
@@ -32,6 +33,8 @@ _NAMES = ('floor', 'B', 'beta', 'A', 'gamma', 'b')
 # Losses, and terms of them, in nats; sizes in units of the smallest.
 _LOWER = (0.0, 0.0, 0.0, -100.0, 0.0, 0.0)
 _UPPER = (100.0, 100.0, 4.0, 100.0, 4.0, 10.0)
+# This near a bound is at it: the solver stays inside by what rounding makes it.
+_NEAR = 1e-6
 _STARTS = tuple(itertools.product((0.2, 1.0), (0.2, 1.0), (0.1, 2.0)))
 
 
@@ -65,6 +68,7 @@ class Fit:
     r_squared_predicted: of the others; NaN without any.
     error: mean absolute error of the predictions.
     error_unchanged: the same for the forecast of no change after the last k.
+    error_line: the same for a line in log k through the points fitted.
   """
 
   base: str
@@ -79,6 +83,7 @@ class Fit:
   r_squared_predicted: float = np.nan
   error: float = np.nan
   error_unchanged: float = np.nan
+  error_line: float = np.nan
 
   @property
   def rises(self) -> bool:
@@ -156,7 +161,7 @@ def fit(
   else:
     form = 'each size'
     note = f'{ready.sum()} of 3 sizes: the law of all sizes is not settled'
-    floors, tails = _solve_each(losses, ks, fitted)
+    tails, floors = _lines(losses, 1 / ks, fitted)
     predicted = floors[:, None] + tails[:, None] / ks
     undetermined = ()
     named = {
@@ -165,6 +170,8 @@ def fit(
     }
     free = len(named)
   asked = ~np.isnan(losses) & ~fitted & ready[:, None]
+  slopes, starts = _lines(losses, np.log(ks), fitted)
+  straight = starts[:, None] + slopes[:, None] * np.log(ks)
   last = np.where(fitted, ks, 0).argmax(axis=1)
   unchanged = np.broadcast_to(
     losses[np.arange(len(losses)), last][:, None], losses.shape
@@ -191,6 +198,7 @@ def fit(
     r_squared_predicted=r_squared(losses[asked], predicted[asked]),
     error=_error(losses[asked], predicted[asked]),
     error_unchanged=_error(losses[asked], unchanged[asked]),
+    error_line=_error(losses[asked], straight[asked]),
   )
 
 
@@ -275,18 +283,23 @@ def _solve(
   best = min(results, key=lambda result: result.cost)
   _, strengths, directions = np.linalg.svd(best.jac)
   loose = directions[strengths < 1e-6 * strengths.max()]
-  undetermined = (best.active_mask != 0) | np.any(np.abs(loose) > 0.1, axis=0)
+  at_lower, at_upper = (
+    np.isclose(best.x, bound, rtol=0, atol=_NEAR) for bound in (lower, upper)
+  )
+  found = np.select([at_lower, at_upper], [lower, upper], best.x)
+  undetermined = at_lower | at_upper | np.any(np.abs(loose) > 0.1, axis=0)
   names = np.array(_NAMES[:free])[undetermined]
-  return whole(best.x), tuple(names.tolist())
+  return whole(found), tuple(names.tolist())
 
 
-def _solve_each(losses, ks, fitted) -> tuple[np.ndarray, np.ndarray]:
+def _lines(losses, x, fitted) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the slope and the start of a line for every size."""
   lines = [
-    np.polyfit(1 / ks[used], row[used], 1) if used.any() else (np.nan,) * 2
+    np.polyfit(x[used], row[used], 1) if used.any() else (np.nan,) * 2
     for row, used in zip(losses, fitted, strict=True)
   ]
-  tails, floors = np.transpose(lines)
-  return floors, tails
+  slopes, starts = np.transpose(lines)
+  return slopes, starts
 
 
 def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:

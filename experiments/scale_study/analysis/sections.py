@@ -171,6 +171,7 @@ def law(fits: Sequence[Fit]) -> str:
     'R² predicted',
     'error predicted',
     'error if unchanged',
+    'error of a line',
     'note',
   ]
   rows = [
@@ -186,6 +187,7 @@ def law(fits: Sequence[Fit]) -> str:
       names.number(fit.r_squared_predicted, digits=3),
       names.number(fit.error, digits=3),
       names.number(fit.error_unchanged, digits=3),
+      names.number(fit.error_line, digits=3),
       fit.note,
     )
     for fit in fits
@@ -193,9 +195,9 @@ def law(fits: Sequence[Fit]) -> str:
   return paragraphs(
     'E[loss | S, N] = L* + B · S^−β + A · S^−γ / (N + b), with S in units of '
     f'the smallest size, fitted where N ≤ {FITTED_UP_TO} and asked about the '
-    'rest. With fewer than three sizes each gets F + T / N instead. Sizes '
-    'differ much in loss, which makes R² over all of them flattering: the mean '
-    'error beside that of forecasting no change says more. '
+    'rest. With fewer than three sizes each gets F + T / N instead. Beside the '
+    'mean error of what it predicts stand those of forecasting no change and '
+    'of a line in log N for each size. '
     f'{which_losses(fits)}, also of categories that are not testable, and '
     'like the errors in nats a token.',
   ) + table(header, rows)

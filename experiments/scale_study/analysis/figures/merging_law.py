@@ -16,8 +16,12 @@ from experiments.scale_study.analysis.law import (
 
 
 def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
-  """Draws a row of panels a method, a column a base; None without any fit."""
-  fits = [fit for fit in fits if fit.points]
+  """Draws a row of panels a method, a column a base.
+
+  Nothing is drawn of a law that was fitted to as many points as it has
+  parameters and is asked about no other.
+  """
+  fits = [fit for fit in fits if not np.isnan([fit.r_squared, fit.error]).all()]
   if not fits:
     return None
   methods = [m for m in names.METHODS if m in {fit.method for fit in fits}]
@@ -103,18 +107,25 @@ def _reading(fits: Sequence[Fit]) -> str:
     sentences.append(f'Where it was fitted, R² is {low} to {high}.')
   asked = [fit for fit in fits if not np.isnan(fit.error)]
   if asked:
-    error, unchanged = (
-      names.number(float(np.mean(values)), digits=3)
-      for values in (
-        [fit.error for fit in asked],
-        [fit.error_unchanged for fit in asked],
-      )
+    law, unchanged, line = np.transpose(
+      [(fit.error, fit.error_unchanged, fit.error_line) for fit in asked]
     )
-    better = sum(fit.error < fit.error_unchanged for fit in asked)
+    means = [
+      names.number(float(errors.mean()), digits=3)
+      for errors in (law, unchanged, line)
+    ]
     sentences.append(
-      f'Beyond N = {FITTED_UP_TO} it is off by {error} nats a token on '
-      f'average, the forecast that nothing changes any more by {unchanged}; '
-      f'the law is the better one in {better} of {len(asked)} fits.'
+      f'Beyond N = {FITTED_UP_TO} it is off by {means[0]} nats a token on '
+      f'average, the forecast that nothing changes any more by {means[1]}, a '
+      f'line in log N for each size by {means[2]}; of {len(asked)} fits the '
+      f'law is better than the first in {sum(law < unchanged)}, than the '
+      f'second in {sum(law < line)}.'
+    )
+  loose = sum(bool(fit.undetermined) for fit in fits)
+  if loose:
+    sentences.append(
+      f'In {loose} of {len(fits)} fits parameters lie at their bounds or are '
+      'not settled by the points.'
     )
   notes = [*dict.fromkeys(fit.note for fit in fits if fit.note)]
   if notes:

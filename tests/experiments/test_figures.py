@@ -7,11 +7,13 @@ import sys
 import pytest
 
 from experiments.scale_study.analysis import figures, verdicts
+from experiments.scale_study.analysis import scores as scores_of
 from experiments.scale_study.analysis.figures import (
   base_quality,
   drift,
   methods,
   number,
+  scores,
   size,
   sweep,
 )
@@ -79,6 +81,9 @@ def test_methods_compared(panels):
   *_, held_in, held_out = panels['methods_compared']
   assert (0.93, 0.93) in curves(held_in)
   assert (1.09, 1.10) in curves(held_out)
+  titles = [panel.get_title(loc='left') for panel in panels['methods_compared']]
+  assert titles[0] == 'Pretrained base, m: held-in'
+  assert titles[-1] == 'The paper, instruction-tuned, 64B: held-out'
 
 
 def test_a_caption_names_what_does_not_count_in_its_picture():
@@ -230,6 +235,72 @@ def test_colours_are_said_again_by_marks(panels):
   ]
   assert len(levels) == 6
   assert {line.get_marker() for line in levels} == {'o', 's'}
+
+
+def test_drift_is_read_within_the_methods_that_are_tuned():
+  """Averaging is nearest and worst: that alone ranks drift with held-in."""
+  study = made_up_grid.study(sizes={'s': 100}, bases=['pretrained'], ns=[8])
+  drifts = {'average': 0.1, 'task_arithmetic': 0.4, 'dare_ties': 0.3}
+  kept = {'average': 0.1, 'task_arithmetic': 0.5, 'dare_ties': 0.6, 'ties': 0.7}
+  cells = tuple(
+    dataclasses.replace(
+      cell,
+      drift=drifts.get(cell.method, 0.2),
+      scores={
+        **cell.scores,
+        **{task: kept[cell.method] * x for task, x in cell.expert.items()},
+      },
+    )
+    for cell in study.cells
+  )
+  grid = dataclasses.replace(study, cells=cells).grid()
+  # Ranks of drift 1 4 3 2, of held-in 1 2 3 4: 1 − 6 · 8 / (4 · 15). Without
+  # averaging they are reversed.
+  assert drift.draw(grid).reading.endswith(
+    'held-in is 0.20, by size and base; over the methods that have '
+    'hyperparameters alone −1.00.'
+  )
+
+
+def test_above_the_base_is_counted_with_intervals_as_well():
+  study = made_up_grid.study(sizes={'s': 100}, bases=['pretrained'], ns=[2, 8])
+  # By method: all seeds at 1.1, or one of three at 0.9.
+  cells = tuple(
+    dataclasses.replace(
+      cell,
+      scores={
+        **cell.scores,
+        **{
+          task: (0.9 if cell.method == 'ties' and cell.seed == 0 else 1.1)
+          * cell.base_scores[task]
+          for task in cell.held_out
+        },
+      },
+    )
+    for cell in study.cells
+  )
+  grid = dataclasses.replace(study, cells=cells).grid()
+  reading = number.draw_held_out(grid).reading
+  assert reading.startswith('8 of 8 groups')
+  assert 'held-out tasks, 6 with all of their interval' in reading
+
+
+def test_scores_mark_what_is_not_testable():
+  study = made_up_grid.study(
+    sizes={'s': 100},
+    bases=['pretrained'],
+    failing=[('s', 'pretrained', 'topic')],
+  )
+  (table,) = scores_of.tables(study)
+  assert table.untestable == {'topic'}
+  (panel,) = scores.draw([table]).figure.axes
+  labels = [label.get_text() for label in panel.get_xticklabels()]
+  assert [label for label in labels if '*' in label] == ['topic*']
+  places = panel.get_xticks()
+  held_in = len(made_up_grid.HELD_IN)
+  steps = [*places[1:] - places[:-1]]
+  assert max(steps) == steps[held_in - 1] > 1
+  assert [text.get_text() for text in panel.texts] == ['held-in', 'held-out']
 
 
 def test_a_method_joins_by_one_entry():

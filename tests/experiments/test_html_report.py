@@ -3,7 +3,7 @@
 import base64
 import csv
 import dataclasses
-import html.parser
+from html.parser import HTMLParser
 import io
 import json
 import os
@@ -16,7 +16,7 @@ from matplotlib import image
 import numpy as np
 import pytest
 
-from experiments.scale_study.analysis import sections, written
+from experiments.scale_study.analysis import html, sections, written
 from experiments.scale_study.analysis.__main__ import analyse, main
 from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.analysis.figures import number
@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
   return folder
 
 
-class _Page(html.parser.HTMLParser):
+class _Page(HTMLParser):
   """Everything that is asked of a page, without a browser."""
 
   def __init__(self, text):
@@ -201,6 +201,14 @@ def test_the_page_says_what_the_files_say(page, folder):
 def test_what_is_not_testable_is_said_with_its_reason(page):
   assert 's Pretrained paraphrase failed: an expert beats its base' in page.text
   assert 'These are not testable: no ratio and no verdict counts' in page.text
+
+
+def test_methods_are_named_in_their_order():
+  study = made_up_grid.study(sizes={'s': 100}, ns=(2,))
+  text = html.render(
+    dataclasses.replace(study, cells=study.cells[::-1]), [], [], []
+  )
+  assert 'by Averaging, Task arithmetic, Dare-TIES and TIES' in text
 
 
 def test_a_merge_can_be_traced(page, folder):

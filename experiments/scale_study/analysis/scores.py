@@ -23,6 +23,7 @@ class Table:
     columns: 'chance', 'base', 'expert', 'multitask', then methods.
     held_in: categories.
     held_out: categories.
+    untestable: those of either that may not be counted.
     values: mean over tasks, subsets and seeds, held-in categories first,
       [n, categories, columns]; NaN where there is none.
   """
@@ -33,6 +34,7 @@ class Table:
   columns: tuple[str, ...]
   held_in: tuple[str, ...]
   held_out: tuple[str, ...]
+  untestable: frozenset[str]
   values: np.ndarray
 
   def held_in_means(self) -> np.ndarray:
@@ -93,6 +95,9 @@ def _table(grid: Grid, cells: Sequence[Cell]) -> Table:
     ('chance', 'base', 'expert', 'multitask', *grid.methods),
     held_in,
     held_out,
+    frozenset(
+      {*held_in, *held_out} - grid.countable[cells[0].size, cells[0].base]
+    ),
     np.array(
       [[values(n, name) for name in (*held_in, *held_out)] for n in grid.ns]
     ),

@@ -56,8 +56,10 @@ def draw(grid: Grid) -> Picture:
     'held_in_by_base',
     'Held-in by quality of the base',
     _reading(grid),
-    'A row is a method and size, a mark a base; the vertical line at 1 is as '
-    f'good as the experts. {left_out(grid, ["held_in"])}{bars(grid.study)} '
+    'A row is a method and size, in the paper’s panel a size; a mark is a '
+    'base. Both marks of a row count the same categories, rows of another size '
+    'perhaps others; the vertical line at 1 is as good as the experts. '
+    f'{left_out(grid, ["held_in"])}{bars(grid.study)} '
     f'{paper.CITATION}.',
     figure,
   )

@@ -37,7 +37,8 @@ def draw(grid: Grid) -> Picture:
           panel.annotate(
             str(n),
             place,
-            xytext=(4, 4),
+            # Methods end close together: each writes on a side of its own.
+            xytext=((4, 4), (4, -10), (-9, 4), (-9, -10))[j % 4],
             textcoords='offset points',
             fontsize=style.SMALL,
             color=look['color'],
@@ -65,18 +66,31 @@ def _reading(grid: Grid, drift: np.ndarray, held_in: np.ndarray) -> str:
     for j in (np.nanargmin(by_method), np.nanargmax(by_method))
   )
   reading = f'{furthest} moves furthest from the base, {nearest} least. '
+  found = _correlations(drift, held_in)
+  if not found:
+    return reading.strip()
+  reading += (
+    'Over methods and N, the rank correlation of drift and held-in is '
+    f'{found}, by size and base'
+  )
+  # One without hyperparameters may be both the nearest and the worst.
+  tuned = {cell.method for cell in grid.cells.values() if cell.hyperparameters}
+  kept = [j for j, method in enumerate(grid.methods) if method in tuned]
+  among = _correlations(drift[:, :, kept], held_in[:, :, kept])
+  if len(kept) < len(grid.methods) and among:
+    reading += f'; over the methods that have hyperparameters alone {among}'
+  return f'{reading}.'
+
+
+def _correlations(drift: np.ndarray, held_in: np.ndarray) -> str:
+  """Ranges over sizes and bases; empty where there is too little to rank."""
   together = ~np.isnan(drift) & ~np.isnan(held_in)
-  correlations = []
+  found = []
   for index in np.ndindex(drift.shape[:2]):
     x, y = (values[index][together[index]] for values in (drift, held_in))
     if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
-      correlations.append(float(np.asarray(stats.spearmanr(x, y))[0]))
-  if correlations:
-    low, high = min(correlations), max(correlations)
-    reading += (
-      'Over methods and N, the rank correlation of drift and held-in is '
-      f'{names.number(low)}'
-      + (f' to {names.number(high)}' if len(correlations) > 1 else '')
-      + ', by size and base.'
-    )
-  return reading.strip()
+      found.append(float(np.asarray(stats.spearmanr(x, y))[0]))
+  if not found:
+    return ''
+  ends = dict.fromkeys((min(found), max(found)))
+  return ' to '.join(map(names.number, ends))

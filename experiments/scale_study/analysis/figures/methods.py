@@ -32,7 +32,7 @@ def draw(grid: Grid) -> Picture:
       series = {m: part(merged, b, j) for j, m in enumerate(grid.methods)}
       marks.lines(panel, grid.ns, series, style.METHOD_LOOKS)
       style.count_ticks(panel, grid.ns)
-      style.title(panel, f'{names.BASES[base]} base: {title}')
+      style.title(panel, f'{names.BASES[base]} base, {size}: {title}')
     panel = axes[-1, column]
     panel.plot([8, 8], ends, color='black', marker='_', markersize=16)
     panel.annotate(
@@ -45,7 +45,7 @@ def draw(grid: Grid) -> Picture:
       fontsize=style.SMALL,
     )
     style.count_ticks(panel, paper.NS)
-    style.title(panel, f'The paper, 64B: {title}')
+    style.title(panel, f'The paper, instruction-tuned, 64B: {title}')
     for panel in axes[:, column]:
       style.reference(panel, 1, reference)
       panel.set_ylabel(label, fontsize=style.NORMAL)

@@ -126,7 +126,9 @@ def _held_out_reading(
   over = grid.means(measures.over_multitask)
   sentences = [
     f'{_count(above > 1, above)} groups of merges (size, base, method, N) '
-    'score above their base on held-out tasks'
+    'score above their base on held-out tasks, '
+    f'{int(np.sum(grid.estimate(measures.held_out).low > 1))} with all of '
+    'their interval'
   ]
   if not np.isnan(over).all():
     sentences[0] += f', {_count(over > 0, over)} above the multitask model'

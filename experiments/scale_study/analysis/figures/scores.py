@@ -22,6 +22,8 @@ _TITLES = {
   'multitask': 'Multitask model',
   **names.METHODS,
 }
+# Between held-in and held-out, in units of the place of a category.
+_GAP = 0.6
 _CHANCE = {'color': '#b91c1c', 'linestyle': 'dashed', 'linewidth': 1.2}
 
 
@@ -47,14 +49,16 @@ def draw(tables: Sequence[Table]) -> Picture:
     ' '.join(map(_reading, tables)),
     'Part of the test examples that are answered correctly, by the category, '
     'the base alone, the expert of the category, the multitask model and the '
-    'merges of the most experts. Means over tasks, subsets and seeds.',
+    'merges of the most experts. Means over tasks, subsets and seeds. What has '
+    'a * is not testable there, and counted in no ratio.',
     figure,
   )
 
 
 def _draw_table(panel: Axes, table: Table) -> None:
   categories = [*table.held_in, *table.held_out]
-  places = np.arange(len(categories))
+  held_out = np.arange(len(categories)) >= len(table.held_in)
+  places = np.arange(len(categories)) + _GAP * held_out
   chance, *bars = table.values[-1].T
   width = 0.84 / len(bars)
   for position, (name, heights) in enumerate(
@@ -65,10 +69,16 @@ def _draw_table(panel: Axes, table: Table) -> None:
       places + shift, np.nan_to_num(heights), 0.9 * width, color=_COLORS[name]
     )
   panel.hlines(chance, places - 0.45, places + 0.45, **_CHANCE)
-  labels = [name.replace('_', '\n') for name in categories]
+  labels = [
+    name.replace('_', '\n') + '*' * (name in table.untestable)
+    for name in categories
+  ]
   panel.set_xticks(places, labels, fontsize=style.SMALL)
-  panel.set_xlim(-0.6, len(categories) - 0.4)
-  panel.set_ylim(0, 1.05)
+  panel.set_xlim(places[0] - 0.6, places[-1] + 0.6)
+  for where, text in ((~held_out, 'held-in'), (held_out, 'held-out')):
+    if where.any():
+      panel.text(places[where][0] - 0.45, 1.06, text, fontsize=style.SMALL)
+  panel.set_ylim(0, 1.15)
   panel.set_ylabel('score', fontsize=style.NORMAL)
   style.title(
     panel,

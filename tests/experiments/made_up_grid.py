@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.scale_study.analysis import cells
-from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.aggregate import Results
 from experiments.scale_study.analysis.cells import (
   Base,
   BASES,
@@ -98,7 +98,7 @@ def study(
   settings: Collection[str] = ('validated',),
   sweeps: bool = False,
   failing: Collection[tuple[str, str, str]] = (),
-) -> Study:
+) -> Results:
   """Makes a study with these arms.
 
   Args:
@@ -137,15 +137,16 @@ def study(
       gate='an expert beats its base by 0.2'
       if name in HELD_IN
       else 'multitask beats chance by 0.1',
+      seed=0,
     )
     for size in sizes
     for base in bases
     for name in (*HELD_IN, *HELD_OUT)
   ]
-  return Study(tuple(made), tuple(gates))
+  return Results(tuple(made), tuple(gates))
 
 
-def write(made: Study, folder: Path) -> None:
+def write(made: Results, folder: Path) -> None:
   """Writes what the grid would have written."""
   folder.mkdir(parents=True, exist_ok=True)
   lines = [json.dumps(dataclasses.asdict(cell)) for cell in made.cells]
@@ -155,6 +156,12 @@ def write(made: Study, folder: Path) -> None:
     gate['pass'] = gate.pop('passed')
     gates.append(gate)
   (folder / 'gates.json').write_text(json.dumps(gates))
+
+
+def append(path: Path, cell: Cell) -> None:
+  """Adds a cell to a file, which need not exist yet."""
+  with path.open('a') as file:
+    file.write(json.dumps(dataclasses.asdict(cell)) + '\n')
 
 
 def subsets(

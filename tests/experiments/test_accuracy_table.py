@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.cells import Cell
 from experiments.tools import accuracy_table
+from tests.experiments import made_up_grid
 
 
 def _cell(seed, subset, scores, **changes):
@@ -146,7 +146,7 @@ def test_the_published_table_is_what_is_made_of_its_cells(tmp_path):
 def test_both_bases_are_refused_by_name(tmp_path):
   both = [MERGES[0], dataclasses.replace(MERGES[0], base='pretrained')]
   for cell in both:
-    cells.append(
+    made_up_grid.append(
       tmp_path / 'cells.jsonl',
       dataclasses.replace(
         cell,

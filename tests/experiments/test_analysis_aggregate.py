@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.scale_study.analysis import bootstrap, measures
-from experiments.scale_study.analysis.aggregate import BASE, SIZE, Study
+from experiments.scale_study.analysis.aggregate import BASE, Results, SIZE
 from experiments.scale_study.analysis.cells import Cell, Gate
 from experiments.scale_study.analysis.sweeps import sweep_points
 
@@ -120,12 +120,13 @@ def _gate(category, passed=True, **changes):
     'chance': 0.25,
     'passed': passed,
     'gate': 'direct training beats chance by 0.3',
+    'seed': 0,
   }
   return Gate(**fields | changes)
 
 
 def _reasons(*gates, cells=(_CELL,)):
-  study = Study(cells, gates)
+  study = Results(cells, gates)
   return {e.category: e.reason for e in study.exclusions}
 
 
@@ -156,9 +157,9 @@ def test_a_gate_of_all_categories_excludes_none():
   """Whether one base is the better one is asked where bases are compared."""
   failed = _gate('all', False, split='held-in', gate='IT beats PT')
   assert _reasons(*_GATES, failed) == {}
-  better = Study((_CELL,), _GATES).is_better_base
+  better = Results((_CELL,), _GATES).is_better_base
   assert better('s')
-  worse = Study((_CELL,), (*_GATES, failed)).is_better_base
+  worse = Results((_CELL,), (*_GATES, failed)).is_better_base
   assert not worse('s') and worse('m')
   of_all = dataclasses.replace(failed, chance=None)
   chance = Study((_CELL,), (*_GATES, of_all)).chance()
@@ -206,7 +207,7 @@ def test_a_curve_leaves_out_what_its_own_examples_cannot_show():
     )
     for scale in (0.4, 0.8)
   ]
-  points = sweep_points(Study((_CELL, *made), _GATES))
+  points = sweep_points(Results((_CELL, *made), _GATES))
   assert [(p.x, p.value) for p in points] == [(0.4, 0.4), (0.8, 0.8)]
 
 
@@ -222,7 +223,7 @@ def test_only_what_is_countable_everywhere_is_alike():
     # Each arm fails at another category.
     if gate.category != sorted(_ALL)[arms.index((size, base))]
   ]
-  grid = Study(tuple(merges), tuple(gates)).grid()
+  grid = Results(tuple(merges), tuple(gates)).grid()
 
   def missing(grid):
     found = [_ALL - grid.countable[arm] for arm in arms]
@@ -265,7 +266,7 @@ def test_means_are_over_subsets_then_over_seeds():
     _with_ratio(0.9, seed=1, beside='topic'),
   )
   # Only sentiment may be counted: seed 0 has two subsets, seed 1 has one.
-  study = Study(merges, (_gate('sentiment'),))
+  study = Results(merges, (_gate('sentiment'),))
   grid = study.grid()
   assert grid.values(measures.held_in)[:, :, 0, 0, 0, 0] == pytest.approx(
     np.array([[0.2, 0.4], [0.9, np.nan]]), nan_ok=True
@@ -283,7 +284,7 @@ def test_subsets_are_matched_by_their_categories():
     _with_ratio(0.3, size='m', beside='topic', subset_number=1),
   )
   gates = (_gate('sentiment'), _gate('sentiment', size='m'))
-  values = Study(merges, gates).grid().values(measures.held_in)
+  values = Results(merges, gates).grid().values(measures.held_in)
   small, large = values[0, :, :, 0, 0, 0].T
   assert large - small == pytest.approx([0.1, 0.1])
 
@@ -291,7 +292,7 @@ def test_subsets_are_matched_by_their_categories():
 def test_methods_without_hyperparameters_are_of_every_setting():
   plain = dataclasses.replace(_CELL, method='average', hyperparameters={})
   fixed = dataclasses.replace(_CELL, setting='fixed')
-  study = Study((plain, _CELL, fixed), _GATES)
+  study = Results((plain, _CELL, fixed), _GATES)
   assert study.grid('fixed').methods == ('average', 'ties')
   assert {c.setting for c in study.grid().cells.values()} == {'validated'}
   # Where there is a merge of the setting itself, it is that one.

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from experiments.scale_study.analysis import measures, verdicts
-from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.aggregate import Results
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import HELD_IN, HELD_OUT, Truth
 
@@ -108,7 +108,7 @@ def test_slopes_are_of_least_squares():
     )
     for cell in study.cells
   ]
-  judged = _judge(Study(tuple(bent), study.gates))
+  judged = _judge(Results(tuple(bent), study.gates))
   y = [0, Truth.rise + 0.05, 4 * Truth.rise]
   assert judged['2'].effect == pytest.approx(np.polyfit([0, 1, 4], y, 1)[0])
 
@@ -173,7 +173,7 @@ def test_what_was_not_run_is_not_testable(changes, untestable, said):
 def test_without_a_multitask_model_half_of_finding_3_is_not_testable():
   study = made_up_grid.study()
   cells = [dataclasses.replace(cell, multitask={}) for cell in study.cells]
-  judged = _judge(Study(tuple(cells), study.gates))
+  judged = _judge(Results(tuple(cells), study.gates))
   assert judged['3a'].verdict == 'supported'
   assert judged['3b'].verdict == judged['3'].verdict == 'not testable'
 
@@ -213,7 +213,7 @@ def test_a_failed_category_is_left_out_on_both_sides():
     )
     for gate in study.gates
   ]
-  study = Study(tuple(easy), tuple(gates))
+  study = Results(tuple(easy), tuple(gates))
   assert _judge(study)['1'].effect == pytest.approx(0.1)
   # Beside it: all eight count, of which the easy one is alike in both.
   (every,) = (
@@ -238,7 +238,7 @@ def test_a_category_without_a_ratio_is_nowhere_counted():
   cells[index] = dataclasses.replace(
     cells[index], expert={**cells[index].expert, 'topic': 0.0}
   )
-  grid = Study(tuple(cells), study.gates).grid(gated=False)
+  grid = Results(tuple(cells), study.gates).grid(gated=False)
   without = {
     a for a, counted in grid.countable.items() if 'topic' not in counted
   }
@@ -250,7 +250,7 @@ def test_bases_are_compared_where_one_is_better():
   failed = dataclasses.replace(
     study.gates[0], size='s', category='all', split='held-in', passed=False
   )
-  verdict = _judge(Study(study.cells, (*study.gates, failed)))['1']
+  verdict = _judge(Results(study.cells, (*study.gates, failed)))['1']
   assert verdict.verdict == 'supported'
   assert {part.where[0] for part in verdict.parts if part.effect > 0} == {
     *('m', 'l')
@@ -259,7 +259,7 @@ def test_bases_are_compared_where_one_is_better():
   everywhere = [
     dataclasses.replace(failed, size=size) for size in made_up_grid.SIZES
   ]
-  verdict = _judge(Study(study.cells, (*study.gates, *everywhere)))['1']
+  verdict = _judge(Results(study.cells, (*study.gates, *everywhere)))['1']
   assert verdict.verdict == 'not testable'
   assert verdict.reason.startswith('the instruction-tuned base is nowhere')
 
@@ -315,12 +315,12 @@ def test_a_merge_without_counterpart_does_not_enter():
     if (cell.base, cell.n, cell.seed, cell.size) == ('pretrained', 8, 0, 's')
   ][0]
   kept = tuple(cell for cell in study.cells if cell is not lost)
-  verdict = _judge(Study(kept, study.gates))['1']
+  verdict = _judge(Results(kept, study.gates))['1']
   assert verdict.cells == 3 * 3 * 2 * 4 - 2
   assert verdict.verdict == 'not testable'
   more = made_up_grid.study(Truth(quality=0.1), seeds=4)
   kept = tuple(c for c in more.cells if c.identity != lost.identity)
-  verdict = _judge(Study(kept, more.gates))['1']
+  verdict = _judge(Results(kept, more.gates))['1']
   assert verdict.verdict == 'supported'
   assert verdict.effect == pytest.approx(0.1)
 
@@ -338,7 +338,7 @@ def test_fixed_settings_are_judged_beside():
     )
     for cell in study.cells
   ]
-  both = Study(tuple(worse), study.gates)
+  both = Results(tuple(worse), study.gates)
   outcomes = [
     verdict.verdict
     for verdict in verdicts.judge_all(both)
@@ -358,6 +358,6 @@ def test_half_of_finding_3_is_of_the_large_model_with_many_experts():
     )
     for cell in study.cells
   ]
-  verdict = _judge(Study(tuple(elsewhere), study.gates))['3b']
+  verdict = _judge(Results(tuple(elsewhere), study.gates))['3b']
   assert verdict.verdict == 'supported'
   assert verdict.effect == pytest.approx(0.05)

@@ -307,7 +307,7 @@ def test_a_method_joins_by_one_entry():
   """Of the table: cells, names and figures take it from there."""
   code = (
     'from experiments.scale_study.analysis import methods;'
-    "methods.METHODS['dare'] = methods.Method('DARE', '#f0e442', 'v');"
+    "methods.METHODS['dare'] = methods.Look('DARE', '#f0e442', 'v');"
     'from experiments.scale_study.analysis import figures, verdicts;'
     'from tests.experiments import made_up_grid;'
     "study = made_up_grid.study(methods=['average', 'dare']);"

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from experiments.scale_study.analysis import html, sections, written
-from experiments.scale_study.analysis.__main__ import analyse, main
+from experiments.scale_study.analysis.__main__ import main
 from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.analysis.figures import number
 from experiments.scale_study.analysis.law import Fit
+from experiments.scale_study.analysis.report import analyse
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
 

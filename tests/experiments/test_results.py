@@ -13,7 +13,7 @@ import pytest
 
 from experiments.scale_study import configs, study_config
 from experiments.scale_study.analysis import cells, effects, measures, verdicts
-from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.aggregate import Results
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'experiments' / 'results'
@@ -26,7 +26,9 @@ def judged(preset):
 
 @pytest.mark.parametrize('preset', ['cpu', 'full', 'smollm2'])
 def test_verdicts_follow_from_the_cells(preset):
-  again = verdicts.by_finding(verdicts.judge_all(Study.load(RESULTS / preset)))
+  again = verdicts.by_finding(
+    verdicts.judge_all(Results.load(RESULTS / preset))
+  )
   stored = judged(preset)
   assert again.keys() == stored.keys()
   for finding, verdict in stored.items():
@@ -79,7 +81,7 @@ def test_the_readme_says_how_far_task_arithmetic_is_behind():
 
 
 def test_the_readme_says_where_held_in_does_not_rise():
-  grid = Study.load(RESULTS / 'full').grid('validated', gated=True)
+  grid = Results.load(RESULTS / 'full').grid('validated', gated=True)
   values = grid.alike(effects.SIZE).values(measures.held_in)
   # [seeds, subsets, sizes, bases, methods, n]
   means = np.nanmean(values, axis=(0, 1, 4, 5))

@@ -9,7 +9,7 @@ from experiments.scale_study import grid, scheduler
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.folder import Folder
 from experiments.scale_study.study import Study
-from tests.experiments import small_study
+from tests.experiments import made_up_grid, small_study
 
 ARM = small_study.ARM
 
@@ -63,8 +63,8 @@ def test_a_cell_is_compared_with_collected_ones(
     another, losses={task: 9.0 for task in another.losses}
   )
   study.folder.collected.write_text('')
-  cells.append(study.folder.collected, published)
-  cells.append(study.folder.collected, changed)
+  made_up_grid.append(study.folder.collected, published)
+  made_up_grid.append(study.folder.collected, changed)
   said = study.reproduce(name_in(cell.command))
   assert said.endswith('The same as stored.')
   with pytest.raises(ValueError, match='is not what is stored'):

@@ -38,7 +38,8 @@ from experiments.scale_study.analysis.measures import (
 # The axes of an array of values; without the first two, of an array of means.
 SEED, SUBSET, SIZE, BASE, METHOD, N = range(6)
 
-Arm = tuple[str, str]  # A size and a base.
+# By size and base.
+Countable = Mapping[tuple[str, str], Categories]
 
 # What the paper merges at least. A single expert is there for the law alone.
 FEWEST_MERGED = 2
@@ -67,7 +68,7 @@ def without_gain(cell: Cell) -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Results:
   """Everything that was run.
 
   Attributes:
@@ -79,7 +80,7 @@ class Study:
   gates: tuple[Gate, ...]
 
   @classmethod
-  def load(cls, folder: Path) -> 'Study':
+  def load(cls, folder: Path) -> 'Results':
     """Reads `cells.jsonl` and `gates.json` of a folder."""
     return cls(
       cells_module.load(folder / 'cells.jsonl'),
@@ -108,7 +109,7 @@ class Study:
     )
 
   @functools.cached_property
-  def with_ratio(self) -> dict[Arm, Categories]:
+  def with_ratio(self) -> Countable:
     """The categories that have a ratio, by size and base, gates or not."""
     without = {
       (cell.size, cell.base, category(task))
@@ -127,7 +128,7 @@ class Study:
     }
 
   @functools.cached_property
-  def countable(self) -> dict[Arm, Categories]:
+  def countable(self) -> Countable:
     """The categories that may be counted, by size and base."""
     excluded = {exclusion[:3] for exclusion in self.exclusions}
     return {
@@ -183,8 +184,8 @@ class Study:
     return Grid.of(chosen.values(), self, countable)
 
   @functools.cached_property
-  def _categories(self) -> dict[Arm, list[str]]:
-    arms: dict[Arm, dict[str, None]] = {}
+  def _categories(self) -> dict[tuple[str, str], list[str]]:
+    arms: dict[tuple[str, str], dict[str, None]] = {}
     for size in self.sizes:
       for base in BASES:
         for cell in self.cells:
@@ -193,7 +194,7 @@ class Study:
             arms.setdefault((size, base), {}).update(dict.fromkeys(names))
     return {arm: list(names) for arm, names in arms.items()}
 
-  def _failures(self, arm: Arm, name: str) -> Iterable[str]:
+  def _failures(self, arm: tuple[str, str], name: str) -> Iterable[str]:
     cells = [
       cell
       for cell in self.cells
@@ -214,8 +215,9 @@ class Study:
       yield 'no gate was recorded'
     for gate in gates:
       if not gate.passed:
-        seed = '' if gate.seed is None else f', seed {gate.seed}'
-        yield f'failed: {gate.gate} (score {gate.score:.2f}{seed})'
+        yield (
+          f'failed: {gate.gate} (score {gate.score:.2f}, seed {gate.seed})'
+        )
     for cell in cells:
       if name in (reasons := without_gain(cell)):
         yield reasons[name]
@@ -226,7 +228,7 @@ class Grid:
   """The merges of one setting along axes.
 
   Attributes:
-    study: what they are part of.
+    results: what they are part of.
     seeds: along the first axis.
     sizes: names, from small to large.
     bases: along the fourth axis.
@@ -237,21 +239,21 @@ class Grid:
     countable: the categories that count, by size and base.
   """
 
-  study: Study
+  results: Results
   seeds: tuple[int, ...]
   sizes: tuple[str, ...]
   bases: tuple[str, ...]
   methods: tuple[str, ...]
   ns: tuple[int, ...]
   cells: Mapping[tuple[int, ...], Cell]
-  countable: Mapping[Arm, Categories]
+  countable: Countable
 
   @classmethod
   def of(
     cls,
     cells: Iterable[Cell],
-    study: Study,
-    countable: Mapping[Arm, Categories],
+    results: Results,
+    countable: Countable,
   ) -> 'Grid':
     """Orders merges that are all of one setting."""
     cells = list(cells)
@@ -261,7 +263,7 @@ class Grid:
       numbers.setdefault(tuple(sorted(cell.subset)), len(numbers))
     axes = {
       'seeds': tuple(sorted({cell.seed for cell in cells})),
-      'sizes': tuple(s for s in study.sizes if s in {c.size for c in cells}),
+      'sizes': tuple(s for s in results.sizes if s in {c.size for c in cells}),
       'bases': tuple(b for b in BASES if b in {c.base for c in cells}),
       'methods': tuple(m for m in METHODS if m in {c.method for c in cells}),
       'ns': tuple(sorted({cell.n for cell in cells})),
@@ -277,7 +279,7 @@ class Grid:
       ): cell
       for cell in cells
     }
-    return cls(study, **axes, cells=placed, countable=countable)
+    return cls(results, **axes, cells=placed, countable=countable)
 
   def alike(self, *axes: int) -> 'Grid':
     """The same merges, of which only what can be compared counts.
@@ -309,7 +311,7 @@ class Grid:
   @property
   def doublings(self) -> np.ndarray:
     """log2 of the parameters, [sizes]."""
-    return np.log2([self.study.sizes[size] for size in self.sizes])
+    return np.log2([self.results.sizes[size] for size in self.sizes])
 
   def values(self, measure: Measure) -> np.ndarray:
     """Measures every merge.

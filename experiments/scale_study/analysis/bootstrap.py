@@ -74,9 +74,9 @@ def estimate(
     units = int(run[run >= MINIMUM_SEEDS].min(initial=seeds))
   else:
     units, draws = _draws_of_subsets(values, generator)
-  drawn = ~np.isnan(draws).all(axis=0)
+  undrawn: np.ndarray = np.all(np.isnan(draws), axis=0)
   bounds = _quantiles(np.asarray(statistic(draws), float))
-  low, high = np.where(_hangs_on(statistic, means, ~drawn), np.nan, bounds)
+  low, high = np.where(_hangs_on(statistic, means, undrawn), np.nan, bounds)
   widening = widening_of(units)
   return Estimate(
     value,

@@ -8,20 +8,18 @@ data sets; scores are mappings from tasks.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
-import os
 from pathlib import Path
-import typing
 from typing import Any, Literal
 
-from experiments.scale_study.analysis import methods
+from experiments.scale_study.analysis import bases, methods
+from experiments.scale_study.analysis.bases import Base
 from experiments.scale_study.analysis.records import from_json, type_problems
 
-Base = Literal['pretrained', 'instruction-tuned']
 Setting = Literal['validated', 'fixed', 'sweep']
 Split = Literal['test', 'validation']
 Scores = Mapping[str, float]
 
-BASES: tuple[Base, ...] = typing.get_args(Base)
+BASES = tuple(bases.BASES)
 METHODS = tuple(methods.METHODS)
 
 # The category of a gate that concerns all categories of its split.
@@ -110,7 +108,7 @@ class Gate:
     chance: what guessing reaches, or None where that means nothing.
     passed: whether it was enough; `pass` in the file.
     gate: the condition in words.
-    seed: of the run that was checked; None if it was checked over all seeds.
+    seed: of the run that was checked.
   """
 
   size: str
@@ -121,30 +119,12 @@ class Gate:
   chance: float | None
   passed: bool
   gate: str
-  seed: int | None = None
+  seed: int
 
 
 def category(task: str) -> str:
   """Returns the category of a task."""
   return task.partition('/')[0]
-
-
-def append(path: Path, cell: Cell) -> None:
-  """Validates a cell and adds it to a file, which need not exist yet.
-
-  Args:
-    path: of a `cells.jsonl`.
-    cell: what to add.
-
-  Raises:
-    ValueError: the cell is not valid.
-  """
-  validate(cell)
-  line = json.dumps(dataclasses.asdict(cell)) + '\n'
-  with open(path, 'a') as file:
-    file.write(line)
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def load(path: Path) -> tuple[Cell, ...]:

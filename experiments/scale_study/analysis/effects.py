@@ -63,7 +63,7 @@ def base_quality(grid: Grid, measure: Measure) -> Effect | str:
   """
   if len(grid.bases) < 2:
     return f'needs both bases; only {", ".join(grid.bases)} was run'
-  better = [grid.study.is_better_base(size) for size in grid.sizes]
+  better = [grid.results.is_better_base(size) for size in grid.sizes]
   if not any(better):
     return 'the instruction-tuned base is nowhere the better one, held-in'
   values = grid.alike(BASE).values(measure)

@@ -11,10 +11,11 @@ import html
 import json
 
 from experiments.scale_study.analysis import names
-from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.aggregate import Results
 from experiments.scale_study.analysis.figures.picture import Picture
 from experiments.scale_study.analysis.law import Fit
 from experiments.scale_study.analysis.markup import paragraphs
+from experiments.scale_study.analysis.methods import METHODS
 from experiments.scale_study.analysis.sections import (
   findings,
   gates,
@@ -39,7 +40,7 @@ _SECTIONS = {
 
 
 def render(
-  study: Study,
+  results: Results,
   judged: Sequence[Verdict],
   fits: Sequence[Fit],
   pictures: Sequence[tuple[Picture, bytes]],
@@ -48,7 +49,7 @@ def render(
   """Writes the report.
 
   Args:
-    study: what was run.
+    results: what was run.
     judged: the verdicts.
     fits: of the merging law.
     pictures: each with its PNG.
@@ -61,10 +62,10 @@ def render(
     findings(judged),
     ''.join(_figure(*item) for item in pictures),
     law(fits),
-    gates(study),
+    gates(results),
     written_answers(answers),
-    numbers(study),
-    _tracing(study),
+    numbers(results),
+    _tracing(results),
   )
   sections = ''.join(
     f'<section id="{name}"><h2>{title}</h2>{body}</section>'
@@ -75,17 +76,17 @@ def render(
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     '<link rel="icon" href="data:,">'
     f'<title>{_TITLE}</title><style>{CSS}</style></head><body><main>'
-    f'<h1>{_TITLE}</h1>{_overview(study)}<nav>{links}</nav>{sections}'
+    f'<h1>{_TITLE}</h1>{_overview(results)}<nav>{links}</nav>{sections}'
     '</main></body></html>\n'
   )
 
 
-def _overview(study: Study) -> str:
+def _overview(results: Results) -> str:
   sizes = names.join(
     f'{size} ({names.amount(count)} parameters)'
-    for size, count in study.sizes.items()
+    for size, count in results.sizes.items()
   )
-  merges = [cell for cell in study.cells if cell.setting != 'sweep']
+  merges = [cell for cell in results.cells if cell.setting != 'sweep']
   # The same merge may be what was chosen, what is fixed, and scored twice.
   distinct = {
     (
@@ -96,15 +97,15 @@ def _overview(study: Study) -> str:
   }
   bases = names.join(dict.fromkeys(cell.base for cell in merges))
   methods = names.join(
-    title
-    for method, title in names.METHODS.items()
+    names.title(method)
+    for method in METHODS
     if method in {cell.method for cell in merges}
   )
   ns = names.join(map(str, sorted({cell.n for cell in merges})))
   return paragraphs(
     f'{names.counted(len(distinct), "merge")} of N = {ns} experts were scored: '
     f'by {methods}; from {bases} bases; of size {sizes}; '
-    f'{names.counted(len(study.seeds), "seed")}. They repeat the grid of '
+    f'{names.counted(len(results.seeds), "seed")}. They repeat the grid of '
     'Yadav et al., “What Matters for Model Merging at Scale?” (arXiv '
     '2410.03617), with small models.',
     'Held-in scores are divided by those of each task’s expert, held-out '
@@ -124,8 +125,8 @@ def _figure(picture: Picture, png: bytes) -> str:
   )
 
 
-def _tracing(study: Study) -> str:
-  merges = [*study.grid().cells.values()] or study.cells
+def _tracing(results: Results) -> str:
+  merges = [*results.grid().cells.values()] or results.cells
   cell = merges[0]
   group = [
     c

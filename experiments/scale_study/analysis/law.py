@@ -24,7 +24,7 @@ import itertools
 import numpy as np
 from scipy import optimize
 
-from experiments.scale_study.analysis.aggregate import Grid, Study
+from experiments.scale_study.analysis.aggregate import Grid, Results
 from experiments.scale_study.analysis.measures import loss, loss_of_all
 
 FITTED_UP_TO = 4
@@ -107,13 +107,13 @@ class Fit:
     return floor + self.parameters.get(f'T({size})', np.nan) / k
 
 
-def fit_all(study: Study) -> list[Fit]:
+def fit_all(results: Results) -> list[Fit]:
   """Fits the law for every base and method, on validated merges.
 
   Losses are over all held-in tasks, also those of a category whose gate failed:
   a loss divides by no expert.
   """
-  return list(_fits(study.grid(smallest_n=1)))
+  return list(_fits(results.grid(smallest_n=1)))
 
 
 def fit(
@@ -230,7 +230,9 @@ def _fits(grid: Grid) -> Iterator[Fit]:
   losses, tasks = grid.means(loss_of_all), 'all held-in'
   if np.isnan(losses).all():
     losses, tasks = grid.means(loss), 'merged'
-  parameters = np.array([grid.study.sizes[size] for size in grid.sizes], float)
+  parameters = np.array(
+    [grid.results.sizes[size] for size in grid.sizes], float
+  )
   for (i, base), (j, method) in itertools.product(
     enumerate(grid.bases), enumerate(grid.methods)
   ):

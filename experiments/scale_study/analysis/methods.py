@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Method(NamedTuple):
-  """How a method is shown.
+class Look(NamedTuple):
+  """How a method or a base is shown.
 
   Attributes:
     title: for people.
@@ -22,9 +22,9 @@ class Method(NamedTuple):
   marker: str
 
 
-METHODS: Mapping[str, Method] = {
-  'average': Method('Averaging', '#000000', 'o'),
-  'task_arithmetic': Method('Task arithmetic', '#0072b2', 's'),
-  'dare_ties': Method('Dare-TIES', '#cc79a7', 'D'),
-  'ties': Method('TIES', '#d55e00', '^'),
+METHODS: Mapping[str, Look] = {
+  'average': Look('Averaging', '#000000', 'o'),
+  'task_arithmetic': Look('Task arithmetic', '#0072b2', 's'),
+  'dare_ties': Look('Dare-TIES', '#cc79a7', 'D'),
+  'ties': Look('TIES', '#d55e00', '^'),
 }

@@ -4,13 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from experiments.scale_study.analysis import methods
+from experiments.scale_study.analysis.bases import BASES
+from experiments.scale_study.analysis.methods import METHODS
 
-METHODS = {name: method.title for name, method in methods.METHODS.items()}
-BASES = {
-  'pretrained': 'Pretrained',
-  'instruction-tuned': 'Instruction-tuned',
-}
 # Written for NaN.
 MISSING = '–'
 
@@ -20,7 +16,8 @@ HELD_OUT = 'held-out: merge ÷ base'
 
 def title(name: str) -> str:
   """Writes the name of a method or base; any other as it is."""
-  return METHODS.get(name) or BASES.get(name) or name
+  look = {**METHODS, **BASES}.get(name)
+  return look.title if look else name
 
 
 def amount(parameters: float) -> str:

@@ -8,7 +8,7 @@ not give intervals.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from experiments.scale_study.analysis.cells import Base
+from experiments.scale_study.analysis.bases import Base
 
 CITATION = 'Yadav et al., arXiv 2410.03617, task arithmetic'
 

@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 
 from experiments.scale_study.analysis import names
-from experiments.scale_study.analysis.aggregate import Grid, Study
+from experiments.scale_study.analysis.aggregate import Grid, Results
 from experiments.scale_study.analysis.bootstrap import mean
 from experiments.scale_study.analysis.cells import category, Cell, Scores
 
@@ -42,9 +42,9 @@ class Table:
     return mean(self.values[:, : len(self.held_in)], axis=1)
 
 
-def tables(study: Study) -> list[Table]:
+def tables(results: Results) -> list[Table]:
   """Makes the tables of all arms, of merges with validated hyperparameters."""
-  grid = study.grid()
+  grid = results.grid()
   made = []
   for size in grid.sizes:
     for base in grid.bases:
@@ -64,7 +64,7 @@ def text(made: Iterable[Table]) -> str:
 
 
 def _table(grid: Grid, cells: Sequence[Cell]) -> Table:
-  chance = grid.study.chance()
+  chance = grid.results.chance()
   held_in, held_out = (
     tuple(dict.fromkeys(category(task) for cell in cells for task in of(cell)))
     for of in (lambda cell: cell.held_in, lambda cell: cell.held_out)

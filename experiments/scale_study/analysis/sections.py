@@ -14,7 +14,7 @@ from experiments.scale_study.analysis import (
   tables,
   verdicts,
 )
-from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.aggregate import Results
 from experiments.scale_study.analysis.bootstrap import (
   MINIMUM_SEEDS,
   widening_of,
@@ -203,18 +203,18 @@ def law(fits: Sequence[Fit]) -> str:
   ) + table(header, rows)
 
 
-def gates(study: Study) -> str:
+def gates(results: Results) -> str:
   """Shows what may not be counted, and every gate."""
   excluded = [
     (e.size, names.title(e.base), e.category, e.reason)
-    for e in study.exclusions
+    for e in results.exclusions
   ]
-  rows = tables.gate_rows(study)
-  passed = sum(gate.passed for gate in study.gates)
+  rows = tables.gate_rows(results)
+  passed = sum(gate.passed for gate in results.gates)
   text = (
     'Without any merge, every category has to show that there is something '
     'to measure; how it does is known before anything is merged, from test '
-    f'scores. {passed} of {len(study.gates)} gates passed. '
+    f'scores. {passed} of {len(results.gates)} gates passed. '
   )
   if excluded:
     text += (
@@ -255,7 +255,7 @@ def written_answers(answers: Sequence[Written]) -> str:
   ) + table(['size', 'base', 'model', 'exact match', 'ROUGE-L'], rows)
 
 
-def numbers(study: Study) -> str:
+def numbers(results: Results) -> str:
   """Shows the full table."""
   header = [
     'setting',
@@ -291,7 +291,7 @@ def numbers(study: Study) -> str:
       row['seeds'],
       row['merges'],
     )
-    for row in tables.merge_rows(study)
+    for row in tables.merge_rows(results)
   ]
   return (
     paragraphs(

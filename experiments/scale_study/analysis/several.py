@@ -60,4 +60,5 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _p(values: Sequence[float], alternative: str) -> float:
-  return float(stats.ttest_1samp(values, 0, alternative=alternative).pvalue)
+  tested = stats.ttest_1samp(values, 0, alternative=alternative)
+  return float(np.asarray(tested)[1])

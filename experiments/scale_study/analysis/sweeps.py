@@ -8,17 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.scale_study.analysis.aggregate import (
-  Arm,
   BASE,
+  Countable,
   FEWEST_MERGED,
   Grid,
-  Study,
+  Results,
   SUBSET,
   without_gain,
 )
 from experiments.scale_study.analysis.bootstrap import mean
 from experiments.scale_study.analysis.cells import Cell
-from experiments.scale_study.analysis.measures import Categories, held_in
+from experiments.scale_study.analysis.measures import held_in
 
 
 class SweepPoint(NamedTuple):
@@ -48,7 +48,7 @@ class SweepPoint(NamedTuple):
   by_seed: Mapping[int, float]
 
 
-def sweep_points(study: Study) -> list[SweepPoint]:
+def sweep_points(results: Results) -> list[SweepPoint]:
   """Finds every curve: points that differ in one hyperparameter alone.
 
   All points of a curve, from both bases, count the same categories: those that
@@ -56,7 +56,7 @@ def sweep_points(study: Study) -> list[SweepPoint]:
   """
   swept = [
     cell
-    for cell in study.cells
+    for cell in results.cells
     if cell.setting == 'sweep' and cell.n >= FEWEST_MERGED
   ]
   groups: dict[tuple, dict[float, list[Cell]]] = {}
@@ -74,20 +74,20 @@ def sweep_points(study: Study) -> list[SweepPoint]:
     point
     for (_, parameter, others, split), cells in groups.items()
     if len(cells) > 1
-    if (countable := _countable(study, itertools.chain(*cells.values())))
+    if (countable := _countable(results, itertools.chain(*cells.values())))
     for x in sorted(cells)
     for point in _points(
-      Grid.of(cells[x], study, countable), (parameter, others, split, x)
+      Grid.of(cells[x], results, countable), (parameter, others, split, x)
     )
   ]
 
 
-def _countable(study: Study, cells: Iterable[Cell]) -> Mapping[Arm, Categories]:
-  countable = dict(study.countable)
+def _countable(results: Results, cells: Iterable[Cell]) -> Countable:
+  countable = dict(results.countable)
   for cell in cells:
     arm = cell.size, cell.base
     countable[arm] = countable[arm].difference(without_gain(cell))
-  return Grid.of((), study, countable).alike(BASE).countable
+  return Grid.of((), results, countable).alike(BASE).countable
 
 
 def _points(

@@ -22,8 +22,8 @@ import numpy as np
 
 from experiments.scale_study.analysis import measures, names, several
 from experiments.scale_study.analysis.aggregate import (
+  Results,
   SEED,
-  Study,
   SUBSET,
   without_gain,
 )
@@ -48,18 +48,21 @@ MEASURES: Mapping[str, Measure] = {
 
 
 def write_all(
-  study: Study, verdicts: Sequence[Verdict], fits: Sequence[Fit], folder: Path
+  results: Results,
+  verdicts: Sequence[Verdict],
+  fits: Sequence[Fit],
+  folder: Path,
 ) -> None:
   """Writes every table into a folder."""
   tables = {
-    'merges': merge_rows(study),
-    'cells': _cell_rows(study),
+    'merges': merge_rows(results),
+    'cells': _cell_rows(results),
     'verdicts': _verdict_rows(verdicts),
     'several': _several_rows(verdicts),
     'parts': _part_rows(verdicts),
-    'gates': gate_rows(study),
-    'untestable': [exclusion._asdict() for exclusion in study.exclusions],
-    'sweeps': _sweep_rows(study),
+    'gates': gate_rows(results),
+    'untestable': [exclusion._asdict() for exclusion in results.exclusions],
+    'sweeps': _sweep_rows(results),
     'law': _law_rows(fits),
   }
   folder.mkdir(parents=True, exist_ok=True)
@@ -72,10 +75,10 @@ def write_all(
   (folder / 'verdicts.md').write_text(verdict_markdown(verdicts))
 
 
-def merge_rows(study: Study) -> Iterator[Row]:
+def merge_rows(results: Results) -> Iterator[Row]:
   """Tabulates every size, base, method, N and setting, with intervals."""
   for setting in ('validated', 'fixed'):
-    grid = study.grid(setting)
+    grid = results.grid(setting)
     if setting not in {cell.setting for cell in grid.cells.values()}:
       continue
     estimates = {
@@ -91,7 +94,7 @@ def merge_rows(study: Study) -> Iterator[Row]:
       row = {
         'setting': setting,
         'size': grid.sizes[i],
-        'parameters': study.sizes[grid.sizes[i]],
+        'parameters': results.sizes[grid.sizes[i]],
         'base': grid.bases[b],
         'method': grid.methods[m],
         'n': grid.ns[k],
@@ -105,7 +108,7 @@ def merge_rows(study: Study) -> Iterator[Row]:
       yield row
 
 
-def gate_rows(study: Study) -> list[Row]:
+def gate_rows(results: Results) -> list[Row]:
   """Tabulates the gates."""
   return [
     {
@@ -114,12 +117,12 @@ def gate_rows(study: Study) -> list[Row]:
       'category': gate.category,
       'split': gate.split,
       'gate': gate.gate,
-      'seed': '' if gate.seed is None else gate.seed,
+      'seed': gate.seed,
       'score': _written(gate.score),
       'chance': '' if gate.chance is None else _written(gate.chance),
       'pass': gate.passed,
     }
-    for gate in study.gates
+    for gate in results.gates
   ]
 
 
@@ -148,9 +151,9 @@ def verdict_markdown(verdicts: Sequence[Verdict]) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def _cell_rows(study: Study) -> Iterator[Row]:
-  for cell in study.cells:
-    countable = study.countable[cell.size, cell.base]
+def _cell_rows(results: Results) -> Iterator[Row]:
+  for cell in results.cells:
+    countable = results.countable[cell.size, cell.base]
     if cell.split == 'validation':
       countable -= without_gain(cell).keys()
     row = {
@@ -223,8 +226,8 @@ def _part_rows(verdicts: Sequence[Verdict]) -> Iterator[Row]:
       }
 
 
-def _sweep_rows(study: Study) -> Iterator[Row]:
-  for point in sweep_points(study):
+def _sweep_rows(results: Results) -> Iterator[Row]:
+  for point in sweep_points(results):
     by_seed = ' '.join(map(_written, point.by_seed.values()))
     yield {**point._asdict(), 'by_seed': by_seed}
 

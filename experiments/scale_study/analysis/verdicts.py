@@ -32,8 +32,8 @@ import numpy as np
 from experiments.scale_study.analysis import effects
 from experiments.scale_study.analysis.aggregate import (
   Grid,
+  Results,
   SEED,
-  Study,
   SUBSET,
 )
 from experiments.scale_study.analysis.bootstrap import (
@@ -124,9 +124,9 @@ class Verdict:
     return (self.setting, self.measure) == ('validated', 'ratio')
 
 
-def judge_all(study: Study) -> list[Verdict]:
+def judge_all(results: Results) -> list[Verdict]:
   """Judges every finding in every way that was run, the verdict first."""
-  ran_fixed = any(cell.setting == 'fixed' for cell in study.cells)
+  ran_fixed = any(cell.setting == 'fixed' for cell in results.cells)
   settings = ('validated', 'fixed') if ran_fixed else ('validated',)
   measures: dict[str, Measure] = {
     'ratio': held_in,
@@ -138,7 +138,7 @@ def judge_all(study: Study) -> list[Verdict]:
     verdict
     for setting, name in itertools.product(settings, measures)
     for verdict in _judge_grid(
-      study.grid(setting, gated=name != EVERY_RATIO),
+      results.grid(setting, gated=name != EVERY_RATIO),
       setting,
       name,
       measures[name],

@@ -10,7 +10,7 @@ from pathlib import Path
 import statistics
 from typing import NamedTuple
 
-from experiments.scale_study.analysis.cells import METHODS
+from experiments.scale_study.analysis.methods import METHODS
 
 _MODELS = ('base', 'expert', 'multitask', *METHODS)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.aggregate import Results
 from experiments.scale_study.analysis.figures import (
   base_quality,
   drift,
@@ -21,18 +21,18 @@ from experiments.scale_study.analysis.verdicts import Verdict
 
 
 def draw_all(
-  study: Study, verdicts: Sequence[Verdict], fits: Sequence[Fit]
+  results: Results, verdicts: Sequence[Verdict], fits: Sequence[Fit]
 ) -> Iterator[Picture]:
   """Draws scores, findings, the paper's figures, then sweeps, drift, law.
 
   What compares bases or sizes is left out where there is one, and so is what
   shows held-out tasks where there are none.
   """
-  tables = scores_of(study)
+  tables = scores_of(results)
   if tables:
     yield scores.draw(tables)
   yield findings.draw(verdicts)
-  grid = study.grid()
+  grid = results.grid()
   if grid.cells:
     if len(grid.bases) > 1:
       yield base_quality.draw(grid)
@@ -42,9 +42,9 @@ def draw_all(
       yield number.draw_held_out(grid)
     yield number.draw_by_size(grid)
     yield methods.draw(grid)
-  yield from sweep.draw_all(study)
+  yield from sweep.draw_all(results)
   if grid.cells:
     yield drift.draw(grid)
-  law = merging_law.draw(study, fits)
+  law = merging_law.draw(results, fits)
   if law is not None:
     yield law

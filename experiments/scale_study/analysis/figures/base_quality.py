@@ -27,7 +27,7 @@ def draw(grid: Grid) -> Picture:
   figure, (panels,) = style.panels(1, 2, height=3.6)
   ours = [
     (
-      f'{names.METHODS[method]}, {size}',
+      f'{names.title(method)}, {size}',
       {base: at(held_in, i, b, j) for b, base in enumerate(grid.bases)},
     )
     for i, size in enumerate(grid.sizes)
@@ -59,7 +59,7 @@ def draw(grid: Grid) -> Picture:
     'A row is a method and size, in the paper’s panel a size; a mark is a '
     'base. Both marks of a row count the same categories, rows of another size '
     'perhaps others; the vertical line at 1 is as good as the experts. '
-    f'{left_out(grid, ["held_in"])}{bars(grid.study)} '
+    f'{left_out(grid, ["held_in"])}{bars(grid.results)} '
     f'{paper.CITATION}.',
     figure,
   )

@@ -43,7 +43,7 @@ def draw(grid: Grid) -> Picture:
             fontsize=style.SMALL,
             color=look['color'],
           )
-    style.title(panel, f'{names.BASES[base]} base, {size}')
+    style.title(panel, f'{names.title(base)} base, {size}')
     panel.set_xlabel('drift: ‖merge − base‖ ÷ ‖base‖', fontsize=style.NORMAL)
     panel.set_ylabel(names.HELD_IN, fontsize=style.NORMAL)
   style.legend(figure, style.method_handles(grid.methods))
@@ -61,7 +61,7 @@ def draw(grid: Grid) -> Picture:
 def _reading(grid: Grid, drift: np.ndarray, held_in: np.ndarray) -> str:
   by_method = mean(drift, axis=(0, 1, 3))
   nearest, furthest = (
-    f'{names.METHODS[grid.methods[int(j)]]} '
+    f'{names.title(grid.methods[int(j)])} '
     f'({names.number(by_method[int(j)], digits=3)})'
     for j in (np.nanargmin(by_method), np.nanargmax(by_method))
   )

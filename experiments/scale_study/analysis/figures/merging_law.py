@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.scale_study.analysis import names
-from experiments.scale_study.analysis.aggregate import Study
+from experiments.scale_study.analysis.aggregate import Results
+from experiments.scale_study.analysis.bases import BASES
 from experiments.scale_study.analysis.figures import style
 from experiments.scale_study.analysis.figures.picture import Picture
 from experiments.scale_study.analysis.law import (
@@ -13,9 +14,10 @@ from experiments.scale_study.analysis.law import (
   FITTED_UP_TO,
   which_losses,
 )
+from experiments.scale_study.analysis.methods import METHODS
 
 
-def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
+def draw(results: Results, fits: Sequence[Fit]) -> Picture | None:
   """Draws a row of panels a method, a column a base.
 
   Nothing is drawn of a law that was fitted to as many points as it has
@@ -24,21 +26,21 @@ def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
   fits = [fit for fit in fits if not np.isnan([fit.r_squared, fit.error]).all()]
   if not fits:
     return None
-  methods = [m for m in names.METHODS if m in {fit.method for fit in fits}]
-  bases = [b for b in names.BASES if b in {fit.base for fit in fits}]
-  looks = style.steps(list(study.sizes))
+  methods = [m for m in METHODS if m in {fit.method for fit in fits}]
+  bases = [b for b in BASES if b in {fit.base for fit in fits}]
+  looks = style.steps(list(results.sizes))
   figure, axes = style.panels(len(methods), len(bases), sharey=True, height=2.4)
   for row, method in enumerate(methods):
     for column, base in enumerate(bases):
-      title = f'{names.METHODS[method]}, {names.BASES[base].lower()}'
+      title = f'{names.title(method)}, {names.title(base).lower()}'
       for fit in fits:
         if (fit.method, fit.base) == (method, base):
-          _draw_fit(axes[row, column], study, fit, looks)
+          _draw_fit(axes[row, column], results, fit, looks)
           title += _goodness(fit)
       style.title(axes[row, column], title)
   handles = [
     style.handle(f'{size} ({names.amount(count)})', **looks[size])
-    for size, count in study.sizes.items()
+    for size, count in results.sizes.items()
   ]
   look = {'color': 'black', 'marker': 'o', 'linestyle': 'none'}
   handles += [
@@ -57,15 +59,15 @@ def draw(study: Study, fits: Sequence[Fit]) -> Picture | None:
   )
 
 
-def _draw_fit(panel, study: Study, fit: Fit, looks) -> None:
-  smallest = min(study.sizes.values())
+def _draw_fit(panel, results: Results, fit: Fit, looks) -> None:
+  smallest = min(results.sizes.values())
   last = max(point.k for point in fit.points)
   dense = np.linspace(min(point.k for point in fit.points), last, 100)
   for size, look in looks.items():
     points = [point for point in fit.points if point.size == size]
     if not points:
       continue
-    scale = study.sizes[size] / smallest
+    scale = results.sizes[size] / smallest
     color = look['color']
     panel.plot(dense, fit.curve(size, scale, dense), color=color, linewidth=1.3)
     for used in (True, False):

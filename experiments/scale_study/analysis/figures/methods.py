@@ -32,7 +32,7 @@ def draw(grid: Grid) -> Picture:
       series = {m: part(merged, b, j) for j, m in enumerate(grid.methods)}
       marks.lines(panel, grid.ns, series, style.METHOD_LOOKS)
       style.count_ticks(panel, grid.ns)
-      style.title(panel, f'{names.BASES[base]} base, {size}: {title}')
+      style.title(panel, f'{names.title(base)} base, {size}: {title}')
     panel = axes[-1, column]
     panel.plot([8, 8], ends, color='black', marker='_', markersize=16)
     panel.annotate(
@@ -54,7 +54,7 @@ def draw(grid: Grid) -> Picture:
     'methods_compared',
     f'Methods compared at the largest size, {size}',
     _reading(grid),
-    f'{left_out(grid, sizes=[size])}{bars(grid.study)} The paper: from the '
+    f'{left_out(grid, sizes=[size])}{bars(grid.results)} The paper: from the '
     'instruction-tuned base, N = 8.',
     figure,
   )
@@ -68,7 +68,7 @@ def _reading(grid: Grid) -> str:
     if np.isnan(spread):
       continue
     best, worst = (
-      f'{names.METHODS[grid.methods[int(j)]]} ({names.number(kept[int(j)])})'
+      f'{names.title(grid.methods[int(j)])} ({names.number(kept[int(j)])})'
       for j in (np.nanargmax(kept), np.nanargmin(kept))
     )
     sentences.append(

@@ -47,7 +47,7 @@ def draw_held_out(grid: Grid) -> Picture:
     'held_out_by_number',
     'Held-out by number of experts',
     _held_out_reading(grid, held_out, multitask),
-    f'Mean over sizes. {left_out(grid, ["held_out"])}{bars(grid.study)} '
+    f'Mean over sizes. {left_out(grid, ["held_out"])}{bars(grid.results)} '
     f'{paper.CITATION}: a line a size.',
     figure,
   )
@@ -71,9 +71,9 @@ def draw_by_size(grid: Grid) -> Picture:
       _levels(panel, grid, i, multitask, 'dashed')
       if name == 'held_in':
         _levels(panel, grid, i, measures.held_in_base, 'dotted')
-      _levels(panel, grid, i, grid.study.guessing()[column], 'dashdot')
+      _levels(panel, grid, i, grid.results.guessing()[column], 'dashdot')
       style.count_ticks(panel, grid.ns)
-      parameters = names.amount(grid.study.sizes[size])
+      parameters = names.amount(grid.results.sizes[size])
       style.title(panel, f'{size} ({parameters}): {title}')
     marks.paper_lines(axes[-1, column], name, list(style.BASE_LOOKS))
     style.title(axes[-1, column], f'The paper: {title}')
@@ -102,7 +102,7 @@ def draw_by_size(grid: Grid) -> Picture:
     'Mean over methods. Dotted lines are what the base reaches of the '
     'experts’ scores without any merge, those of dots and dashes what a guess '
     f'does; the mark at their end is of the base. {left_out(grid)}'
-    f'{bars(grid.study)} {paper.CITATION}.',
+    f'{bars(grid.results)} {paper.CITATION}.',
     figure,
   )
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from experiments.scale_study.analysis import names
-from experiments.scale_study.analysis.aggregate import Grid, Study
+from experiments.scale_study.analysis.aggregate import Grid, Results
 from experiments.scale_study.analysis.bootstrap import Estimate, MINIMUM_SEEDS
 from experiments.scale_study.analysis.cells import category
 
@@ -32,9 +32,9 @@ class Picture(NamedTuple):
   figure: Figure
 
 
-def bars(study: Study) -> str:
+def bars(results: Results) -> str:
   """Says what the bars of a study's figures are."""
-  seeds = len(study.seeds)
+  seeds = len(results.seeds)
   if seeds >= MINIMUM_SEEDS:
     return f'Bars are 95 % intervals over {seeds} seeds.'
   word = 'one seed was' if seeds == 1 else f'only {seeds} seeds were'
@@ -69,7 +69,7 @@ def left_out(
     if sizes is None or arm[0] in sizes
   }
   listed = []
-  for name in dict.fromkeys(e.category for e in grid.study.exclusions):
+  for name in dict.fromkeys(e.category for e in grid.results.exclusions):
     arms = [arm for arm, counted in countable.items() if name not in counted]
     if arms and name in drawn:
       everywhere = len(arms) == len(countable)

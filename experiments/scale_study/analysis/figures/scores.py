@@ -8,6 +8,7 @@ import numpy as np
 from experiments.scale_study.analysis import names
 from experiments.scale_study.analysis.figures import style
 from experiments.scale_study.analysis.figures.picture import Picture
+from experiments.scale_study.analysis.methods import METHODS
 from experiments.scale_study.analysis.scores import Table
 
 _COLORS = {
@@ -20,7 +21,6 @@ _TITLES = {
   'base': 'Base',
   'expert': 'Its expert',
   'multitask': 'Multitask model',
-  **names.METHODS,
 }
 # Between held-in and held-out, in units of the place of a category.
 _GAP = 0.6
@@ -37,7 +37,9 @@ def draw(tables: Sequence[Table]) -> Picture:
     figure,
     [
       *(
-        style.handle(_TITLES[name], color=_COLORS[name], linewidth=6)
+        style.handle(
+          _TITLES.get(name, names.title(name)), color=_COLORS[name], linewidth=6
+        )
         for name in bars
       ),
       style.handle('Chance', **_CHANCE),
@@ -82,15 +84,15 @@ def _draw_table(panel: Axes, table: Table) -> None:
   panel.set_ylabel('score', fontsize=style.NORMAL)
   style.title(
     panel,
-    f'{names.BASES[table.base]} base, {table.size}: N = {table.n[-1]} experts',
+    f'{names.title(table.base)} base, {table.size}: N = {table.n[-1]} experts',
   )
 
 
 def _reading(table: Table) -> str:
   means = dict(zip(table.columns, table.held_in_means()[-1], strict=True))
-  merges = {name: means[name] for name in means if name in names.METHODS}
+  merges = {name: means[name] for name in means if name in METHODS}
   least, most = (
-    f'{names.number(merges[name])} ({names.METHODS[name]})'
+    f'{names.number(merges[name])} ({names.title(name)})'
     for name in (
       min(merges, key=merges.__getitem__),
       max(merges, key=merges.__getitem__),

@@ -20,7 +20,7 @@ def draw(grid: Grid) -> Picture:
   grid = grid.alike(SIZE)
   # [sizes, bases, n]
   held_in = grid.estimate(measures.held_in, lambda means: mean(means, axis=-2))
-  sizes = {size: grid.study.sizes[size] for size in grid.sizes}
+  sizes = {size: grid.results.sizes[size] for size in grid.sizes}
   looks = style.steps(sorted({*grid.ns, *paper.NS}))
   figure, axes = style.panels(2, len(grid.bases), sharey=True)
   for b, base in enumerate(grid.bases):
@@ -46,7 +46,7 @@ def draw(grid: Grid) -> Picture:
     'held_in_by_size',
     'Held-in by size of the model',
     _reading(grid, held_in),
-    f'Mean over methods. {left_out(grid, ["held_in"])}{bars(grid.study)} '
+    f'Mean over methods. {left_out(grid, ["held_in"])}{bars(grid.results)} '
     f'{paper.CITATION}.',
     figure,
   )

@@ -14,15 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
-from experiments.scale_study.analysis import methods, names
+from experiments.scale_study.analysis import names
+from experiments.scale_study.analysis.bases import BASES
+from experiments.scale_study.analysis.methods import METHODS
 
 METHOD_LOOKS: Mapping[str, dict[str, Any]] = {
-  name: {'color': method.color, 'marker': method.marker}
-  for name, method in methods.METHODS.items()
+  name: {'color': look.color, 'marker': look.marker}
+  for name, look in METHODS.items()
 }
 BASE_LOOKS: Mapping[str, dict[str, Any]] = {
-  'pretrained': {'color': '#e69f00', 'marker': 'o'},
-  'instruction-tuned': {'color': '#009e73', 'marker': 's'},
+  name: {'color': look.color, 'marker': look.marker}
+  for name, look in BASES.items()
 }
 REFERENCE = '#6b7280'
 
@@ -96,7 +98,7 @@ def beside_paper(
     label: of the ratio.
   """
   for panel, whose in ((ours, 'This study'), (theirs, 'The paper')):
-    title(panel, f'{whose}: {names.BASES[base].lower()} base')
+    title(panel, f'{whose}: {names.title(base).lower()} base')
     reference(panel, 1, equal)
     panel.set_ylabel(label, fontsize=NORMAL)
 
@@ -145,12 +147,12 @@ def handle(label: str, **look: Any) -> Line2D:
 
 def method_handles(shown: Sequence[str]) -> list[Line2D]:
   """Makes the entries of methods."""
-  return [handle(names.METHODS[m], **METHOD_LOOKS[m]) for m in shown]
+  return [handle(names.title(m), **METHOD_LOOKS[m]) for m in shown]
 
 
 def base_handles(bases: Sequence[str]) -> list[Line2D]:
   """Makes the entries of bases."""
-  return [handle(f'{names.BASES[b]} base', **BASE_LOOKS[b]) for b in bases]
+  return [handle(f'{names.title(b)} base', **BASE_LOOKS[b]) for b in bases]
 
 
 def steps(values: Sequence[Any]) -> dict[Any, dict[str, Any]]:

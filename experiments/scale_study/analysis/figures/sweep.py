@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 
 from experiments.scale_study.analysis import names
-from experiments.scale_study.analysis.aggregate import BASE, Study
+from experiments.scale_study.analysis.aggregate import BASE, Results
 from experiments.scale_study.analysis.bootstrap import Estimate
 from experiments.scale_study.analysis.figures import marks, style
 from experiments.scale_study.analysis.figures.picture import (
@@ -20,22 +20,22 @@ _LINES = {'test': 'solid', 'validation': 'dashed'}
 _TITLES = {'scale': 'scale λ', 'density': 'density', 'drop_rate': 'drop rate'}
 
 
-def draw_all(study: Study) -> Iterator[Picture]:
+def draw_all(results: Results) -> Iterator[Picture]:
   """Draws a picture for every hyperparameter and size that was swept."""
-  points = sweep_points(study)
+  points = sweep_points(results)
   for parameter in dict.fromkeys(point.parameter for point in points):
-    for size in study.sizes:
+    for size in results.sizes:
       chosen = [
         point
         for point in points
         if (point.parameter, point.size) == (parameter, size)
       ]
       if chosen:
-        yield draw(study, parameter, size, chosen)
+        yield draw(results, parameter, size, chosen)
 
 
 def draw(
-  study: Study, parameter: str, size: str, points: Sequence[SweepPoint]
+  results: Results, parameter: str, size: str, points: Sequence[SweepPoint]
 ) -> Picture:
   """Draws a row of panels a method, a column a base, a line an N and split."""
   kinds = [*dict.fromkeys((p.method, p.others) for p in points)]
@@ -58,7 +58,7 @@ def draw(
     fixed = others.strip('{}').replace('"', '')
     style.title(
       panel,
-      f'{names.METHODS[method]}, {names.BASES[base].lower()} base'
+      f'{names.title(method)}, {names.title(base).lower()} base'
       + (f'\n{fixed}' if fixed else ''),
     )
     panel.set_xlabel(title, fontsize=style.NORMAL)
@@ -74,7 +74,7 @@ def draw(
     ],
     columns=6,
   )
-  grid = study.grid().alike(BASE)
+  grid = results.grid().alike(BASE)
   return Picture(
     f'sweep_{parameter}_{size}',
     f'Held-in over the {title}, size {size}',
@@ -83,7 +83,7 @@ def draw(
     'elsewhere take what is best on validation examples of all combinations '
     f'in the grids of the preset. {left_out(grid, ["held_in"], [size])}A curve '
     'leaves out besides in what its own few examples show no gain. '
-    f'{bars(study)}',
+    f'{bars(results)}',
     figure,
   )
 
@@ -121,7 +121,7 @@ def _reading(points: Sequence[SweepPoint], title: str) -> str:
   if not best:
     return 'The curves are of test examples alone.'
   chosen = names.join(
-    f'{_range(found)} with {names.METHODS[method]} at N = {n}'
+    f'{_range(found)} with {names.title(method)} at N = {n}'
     for (method, n), found in best.items()
   )
   reading = (

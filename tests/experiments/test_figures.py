@@ -83,7 +83,7 @@ def test_methods_compared(panels):
   assert (1.09, 1.10) in curves(held_out)
   titles = [panel.get_title(loc='left') for panel in panels['methods_compared']]
   assert titles[0] == 'Pretrained base, m: held-in'
-  assert titles[-1] == 'The paper, instruction-tuned, 64B: held-out'
+  assert titles[-1] == 'The paper, 64B: held-out\ninstruction-tuned base'
 
 
 def test_a_caption_names_what_does_not_count_in_its_picture():

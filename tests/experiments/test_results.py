@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import functools
 import importlib
 import json
@@ -80,22 +81,71 @@ def test_the_readme_says_how_far_task_arithmetic_is_behind():
   assert (ahead > 0).all()
 
 
+def read(name):
+  return ' '.join((ROOT / name).read_text(encoding='utf-8').split())
+
+
+def signed(value):
+  return f'{value:+.3f}'.replace('-', '\u2212')
+
+
 def test_the_readme_says_where_held_in_does_not_rise():
+  """Over subsets, then methods and N, then seeds, as finding 2 has it."""
   grid = Results.load(RESULTS / 'full').grid('validated', gated=True)
   values = grid.alike(effects.SIZE).values(measures.held_in)
-  # [seeds, subsets, sizes, bases, methods, n]
-  means = np.nanmean(values, axis=(0, 1, 4, 5))
+  # [seeds, subsets, sizes, bases, methods, n] to [seeds, sizes, bases]
+  by_seed = np.nanmean(values, axis=1).mean(axis=(-2, -1))
   said = {
-    base: ', '.join(f'{mean:.2f}' for mean in means[:, i])
+    base: ', '.join(f'{mean:.2f}' for mean in by_seed.mean(axis=0)[:, i])
     for i, base in enumerate(grid.bases)
   }
-  readme, notes = (
-    ' '.join((ROOT / name).read_text(encoding='utf-8').split())
-    for name in ('README.md', 'BUILD_NOTES.md')
-  )
-  assert f'({said["instruction-tuned"]}, mean over methods and N)' in readme
+  readme, notes = read('README.md'), read('BUILD_NOTES.md')
+  *most, last = said['instruction-tuned'].rsplit(', ', 1)
+  assert f'is {most[0]} and {last} at s, m and l (mean over methods' in readme
   for numbers in said.values():
     assert ' and '.join(numbers.rsplit(', ', 1)) in notes
+  first, second, third = map(signed, by_seed[:, 2, 1] - by_seed[:, 1, 1])
+  assert f'hangs on one seed ({first}, {second} and {third})' in readme
+
+
+def test_the_readme_says_what_averaging_does_to_the_spread():
+  said = []
+  for preset in ('full', 'cpu'):
+    results = Results.load(RESULTS / preset)
+    tuned = [cell for cell in results.cells if cell.method != 'average']
+    grid = dataclasses.replace(results, cells=tuple(tuned)).grid()
+    effect = effects.spread_shrinks(grid, measures.held_in)
+    verdict = verdicts.judge('5', effect, 'validated', 'ratio')
+    effect, low, high = map(signed, (verdict.effect, verdict.low, verdict.high))
+    said.append(f'{effect} ({low} to {high})')
+  assert f'without it the effect is {said[0]}, in `cpu` {said[1]}' in read(
+    'README.md'
+  )
+  means = collections.defaultdict(dict)
+  for preset in ('full', 'cpu'):
+    with (RESULTS / preset / 'tables' / 'merges.csv').open() as file:
+      for row in csv.DictReader(file):
+        if (row['setting'], row['n']) == ('validated', '8'):
+          arm = preset, row['size'], row['base']
+          means[arm][row['method']] = float(row['held_in'])
+  assert len(means) == 10
+  assert {min(of, key=of.get) for of in means.values()} == {'average'}
+
+
+def test_the_readme_says_what_is_there_before_any_merge():
+  said = [
+    {
+      finding: signed(other['effect'])
+      for finding in '12'
+      for other in judged(preset)[finding]['others']
+      if other['measure'] == verdicts.UNMERGED
+    }
+    for preset in ('full', 'cpu')
+  ]
+  full, cpu = said
+  text = read('README.md')
+  assert f'gives {full["1"]} (`cpu`: {cpu["1"]}), but {full["2"]} of 2 ' in text
+  assert f'of 2 (`cpu`: {cpu["2"]})' in text
 
 
 def test_the_readme_has_the_verdicts():

@@ -31,18 +31,7 @@ def draw(grid: Grid) -> Picture:
       panel.scatter(x, y, s=7, alpha=0.25, linewidths=0, **look)
       x, y = drift[i, b, j], held_in[i, b, j]
       panel.plot(x, y, markersize=5.5, linewidth=1.2, **look)
-      for n, *place in zip(grid.ns, x, y, strict=True):
-        # Those between lie on the path, and close together.
-        if n in (grid.ns[0], grid.ns[-1]) and not np.isnan(place).any():
-          panel.annotate(
-            str(n),
-            place,
-            # Methods end close together: each writes on a side of its own.
-            xytext=((4, 4), (4, -10), (-9, 4), (-9, -10))[j % 4],
-            textcoords='offset points',
-            fontsize=style.SMALL,
-            color=look['color'],
-          )
+      panel.plot(x[:1], y[:1], markersize=5.5, markerfacecolor='white', **look)
     style.title(panel, f'{names.title(base)} base, {size}')
     panel.set_xlabel('drift: ‖merge − base‖ ÷ ‖base‖', fontsize=style.NORMAL)
     panel.set_ylabel(names.HELD_IN, fontsize=style.NORMAL)
@@ -51,8 +40,8 @@ def draw(grid: Grid) -> Picture:
     'drift',
     'Drift from the base beside held-in',
     _reading(grid, drift, held_in),
-    'Small marks are merges, large ones their means for each N; the ends of '
-    'the paths are those written beside. '
+    'Small marks are merges, large ones their means for each N, from the open '
+    f'mark of N = {grid.ns[0]} to N = {grid.ns[-1]}. '
     f'{left_out(grid, ["held_in"])}'.strip(),
     figure,
   )

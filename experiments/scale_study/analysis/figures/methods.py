@@ -45,7 +45,7 @@ def draw(grid: Grid) -> Picture:
       fontsize=style.SMALL,
     )
     style.count_ticks(panel, paper.NS)
-    style.title(panel, f'The paper, instruction-tuned, 64B: {title}')
+    style.title(panel, f'The paper, 64B: {title}\ninstruction-tuned base')
     for panel in axes[:, column]:
       style.reference(panel, 1, reference)
       panel.set_ylabel(label, fontsize=style.NORMAL)

@@ -52,7 +52,10 @@ def draw(
       looks.items(), _LINES.items()
     ):
       curve = _curve(points, (*kind, base, n), split)
-      x = [point.x for point in curve]
+      x = np.array([point.x for point in curve])
+      if split == 'validation' and len(x):
+        # A little apart, so that bars do not hide each other.
+        x = x + 0.012 * np.ptp(x)
       marks.line(panel, x, _values(curve), **look, linestyle=linestyle)
     method, others = kind
     fixed = others.strip('{}').replace('"', '')

@@ -1065,3 +1065,28 @@ class TestSourceThatChanges:
     replaced_meanwhile(expert, monkeypatch, by)
     with pytest.raises((ValueError, OSError), match='changed|not be read'):
       mk.sweep({'a': mk.task_arithmetic()}, [expert], base, len)
+
+
+@pytest.mark.parametrize(
+  ('count', 'stacked_axes'), [(64, {'w': 0}), (3 * 2**17 + 1, None)]
+)
+def test_an_element_alone_has_the_bits_that_it_has_among_others(
+  count, stacked_axes, tmp_path
+):
+  """A scale for each layer, and what is left over of slices, are alone."""
+  random = np.random.default_rng(0)
+  trees = [
+    {'w': random.standard_normal(count).astype('float32')} for _ in range(3)
+  ]
+  paths = []
+  for number, tree in enumerate(trees):
+    paths.append(tmp_path / f'{number}.safetensors')
+    save_file(tree, paths[-1])
+  # Of these, a quotient and a product with the reciprocal differ in a third.
+  rule = mk.average([0.001, 1.0, 0.5])
+  expected = mk.merge(rule, trees, stacked_axes=stacked_axes)
+  mk.merge_checkpoints(
+    rule, experts=paths, output=tmp_path / 'out', stacked_axes=stacked_axes
+  )
+  merged = mk.open_checkpoint(tmp_path / 'out').read('w')
+  np.testing.assert_array_equal(merged, expected['w'])

@@ -26,7 +26,7 @@ from experiments.scale_study import (
   study_config,
 )
 from experiments.scale_study.analysis import cells
-from experiments.scale_study.analysis.__main__ import analyse
+from experiments.scale_study.analysis.report import analyse
 from experiments.scale_study.folder import Arm, Folder, write_json, write_text
 from experiments.scale_study.size import Size
 from experiments.scale_study.study_config import StudyConfig

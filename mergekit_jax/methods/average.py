@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from mergekit_jax import checks
+from mergekit_jax.kernels.product import product
 from mergekit_jax.rule import Place, rule
 from mergekit_jax.stages import weigh, Weights
 
@@ -39,5 +40,7 @@ class Average:
     total = sum(weigh(t.experts, self.weights))
     if self.weights is None:
       return total / len(t.experts)
-    # In float32, whatever 64-bit types are on.
-    return total / sum(jnp.asarray(w, jnp.float32) for w in self.weights)
+    # In float32, whatever they are given in. Not a quotient: XLA makes one of
+    # it for a single element and a product for several, with other bits.
+    weight = sum(jnp.asarray(w).astype(jnp.float32) for w in self.weights)
+    return product(total, 1 / weight)

@@ -162,10 +162,10 @@ def test_a_gate_of_all_categories_excludes_none():
   worse = Results((_CELL,), (*_GATES, failed)).is_better_base
   assert not worse('s') and worse('m')
   of_all = dataclasses.replace(failed, chance=None)
-  chance = Study((_CELL,), (*_GATES, of_all)).chance()
+  chance = Results((_CELL,), (*_GATES, of_all)).chance()
   assert chance == dict.fromkeys(_ALL, 0.25)
   held_out = dataclasses.replace(failed, split='held-out')
-  assert Study((_CELL,), (*_GATES, held_out)).is_better_base('s')
+  assert Results((_CELL,), (*_GATES, held_out)).is_better_base('s')
 
 
 def test_validation_examples_exclude_none():
@@ -183,15 +183,15 @@ def test_validation_examples_exclude_none():
 def test_a_ratio_needs_no_gate_but_something_to_divide_by():
   """In what is compared; validation and single experts exclude none."""
   arm = ('s', 'pretrained')
-  assert Study((_CELL,), ()).with_ratio == {arm: _ALL}
+  assert Results((_CELL,), ()).with_ratio == {arm: _ALL}
   zero = dataclasses.replace(_CELL, expert={**_CELL.expert, 'sentiment': 0.0})
-  assert Study((zero,), ()).with_ratio == {arm: _ALL - {'sentiment'}}
+  assert Results((zero,), ()).with_ratio == {arm: _ALL - {'sentiment'}}
   for changes in (
     {'setting': 'sweep', 'split': 'validation'},
     {'n': 1, 'subset': ('sentiment',)},
   ):
     cells = (_CELL, dataclasses.replace(zero, **changes))
-    assert Study(cells, ()).with_ratio == {arm: _ALL}
+    assert Results(cells, ()).with_ratio == {arm: _ALL}
     assert _reasons(*_GATES, cells=cells) == {}
 
 
@@ -299,7 +299,7 @@ def test_methods_without_hyperparameters_are_of_every_setting():
   both = (plain, dataclasses.replace(plain, setting='fixed'))
   for setting in ('validated', 'fixed'):
     for cells in (both, both[::-1]):
-      (cell,) = Study(cells, _GATES).grid(setting).cells.values()
+      (cell,) = Results(cells, _GATES).grid(setting).cells.values()
       assert cell.setting == setting
 
 

@@ -287,7 +287,7 @@ def test_seeds_are_shown_alone_and_with_students_interval():
 def test_a_seed_without_an_effect_is_not_among_them():
   study = made_up_grid.study(Truth(quality=0.1), seeds=4)
   kept = tuple(c for c in study.cells if (c.seed, c.base) != (1, 'pretrained'))
-  verdict = _judge(Study(kept, study.gates))['1']
+  verdict = _judge(Results(kept, study.gates))['1']
   assert verdict.by_seed == pytest.approx([0.1] * 3)
   assert verdict.student == pytest.approx((0.1, 0.1))
 

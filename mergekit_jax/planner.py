@@ -260,8 +260,10 @@ def _largest(
 def _part(most: int, shards: int, leaf: Leaf, axis: int) -> int:
   """The rows of a device along an axis: from `most` to about half of it.
 
-  Those that leave the least over, on chunk borders if they can.
+  Those that leave the least over, on chunk borders if they can. Of an axis that
+  is spread they may be a quarter, since one host writes what is left over.
   """
+  fewest = most // 2 + 1 if shards == 1 else -(-most // 4)
   step = 1
   if leaf.chunk is not None:
     aligned = math.lcm(leaf.chunk[axis], shards) // shards
@@ -269,10 +271,10 @@ def _part(most: int, shards: int, leaf: Leaf, axis: int) -> int:
   rows = leaf.shape[axis] // shards
   largest = most - most % step
   # Of those that go into the rows as often, the largest leaves the least.
-  times = range(rows // largest, rows // (most // 2 + 1) + 1)
+  times = range(rows // largest, rows // fewest + 1)
   parts = [min(largest, rows // n // step * step) for n in times]
   return min(
-    (part for part in parts if part > most // 2), key=lambda part: rows % part
+    (part for part in parts if part >= fewest), key=lambda part: rows % part
   )
 
 

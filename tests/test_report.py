@@ -6,12 +6,13 @@ from mergekit_jax import report
 
 
 def tensor(path='a', norms=(3.0, 4.0), merge=5.0, rounding=(0.0, 0.0)):
-  return report.TensorReport(path, (2,), [*norms], merge, [*rounding], {})
+  return report.TensorReport(path, (2,), 9.0, [*norms], merge, [*rounding], {})
 
 
 def merged(*tensors, sources=('base', 'experts[0]'), **ratios):
   return report.MergeReport(
     output='out',
+    restore='',
     tensors=[*tensors],
     copied=[],
     ratios=ratios,
@@ -31,6 +32,7 @@ def merged(*tensors, sources=('base', 'experts[0]'), **ratios):
 def sums(**changes):
   flags = {'density': [2.0, 8.0], 'sign_conflict': {'part': 1.0, 'whole': 4.0}}
   return {
+    'base': 36.0,
     'experts': [16.0, 0.0],
     'rounding': [4.0, 0.0],
     'merged': 25.0,
@@ -42,6 +44,7 @@ def sums(**changes):
 def test_a_tensor():
   """Norms are roots of sums of squares; a task vector of 0 has no rounding."""
   found = report.tensor_report('a', (4, 2), sums())
+  assert found.base_norm == 6
   assert found.task_vector_norms == [4, 0] and found.merge_norm == 5
   assert found.rounding == [0.5, 0]
   # Of 8 elements, or of those that count.
@@ -92,9 +95,9 @@ def test_norms_of_a_model():
 
 def test_an_expert_that_is_the_base_is_named():
   tensors = [tensor(norms=(0.0, 0.0)), tensor(norms=(0.0, 2.0))]
-  (warning,) = report.unmoved_warnings(tensors, ['one', 'two'])
+  (warning,) = report.unmoved_warnings(tensors, ['one', 'two'], [])
   assert warning.startswith('one is the base in every merged tensor')
-  assert report.unmoved_warnings([], ['one', 'two']) == []
+  assert report.unmoved_warnings([], ['one', 'two'], []) == []
 
 
 def test_rounding_of_more_than_half_is_named_where_it_is_worst():

@@ -193,6 +193,7 @@ class TestThen:
     merged = mk.merge(
       rule_from(rule, scope='model'), [{'a': stack}], stacked_axes={'a': 0}
     )
+    # A quotient of float32, and 1e38 is none: some roundings of 6e-8 each.
     np.testing.assert_allclose(merged['a'], [[6], [6]], rtol=1e-6)
 
   def test_an_answer_may_be_no_number(self):
@@ -548,6 +549,7 @@ class TestStep:
     merge = lambda **scope: mk.merge(
       mk.chain(Unit(), mk.weighted_sum(), **scope), [expert], base
     )
+    # Of 4 / 5 one rounding to float32, 6e-8; all before it is exact.
     np.testing.assert_allclose(merge()['b'], [0, 4 / 5], rtol=1e-7)
     np.testing.assert_allclose(merge(scope='tensor')['b'], [0, 1], rtol=1e-7)
     assert mk.chain(mk.trim(0.5), mk.weighted_sum()).scope == 'tensor'

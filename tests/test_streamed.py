@@ -788,6 +788,7 @@ class TestReport:
       np.testing.assert_allclose(
         tensor.merge_norm, norm(merged[name] - base_leaf), rtol=1e-6
       )
+      # As for the others: squares are added along rows in float32.
       np.testing.assert_allclose(tensor.base_norm, norm(base_leaf), rtol=1e-6)
       # [experts, layers, elements]
       slices = deltas.reshape(3, 1, -1)

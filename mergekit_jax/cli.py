@@ -209,7 +209,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     plan, warnings = made.plan, doubts.warnings_of(made)
   kernels = []
   if arguments.model or arguments.compile:
-    kernels = compiled.compile_kernels(plan, bool(arguments.model or base))
+    kernels = compiled.compile_kernels(plan)
   print(
     forecast.describe(
       plan, hosts=arguments.hosts, bandwidth=bandwidth, kernels=kernels

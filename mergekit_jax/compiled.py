@@ -50,7 +50,7 @@ class Kernel:
   collectives: dict[str, int]
 
 
-def compile_kernels(plan: Plan, has_base: bool) -> list[Kernel]:
+def compile_kernels(plan: Plan) -> list[Kernel]:
   """Compiles the kernels that will need most memory on a device.
 
   Boxes that are spread alike differ in size alone. Of these, the one with the
@@ -59,7 +59,6 @@ def compile_kernels(plan: Plan, has_base: bool) -> list[Kernel]:
 
   Args:
     plan: the plan. Its devices need not be free, nor real.
-    has_base: whether the first source of each leaf is the base.
 
   Returns:
     The kernels.
@@ -87,9 +86,7 @@ def compile_kernels(plan: Plan, has_base: bool) -> list[Kernel]:
     compiling = [
       pool.submit(compiled, tensor, box, step, lowered)
       for rule, rounds, seen, tensor, box in _largest_boxes(plan)
-      for step, lowered in steps(
-        rule, rounds, seen, tensor, plan.mesh, has_base
-      )
+      for step, lowered in steps(plan, rule, rounds, seen, tensor)
     ]
   return [kernel.result() for kernel in compiling]
 

@@ -36,7 +36,7 @@ def warnings_of(job: Job) -> list[str]:
     for tensor in scope.tensors
   ]
   return [
-    *_twice(job.models[job.has_base :]),
+    *_twice(job.experts),
     *_items(job.template.items_beside),
     *left_out(job.left_out, job.root, 'in the output'),
     *_quantised(read, job.copied),

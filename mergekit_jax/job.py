@@ -42,7 +42,6 @@ class Job:
   Attributes:
     methods: the rules, one for each merge that is made from one read.
     models: the sources, the base first if there is one.
-    has_base: whether there is one.
     root: where the parameters begin in the output.
     plan: the plan. Its paths are those of the output.
     copied: leaves that are copied from the base.
@@ -51,7 +50,6 @@ class Job:
 
   methods: tuple[Any, ...]
   models: tuple[Model, ...]
-  has_base: bool
   root: str
   plan: plans.Plan
   copied: tuple[str, ...]
@@ -61,6 +59,10 @@ class Job:
   def template(self) -> Checkpoint:
     """The checkpoint whose structure and layout the output takes."""
     return self.models[0].checkpoint
+
+  @property
+  def experts(self) -> tuple[Model, ...]:
+    return self.models[self.plan.has_base :]
 
   def keys(self, seed: int) -> dict[str, np.ndarray]:
     """The random key of every merged leaf, uint32 `[2]`."""
@@ -191,7 +193,6 @@ def make_job(
   return Job(
     tuple(methods),
     tuple(models),
-    base is not None,
     root,
     plan,
     tuple(copied),

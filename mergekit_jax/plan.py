@@ -163,6 +163,7 @@ class Plan:
     scopes: the scopes in order; leaves that are copied are the last one.
     merges: how many merges are made from one read.
     mesh: the mesh, with Auto axes.
+    has_base: whether the first source of every leaf is the base.
     host_bytes: the most host memory that the merge takes at once, by the plan's
       own estimate, without imports and runtime.
     memory_budget: what it may take, in bytes.
@@ -171,6 +172,7 @@ class Plan:
   scopes: tuple[Scope, ...]
   merges: int
   mesh: Mesh
+  has_base: bool
   host_bytes: int
   memory_budget: int
 

@@ -97,7 +97,7 @@ def make_plan(
       f'memory_budget={memory_budget:,} bytes is too small: the smallest unit '
       f'of {leaf} takes {most:,} bytes. Give at least that.'
     )
-  return Plan(tuple(planned), merges, mesh, most, memory_budget)
+  return Plan(tuple(planned), merges, mesh, has_base, most, memory_budget)
 
 
 def _cut(

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 import numpy as np
 
 from mergekit_jax import drive, slices
-from mergekit_jax.block import bits_dtype, Block
+from mergekit_jax.block import bits_dtype
 from mergekit_jax.measure import measure_on
 from mergekit_jax.plan import Plan, Tensor, Unit
-from mergekit_jax.views import View, view
+from mergekit_jax.views import block_of, View, view
 from mergekit_jax.widths import wide_add
 
 
@@ -43,7 +43,7 @@ class Programs(NamedTuple):
 
 @contextlib.contextmanager
 def ahead(
-  plan: Plan, has_base: bool, report: bool, done: Container[int]
+  plan: Plan, report: bool, done: Container[int]
 ) -> Iterator[Callable[[Unit], list[Programs]]]:
   """Compiles the programs of a plan in the order in which it needs them.
 
@@ -52,7 +52,6 @@ def ahead(
 
   Args:
     plan: the plan.
-    has_base: whether the first source of each leaf is the base.
     report: whether the merges report.
     done: numbers of units that are not merged again.
 
@@ -66,9 +65,7 @@ def ahead(
     programs = []
     # As in the thread that calls them.
     with jax.enable_x64(has_64_bits):
-      for _, lowered in steps(
-        rule, rounds, seen, tensor, plan.mesh, has_base, report
-      ):
+      for _, lowered in steps(plan, rule, rounds, seen, tensor, report):
         programs.append(lowered.compile())
         if stopped.is_set():
           raise concurrent.futures.CancelledError
@@ -106,32 +103,22 @@ def ahead(
 
 
 def steps(
+  plan: Plan,
   rule: Any,
   rounds: int,
   seen: View,
   tensor: Tensor,
-  mesh: Mesh,
-  has_base: bool,
   report: bool = True,
 ) -> Iterator[tuple[str, Any]]:
   """What the stream compiles to merge a box: names, and lowered functions."""
-  placed = NamedSharding(mesh, seen.spec)
+  placed = NamedSharding(plan.mesh, seen.spec)
   spread = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
   held = [jax.dtypes.canonicalize_dtype(bits_dtype(d)) for d in tensor.sources]
   arrays = [
     jax.ShapeDtypeStruct(seen.shape, dtype, sharding=placed) for dtype in held
   ]
-  block = Block(
-    base=arrays[0] if has_base else None,
-    experts=arrays[has_base:],
-    key=jax.ShapeDtypeStruct((2,), jnp.uint32),
-    origin=seen.origin,
-    whole=seen.whole,
-    stacked=seen.stacked,
-    dtype=tensor.dtype,
-    sources=tensor.sources,
-    layer=np.int32(0),
-  )
+  key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+  block = block_of(tensor, seen, arrays, plan.has_base, key)
   answers = []
   for number in range(rounds):
     lowered = slices.partials.lower(placed, rule, block, answers)

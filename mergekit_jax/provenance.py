@@ -152,12 +152,15 @@ def _digest(data: bytes) -> str:
 
 def _sees_layers(job: Job, output: Output) -> bool:
   """Whether it matters to a merge which leaves hold several layers."""
-  experts = len(job.models) - job.has_base
   rule = output.method
   of_tensor = scope_of(rule) == 'tensor' and any(
     any(scope.rounds) for scope in job.plan.scopes
   )
-  return of_tensor or needs_of(rule) != 'element' or is_random(rule, experts)
+  return (
+    of_tensor
+    or needs_of(rule) != 'element'
+    or is_random(rule, len(job.experts))
+  )
 
 
 def _restore(job: Job, output: Output, format: str | None) -> str:
@@ -196,14 +199,14 @@ def report(
     reports.tensor_report(path, planned[path].shape, of_tensor)
     for path, of_tensor in sums.items()
   ]
-  experts = job.models[job.has_base :]
-  stored = [
-    ', '.join(
-      sorted({str(planned[t.path].sources[job.has_base + i]) for t in tensors})
-    )
-    for i in range(len(experts))
+  of_experts = [
+    planned[tensor.path].sources[job.plan.has_base :] for tensor in tensors
   ]
-  names = [f'{m.name} ({m.checkpoint.path})' for m in experts]
+  stored = [
+    ', '.join(sorted({str(sources[i]) for sources in of_experts}))
+    for i in range(len(job.experts))
+  ]
+  names = [f'{m.name} ({m.checkpoint.path})' for m in job.experts]
   warnings = reports.rounding_warnings(tensors, names, stored)
   warnings += reports.unmoved_warnings(tensors, names, job.copied)
   warnings += reports.distance_warnings(tensors, names)
@@ -220,7 +223,7 @@ def report(
       {path: planned[path].shape for path in sums}, sums
     ),
     warnings=[
-      *(warnings if job.has_base else []),
+      *(warnings if job.plan.has_base else []),
       *(unstacked_warnings(job.plan) if _sees_layers(job, output) else []),
       *doubts.warnings_of(job),
     ],

@@ -24,7 +24,7 @@ from mergekit_jax.programs import ahead, Programs
 from mergekit_jax.reading import Loading, Model, read_ahead
 from mergekit_jax.reported import Flags
 from mergekit_jax.rule import scope_of
-from mergekit_jax.views import view
+from mergekit_jax.views import block_of, view
 
 
 class Sink(Protocol):
@@ -61,7 +61,6 @@ def run(
   models: Sequence[Model],
   sinks: Sequence[Sink],
   *,
-  has_base: bool,
   done: Container[int],
   allow_nonfinite: bool,
   report: bool,
@@ -73,7 +72,6 @@ def run(
     plan: the plan.
     models: the sources, the base first if there is one.
     sinks: where the merges go, in the order of the rules of the plan's scopes.
-    has_base: whether there is a base.
     done: numbers of units that are in all sinks already.
     allow_nonfinite: whether NaN and Inf may pass.
     report: whether the sinks want to know what the rules report.
@@ -85,12 +83,11 @@ def run(
   """
   try:
     merging = [_Merging(sink, plan.mesh) for sink in sinks]
-    with ahead(plan, has_base, report, done) as programs_of:
+    with ahead(plan, report, done) as programs_of:
       for loading in read_ahead(plan, models, done):
         programs = programs_of(loading.unit)
         _merge_unit(
           *(loading, plan, models, merging, programs),
-          has_base=has_base,
           allow_nonfinite=allow_nonfinite,
         )
         advanced(loading.unit)
@@ -109,7 +106,6 @@ def _merge_unit(
   merging: Sequence[_Merging],
   programs: Sequence[Programs],
   *,
-  has_base: bool,
   allow_nonfinite: bool,
 ) -> None:
   """Takes every merge one unit further."""
@@ -124,7 +120,7 @@ def _merge_unit(
     for i in wanting:
       merging[i].sink.copy(loading)
     return
-  block = _block(loading, scope.rules, plan.mesh, has_base)
+  block = _block(loading, scope.rules, plan)
   for i in wanting:
     sink = merging[i].sink
     own = dataclasses.replace(block, key=sink.keys[unit.tensor.path])
@@ -190,28 +186,16 @@ class _Merging:
     return jax.tree.map(np.add, totals, partials)
 
 
-def _block(
-  loading: Loading, rules: Sequence[Any], mesh: Mesh, has_base: bool
-) -> Block:
+def _block(loading: Loading, rules: Sequence[Any], plan: plans.Plan) -> Block:
   """The unit as arrays on the mesh; the key is still to be put in."""
   unit = loading.unit
-  seen = view(rules, unit.tensor, unit.box, mesh)
-  placed = NamedSharding(mesh, seen.spec)
+  seen = view(rules, unit.tensor, unit.box, plan.mesh)
+  placed = NamedSharding(plan.mesh, seen.spec)
   arrays = [
     loading.array(model, placed, seen.shape)
     for model in range(len(loading.buffers))
   ]
-  return Block(
-    base=arrays[0] if has_base else None,
-    experts=arrays[1:] if has_base else arrays,
-    key=None,
-    origin=seen.origin,
-    whole=seen.whole,
-    stacked=seen.stacked,
-    dtype=unit.tensor.dtype,
-    sources=unit.tensor.sources,
-    layer=np.int32(0),
-  )
+  return block_of(unit.tensor, seen, arrays, plan.has_base, key=None)
 
 
 def _answer(rule: Any, block: Block, totals: Any, known: Sequence[Any]) -> Any:

@@ -246,7 +246,6 @@ def _stream(
       job.plan,
       job.models,
       sinks,
-      has_base=job.has_base,
       done=done,
       allow_nonfinite=allow_nonfinite,
       report=True,

@@ -141,7 +141,6 @@ def _streamed(
       job.plan,
       job.models,
       sinks,
-      has_base=job.has_base,
       done=(),
       allow_nonfinite=allow_nonfinite,
       report=False,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
+from mergekit_jax.block import Block
 from mergekit_jax.cutting import is_run, MOST_INDICES
 from mergekit_jax.plan import Box, Tensor
 from mergekit_jax.rule import needs_of
@@ -84,4 +85,33 @@ def view(rules: Sequence[object], tensor: Tensor, box: Box, mesh: Mesh) -> View:
     ),
     (*tensor.shape[:layers], *ones, MOST_INDICES),
     tensor.stacked,
+  )
+
+
+def block_of(
+  tensor: Tensor,
+  seen: View,
+  arrays: Sequence[Any],
+  has_base: bool,
+  key: Any,
+) -> Block:
+  """A box as kernels see it.
+
+  Args:
+    tensor: that the box is cut from.
+    seen: the view of the box.
+    arrays: the bits of every model, the base first if there is one.
+    has_base: whether there is one.
+    key: the random key of the tensor, uint32 `[2]`.
+  """
+  return Block(
+    base=arrays[0] if has_base else None,
+    experts=list(arrays[has_base:]),
+    key=key,
+    origin=seen.origin,
+    whole=seen.whole,
+    stacked=seen.stacked,
+    dtype=tensor.dtype,
+    sources=tensor.sources,
+    layer=np.int32(0),
   )

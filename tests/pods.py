@@ -41,7 +41,7 @@ def main(model: str, names: list[str]) -> None:
       mesh=mesh,
       hosts=hosts,
     )
-    kernels = compiled.compile_kernels(plan, has_base=True)
+    kernels = compiled.compile_kernels(plan)
     facts = {
       'method': name,
       'bytes': dataclasses.asdict(forecast.host_bytes(plan, hosts)),

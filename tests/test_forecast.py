@@ -156,7 +156,7 @@ class TestCompiled:
     Beside these, a slice of them, and one in float64 at most.
     """
     plan = plan_of(mk.task_arithmetic(), {'a': (4096, 1024)}, {'fsdp': 8})
-    merge, measure = compiled.compile_kernels(plan, has_base=True)
+    merge, measure = compiled.compile_kernels(plan)
     part = 4096 * 1024 // 8
     held = (3 * 4 + 4 + 1) * part
     assert 0 <= merge.device_bytes - held < 2**18 * (8 + 3 * 4) + 1000
@@ -168,7 +168,7 @@ class TestCompiled:
 
   def test_an_all_gather_is_counted(self):
     plan = plan_of(Median(), {'a': (1024, 512)}, {'fsdp': 8})
-    merge, *_ = compiled.compile_kernels(plan, has_base=True)
+    merge, *_ = compiled.compile_kernels(plan)
     assert merge.collectives['all-gather'] > 0
     assert ' 0 all-gather' not in forecast.describe(plan, kernels=[merge])
 
@@ -186,7 +186,7 @@ class TestCompiled:
       plan = plan_of(
         mk.average(), shapes, {'fsdp': 8}, partition_rules=specs | whole
       )
-      kernels = compiled.compile_kernels(plan, has_base=True)
+      kernels = compiled.compile_kernels(plan)
       merges = [k.path for k in kernels if k.step == 'merge']
       assert merges == paths.split()
 
@@ -203,7 +203,7 @@ class TestCompiled:
       has_base=True,
       partition_rules={'.*': jax.P(None, None, 'fsdp')},
     )
-    kernels = compiled.compile_kernels(plan, has_base=True)
+    kernels = compiled.compile_kernels(plan)
     assert {k.path for k in kernels} == {'large', 'many'}
     # A histogram of 2**16 counts in 4 bytes for each layer.
     many = [k for k in kernels if (k.path, k.step) == ('many', 'round 1')]
@@ -223,7 +223,7 @@ class TestCompiled:
         has_base=True,
         partition_rules={'.*': jax.P(None, None, 'fsdp')},
       )
-      (first, *_) = compiled.compile_kernels(plan, has_base=True)
+      (first, *_) = compiled.compile_kernels(plan)
       assert first.step == 'round 1'
       return first.device_bytes
 
@@ -249,9 +249,7 @@ class TestCompiled:
 
     spy(compiled)
     spy(programs)
-    compiled.compile_kernels(
-      job.make_job([mk.ties()], experts, base).plan, True
-    )
+    compiled.compile_kernels(job.make_job([mk.ties()], experts, base).plan)
     mk.merge_checkpoints(
       mk.ties(), experts=experts, base=base, output=tmp_path / 'out'
     )

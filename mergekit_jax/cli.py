@@ -27,7 +27,7 @@ from mergekit_jax import (
   verify,
 )
 from mergekit_jax import report as reports
-from mergekit_jax.arguments import parse
+from mergekit_jax.parser import parse
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1

@@ -4,13 +4,17 @@ import dataclasses
 import subprocess
 import sys
 
+from matplotlib.figure import Figure
+import numpy as np
 import pytest
 
 from experiments.scale_study.analysis import figures, verdicts
 from experiments.scale_study.analysis import scores as scores_of
+from experiments.scale_study.analysis.bootstrap import Estimate
 from experiments.scale_study.analysis.figures import (
   base_quality,
   drift,
+  marks,
   methods,
   number,
   scores,
@@ -216,6 +220,34 @@ def test_a_sweep_shows_its_intervals():
     for segment in bars.get_segments()
   }
   assert drawn == {(p.low, p.high) for p in sweep_points(study)}
+
+
+@pytest.mark.parametrize(
+  ('reach', 'shown'), [(0.2, (0.6, 1.2)), (12.7, (0.3, 1.5))]
+)
+def test_long_intervals_leave_the_panel(reach, shown):
+  """What is drawn are points 0.2 apart: bars add at most 0.5 on each side."""
+  value = np.array([0.8, 1.0, np.nan])
+  panel = Figure().subplots()
+  panel.margins(0)
+  series = Estimate(value, value - reach, value + reach)
+  marks.line(panel, [2, 4, 8], series, color='black')
+  panel.autoscale_view()
+  assert panel.get_ylim() == pytest.approx(shown)
+  (bars,) = panel.collections
+  drawn = [tuple(segment[:, 1]) for segment in bars.get_segments()]
+  assert drawn == [(v - reach, v + reach) for v in value[:2]]
+
+
+def test_findings_are_drawn_if_one_has_an_effect():
+  study = made_up_grid.study(sizes={'s': 100}, bases=['pretrained'], ns=(2,))
+  judged = verdicts.judge_all(study)
+  drawn = {picture.name for picture in figures.draw_all(study, judged, [])}
+  effects = [verdict.effect for verdict in judged]
+  assert ('findings' in drawn) == np.isfinite(effects).any()
+  nothing = [dataclasses.replace(v, effect=np.nan) for v in judged]
+  left = {picture.name for picture in figures.draw_all(study, nothing, [])}
+  assert left == drawn - {'findings'}
 
 
 def test_colours_are_said_again_by_marks(panels):

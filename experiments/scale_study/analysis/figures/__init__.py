@@ -1,6 +1,7 @@
 """Every figure of the report, in its order."""
 
 from collections.abc import Iterator, Sequence
+import math
 
 from experiments.scale_study.analysis.aggregate import Results
 from experiments.scale_study.analysis.figures import (
@@ -25,13 +26,14 @@ def draw_all(
 ) -> Iterator[Picture]:
   """Draws scores, findings, the paper's figures, then sweeps, drift, law.
 
-  What compares bases or sizes is left out where there is one, and so is what
-  shows held-out tasks where there are none.
+  What compares bases or sizes is left out where there is one, and so are the
+  findings where none is testable, and held-out tasks where there are none.
   """
   tables = scores_of(results)
   if tables:
     yield scores.draw(tables)
-  yield findings.draw(verdicts)
+  if any(not math.isnan(verdict.effect) for verdict in verdicts):
+    yield findings.draw(verdicts)
   grid = results.grid()
   if grid.cells:
     if len(grid.bases) > 1:

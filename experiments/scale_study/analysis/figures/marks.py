@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 import numpy as np
 
 from experiments.scale_study.analysis import paper
@@ -11,11 +12,15 @@ from experiments.scale_study.analysis.bootstrap import Estimate
 from experiments.scale_study.analysis.figures import style
 from experiments.scale_study.analysis.figures.picture import part
 
+# How far from its point a bar makes room for itself. That of two subsets may be
+# ten times as long as all that is drawn.
+_ROOM = 0.5
+
 
 def line(
   axes: Axes, x: Sequence[float] | np.ndarray, series: Estimate, **look: Any
 ) -> None:
-  """Draws a series with its intervals as bars.
+  """Draws a series with its intervals as bars; long ones leave the panel.
 
   Args:
     axes: the panel.
@@ -27,7 +32,15 @@ def line(
   x = np.asarray(x, float)[present]
   value, low, high = part(series, present)
   axes.plot(x, value, **{'markersize': 5, 'linewidth': 1.5} | look)
-  axes.vlines(x, low, high, colors=look['color'], linewidth=1.3, alpha=0.7)
+  bars = LineCollection(
+    np.stack([np.column_stack([x, end]) for end in (low, high)], axis=1),
+    colors=look['color'],
+    linewidths=1.3,
+    alpha=0.7,
+  )
+  axes.add_collection(bars, autolim=False)
+  for ends in (np.maximum(low, value - _ROOM), np.minimum(high, value + _ROOM)):
+    axes.update_datalim(np.column_stack([x, ends])[~np.isnan(ends)])
 
 
 def lines(

@@ -41,7 +41,7 @@ def bars(results: Results) -> str:
   return (
     f'Bars are 95 % intervals over subsets alone: {word} run, so that nothing '
     'is known about others. Where there is one subset there is no bar, nor '
-    'where a mean counts such an N.'
+    'where a mean counts such an N; long ones leave the panel.'
   )
 
 

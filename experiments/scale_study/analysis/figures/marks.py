@@ -14,7 +14,7 @@ from experiments.scale_study.analysis.figures.picture import part
 
 # How far from its point a bar makes room for itself. That of two subsets may be
 # ten times as long as all that is drawn.
-_ROOM = 0.5
+_ROOM = 1.0
 
 
 def line(

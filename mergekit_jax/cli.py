@@ -146,8 +146,6 @@ def _join_processes(arguments: argparse.Namespace) -> None:
           'says so itself.'
         )
     return
-  import jax
-
   # It would swallow the signal to end, after which there is but the kill.
   jax.config.update('jax_enable_preemption_service', False)
   jax.distributed.initialize(

@@ -119,7 +119,7 @@ def seeded(
     methods: {name: rule}.
     experts: how many are merged.
   """
-  seeds = [checks.seed('seed', seed) for seed in arguments.seed]
+  seeds = [checks.seed('seed', seed) for seed in arguments.seed or [0]]
   merges = {}
   for name, rule in methods.items():
     if len(seeds) == 1 or not drive.is_random(rule, experts):
@@ -157,6 +157,7 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
     option, values = _split(sweep, 'sweep', 'scale=0.3,0.5,1')
     choices.append([f'{option}={value}' for value in values.split(',')])
   merges = {}
+  made = set()
   for name in arguments.method:
     make = known[checks.one_of('method', name, list(known))]
     swept = {each[0].partition('=')[0] for each in choices}
@@ -164,9 +165,11 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
     for chosen in itertools.product(*choices):
       options = _set_options(make, arguments) | _options(make, ','.join(chosen))
       parts = [name] if len(arguments.method) > 1 else []
-      merges['-'.join([*parts, *chosen])] = make(**options)
+      rule = merges['-'.join([*parts, *chosen])] = make(**options)
+      # 0.3 and 0.30 are two names of one value.
+      made.add((name, repr(rule)))
   wanted = len(arguments.method) * math.prod(map(len, choices))
-  if len(merges) < wanted or len(set(arguments.seed)) < len(arguments.seed):
+  if len(made) < wanted or len(set(arguments.seed)) < len(arguments.seed):
     raise ValueError(
       f'--method {" ".join(arguments.method)}, --sweep or --seed names the '
       'same merge twice. Give each method and value once.'
@@ -190,7 +193,8 @@ def _set_options(
   """What --set and --weights say."""
   options = _options(make, ','.join(arguments.set))
   if arguments.weights:
-    options['weights'] = tuple(arguments.weights)
+    texts = ','.join(arguments.weights).split(',')
+    options['weights'] = tuple(_number('weights', text) for text in texts)
   return options
 
 
@@ -211,6 +215,11 @@ def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
         f'{make.__name__} has no option {name!r}; it has '
         f'{", ".join(known)}.{checks.nearest(name, known)}'
       )
+    if name in options:
+      raise ValueError(
+        f'{name} was given twice, as {options[name]!r} and as {value!r}. Give '
+        'an option once in --set, --sweep or an --override.'
+      )
     options[name] = _value(value)
   return options
 
@@ -222,6 +231,15 @@ def _value(text: str) -> Any:
     return float(text)
   except ValueError:
     return text
+
+
+def _number(flag: str, text: str) -> float:
+  try:
+    return float(text)
+  except ValueError as error:
+    raise ValueError(
+      f'--{flag}: {text!r} was given where a number is expected.'
+    ) from error
 
 
 def _partition_rules(rules: Sequence[str]) -> dict[str, Any] | None:

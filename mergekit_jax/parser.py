@@ -30,14 +30,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   merge = commands.add_parser(
     'merge', parents=[merging], help='merge', epilog=_EPILOGUE
   )
-  _add_writing(merge)
+  _add_writing(merge, output_needed=True)
+  _add_joining(merge)
   plan = commands.add_parser(
     'plan',
     parents=[merging],
-    help='print what a merge will read, write and need; write nothing',
+    help='print what a merge with these flags will read, write and need; write '
+    'nothing',
     epilog=_EPILOGUE,
   )
   _add_planning(plan)
+  # The command of a merge can be planned as it is.
+  _add_writing(plan, output_needed=False)
 
   look = commands.add_parser('inspect', help="print a checkpoint's leaves")
   look.add_argument('checkpoint')
@@ -56,6 +60,7 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add(
     '--method',
+    action='extend',
     nargs='+',
     required=True,
     metavar='NAME',
@@ -78,8 +83,20 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
     help="a merge for each value, from one read, as 'scale=0.3,0.5,1'",
   )
   add('--base', help='checkpoint of the base model')
-  add('--experts', nargs='+', required=True, help='checkpoints of the experts')
-  add('--weights', nargs='+', type=float, help='one number an expert')
+  add(
+    '--experts',
+    action='extend',
+    nargs='+',
+    required=True,
+    help='checkpoints of the experts',
+  )
+  add(
+    '--weights',
+    action='extend',
+    nargs='+',
+    default=[],
+    help='one number an expert',
+  )
   add(
     '--override',
     action='extend',
@@ -106,9 +123,10 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
   )
   add(
     '--seed',
+    action='extend',
     nargs='+',
     type=int,
-    default=[0],
+    default=[],
     help='of random masks (0); of random methods a merge for each',
   )
   add('--mesh', help="as 'fsdp=4,tensor=2'; all devices on one axis if absent")
@@ -117,12 +135,12 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
   add('--dtype', help="of the merged leaves, as bf16; the base's if absent")
 
 
-def _add_writing(parser: argparse.ArgumentParser) -> None:
-  """What `merge` alone needs: the output, and the processes that write it."""
+def _add_writing(parser: argparse.ArgumentParser, output_needed: bool) -> None:
+  """What `merge` needs to write its output; `plan` takes no notice of it."""
   add = parser.add_argument
   add(
     '--output',
-    required=True,
+    required=output_needed,
     help='a new directory; of several merges, where theirs are made',
   )
   add(
@@ -157,6 +175,11 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='throw away what a killed merge into this output left',
   )
+
+
+def _add_joining(parser: argparse.ArgumentParser) -> None:
+  """What processes that merge together need."""
+  add = parser.add_argument
   add(
     '--distributed',
     action='store_true',

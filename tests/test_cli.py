@@ -55,7 +55,8 @@ class TestParse:
       'dtype': None,
       'partition_rules': None,
     }
-    assert (arguments.output, arguments.seed) == ('out', [0])
+    assert arguments.output == 'out'
+    assert flags.seeded(arguments, {'': mk.dare()}, 2) == {'': (mk.dare(), 0)}
     assert arguments.format is None
     assert arguments.zarr3 is None and arguments.compression is None
     assert not arguments.overwrite and not arguments.allow_nonfinite
@@ -240,7 +241,7 @@ class TestParse:
       (['merge', '--experts', 'a', '--output', 'b'], 'required: --method'),
       (['merge', '--method', 'ties', '--output', 'b'], 'required: --experts'),
       (['merge', '--method', 'ties', '--experts', 'a'], 'required: --output'),
-      (['merge', '--weights', 'one'], "invalid float value: 'one'"),
+      (['merge', '--seed', 'one'], "invalid int value: 'one'"),
       (['inspect'], 'required: checkpoint'),
     ],
   )

@@ -78,8 +78,12 @@ class Costs:
     """How many devices of a host hold, and compute, the same elements."""
     return max(1, self.local_devices // shards)
 
-  def rounds(self, rule: Any, leaf: Leaf) -> int:
-    return self._asked(rule, leaf)[0]
+  def rounds(self, rule: Any, leaves: Sequence[Leaf]) -> int:
+    """The rounds of a rule on the leaves of a scope."""
+    asked = {self._asked(rule, leaf)[0] for leaf in leaves}
+    if len(asked) > 1:
+      raise drive.unlike_rounds(rule)
+    return asked.pop()
 
   def _asked(self, rule: Any, leaf: Leaf) -> tuple[int, int]:
     """The rounds of a rule, and the bytes of the partials of a layer slice."""

@@ -98,6 +98,7 @@ def on_layers(
         )
       merged = jnp.broadcast_to(reached.returned, place.experts[0].shape)
       flags = reached.flags if report else {}
+      _demand_flags(method, flags, merged.shape)
       with jax.enable_x64(block.dtype == jnp.float64):
         return None, merged.astype(block.dtype), flags
     return [total.partial for total in reached.totals], None, {}
@@ -114,6 +115,17 @@ def on_layers(
     _layers(block),
     jax.tree.map(narrow, list(answers)),
   )
+
+
+def _demand_flags(method: Any, flags: PyTree, shape: Sequence[int]) -> None:
+  for keys, flag in jax.tree.leaves_with_path(flags):
+    if (jnp.result_type(flag), jnp.shape(flag)) != (jnp.bool, tuple(shape)):
+      raise TypeError(
+        f'{type(method).__name__} reports '
+        f'{jax.tree_util.keystr(keys, simple=True)} as '
+        f'{jnp.result_type(flag)}{list(jnp.shape(flag))}; report one bool an '
+        f'element, here bool{list(shape)}.'
+      )
 
 
 @functools.partial(
@@ -265,14 +277,27 @@ def run(method: Any, blocks: Sequence[Block]) -> list[jax.Array]:
 
   Returns:
     The merged tensors, in order.
+
+  Raises:
+    ValueError: if the rule asks for totals on some of them only.
   """
   answers = []
   while True:
     steps = [advance(method, block, answers) for block in blocks]
+    if len({reached.partials is None for reached in steps}) > 1:
+      raise unlike_rounds(method)
     if steps[0].partials is None:
       return [reached.merged for reached in steps]
     totals = wide_add([reached.partials for reached in steps])
     answers.append(answer(method, blocks[0], totals, answers))
+
+
+def unlike_rounds(method: Any) -> ValueError:
+  name = type(method).__name__
+  return ValueError(
+    f"{name} has scope='model' and asks for totals on some leaves and not on "
+    'others. Ask on all of them: what does not count may add 0.'
+  )
 
 
 def _sum_over_layers(tree: PyTree, stacked: int) -> PyTree:

@@ -64,7 +64,8 @@ def make_plan(
 
   Raises:
     ValueError: if the smallest possible unit does not fit the budget, a
-      partition rule matches nothing or does not fit, or a rule needs a base.
+      partition rule matches nothing or does not fit, or a rule needs a base or
+      asks for totals on some leaves of a scope only.
   """
   shapes = {leaf.path: leaf.shape for _, leaves in scopes for leaf in leaves}
   given = sharding.partitions(partition_rules, shapes, mesh)
@@ -87,7 +88,7 @@ def make_plan(
 
   planned = []
   for rules, leaves in scopes:
-    rounds = tuple(costs.rounds(rule, leaves[0]) for rule in rules)
+    rounds = tuple(costs.rounds(rule, leaves) for rule in rules)
     planned.append(
       Scope(rules, rounds, tuple(cut(rules, leaf) for leaf in leaves))
     )
@@ -176,14 +177,14 @@ def _extents(
   A rule whose totals are about a layer reads once what holds whole layers. If
   these lie in many compressed pieces, more reads may decode less.
   """
-  asking = [rule for rule in rules if costs.rounds(rule, leaf)]
+  asking = [rule for rule in rules if costs.rounds(rule, [leaf])]
   saves_reads = bool(asking) and all(
     scope_of(rule) == 'tensor' for rule in asking
   )
   extents = _largest(rules, leaf, shards, costs, saves_reads)
   if saves_reads and leaf.chunk:
     pieces = _largest(rules, leaf, shards, costs, saves_reads=False)
-    reads = 1 + max(costs.rounds(rule, leaf) for rule in asking)
+    reads = 1 + max(costs.rounds(rule, [leaf]) for rule in asking)
     if reads * _amplification(leaf, pieces) < _amplification(leaf, extents):
       extents = pieces
   costs.most = max(

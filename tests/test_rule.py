@@ -20,6 +20,7 @@ from mergekit_jax.drive import (
 )
 from mergekit_jax.rule import needs_of, scope_of, step
 from mergekit_jax.widths import wide_add
+from tests import checkpoints
 
 VALUES = [jnp.array([1.0, 2, 3, 4]), jnp.array([5.0, 6, 7, 8])]
 
@@ -90,15 +91,15 @@ class TestTogether:
 
   def test_reports_pass_through(self):
     def reporting(values):
-      yield mk.Report(before=values.sum())
+      yield mk.Report(before=values > 5)
       seen = yield total(values.sum())
-      reply = yield mk.Report(after=seen)
+      reply = yield mk.Report(after=values < seen - 20)
       assert reply is None
       return seen
 
     def rule(t):
       seen = yield from mk.together(map(reporting, t.experts))
-      yield mk.Report(last=seen[0])
+      yield mk.Report(last=t.experts[0] < seen[0] - 7)
       return t.experts[0] + seen[1]
 
     rule = rule_from(rule)
@@ -110,10 +111,10 @@ class TestTogether:
     assert on_layers(rule, block_of(), answers)[2] == {}
     flags = on_layers(rule, block_of(), answers, report=True)[2]
     # Of two reports of one name the later counts.
-    assert {name: float(flag) for name, flag in flags.items()} == {
-      'before': 26,
-      'after': 26,
-      'last': 10,
+    assert {name: flag.tolist() for name, flag in flags.items()} == {
+      'before': [False, True, True, True],
+      'after': [True, False, False, False],
+      'last': [True, True, False, False],
     }
 
   def test_answers_are_its_own(self):
@@ -499,6 +500,52 @@ class TestLayers:
     block = Block(None, [values], None, (0, 0), (2, 3), (1,), values.dtype)
     flags = on_layers(rule_from(rule), block, [], report=True)[2]
     np.testing.assert_array_equal(flags['large'], values > 2)
+
+  @pytest.mark.parametrize(
+    ('flag', 'given'),
+    [
+      (lambda x: jnp.where(x > 2, 2, 1), r'large as int32\[6\]; .* bool\[6\]'),
+      (lambda x: jnp.any(x > 2), r'large as bool\[\]'),
+    ],
+  )
+  def test_flags_that_are_none(self, flag, given):
+    def rule(t):
+      yield mk.Report(large=flag(t.experts[0]))
+      return t.experts[0]
+
+    block = block_of([jnp.arange(6.0)])
+    with pytest.raises(TypeError, match=f'reports {given}'):
+      on_layers(rule_from(rule), block, [], report=True)
+
+
+class TestRoundsOfSomeLeaves:
+  """A scope adds up the totals of all its leaves."""
+
+  @pytest.fixture
+  def of_matrices(self):
+    def rule(t):
+      norm = 1.0
+      if t.experts[0].ndim > 1:
+        norm = yield mk.Total(
+          (t.experts[0] ** 2).sum(), lambda total, answers: total
+        )
+      return t.experts[0] / norm
+
+    return rule_from(rule, scope='model')
+
+  @pytest.mark.parametrize('names', ['ab', 'ba'])
+  def test_in_memory(self, of_matrices, names):
+    tree = dict(zip(names, [np.ones((2, 2)), np.ones(2)], strict=True))
+    with pytest.raises(ValueError, match='asks for totals on some leaves and'):
+      mk.merge(of_matrices, [tree])
+
+  def test_streamed(self, of_matrices, tmp_path):
+    path = checkpoints.save(
+      tmp_path / 'one', {'a': np.ones((2, 2)), 'b': np.ones(2)}
+    )
+    with pytest.raises(ValueError, match='asks for totals on some leaves and'):
+      mk.merge_checkpoints(of_matrices, experts=[path], output=tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_only_a_missing_key_says_that_a_rule_is_random():

@@ -86,6 +86,15 @@ def within(
   return value
 
 
+def by_path(name: str, value: Any) -> None:
+  """Raises ValueError unless rules by path are a dictionary, or None."""
+  if not isinstance(value, (Mapping, type(None))):
+    raise ValueError(
+      f'{name}={value!r} was given; give a dictionary by regular expression of '
+      'a path.'
+    )
+
+
 def seed(name: str, value: Any) -> int:
   """Returns the seed; ValueError unless it is a whole number of 32 bits.
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Elements from which on a matrix of whole numbers may hold weights.
 _FEWEST_CODES = 2**12
 _LORA = re.compile(r'(.*[/._])?lora_[ab]([/._].*)?', re.IGNORECASE)
+# Of normalization layers in flax and in PyTorch, whose means lie beside it.
+_VARIANCE = re.compile(r'(|.*[/._])var(|/value)')
 # What moving averages and frozen copies of a model are called.
 _COPY = re.compile(
   r'(^|_)(ema|avg|average|averaged|swa|polyak|target|shadow|slow|teacher)(_|$)'
@@ -36,13 +38,17 @@ def warnings_of(job: Job) -> list[str]:
     for tensor in scope.tensors
   ]
   return [
+    *_nothing(merged),
     *_twice(job.experts),
     *_items(job.template.items_beside),
     *left_out(job.left_out, job.root, 'in the output'),
-    *_quantised(read, job.copied),
-    *_complex(read, job.copied),
+    *of_copied(read, job.copied),
     *of_merged({path: read[path].shape for path in merged}, job.root),
   ]
+
+
+def _nothing(merged: Sequence[str]) -> list[str]:
+  return [] if merged else ['Nothing is merged: all is as the base has it.']
 
 
 def _twice(experts: Sequence[Model]) -> list[str]:
@@ -129,7 +135,30 @@ def of_merged(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
       'Each is merged by itself, and the product of merged factors is not the '
       'merge of the products: put the adapters into their models first.'
     )
+  statistics = [
+    path
+    for path, shape in shapes.items()
+    if (found := _VARIANCE.fullmatch(path))
+    and shapes.get(f'{found[1]}mean{found[2]}') == shape
+  ]
+  if statistics:
+    warnings.append(
+      f'{len(statistics)} leaves look like running variances, of BatchNorm '
+      f'perhaps, with means beside them: {_some(statistics)}. They are merged '
+      'as weights are, and what adds task vectors may bring a variance below '
+      "0. Keep both as the base has them, by overriding them by 'base'."
+    )
   return warnings
+
+
+def of_copied(leaves: Mapping[str, Any], copied: Sequence[str]) -> list[str]:
+  """Of leaves that are not merged, but may be weights.
+
+  Args:
+    leaves: all (anything with a shape, a size and a dtype), by path.
+    copied: the paths of those that are not merged.
+  """
+  return [*_quantised(leaves, copied), *_complex(leaves, copied)]
 
 
 def _quantised(leaves: Mapping[str, Any], copied: Sequence[str]) -> list[str]:

@@ -46,6 +46,7 @@ class Job:
     plan: the plan. Its paths are those of the output.
     copied: leaves that are copied from the base.
     left_out: leaves of the base beside its parameter root, or of an optimizer.
+    fingerprints: {name: fingerprint} of the sources as they were opened.
   """
 
   methods: tuple[Any, ...]
@@ -54,6 +55,7 @@ class Job:
   plan: plans.Plan
   copied: tuple[str, ...]
   left_out: tuple[str, ...]
+  fingerprints: Mapping[str, str]
 
   @property
   def template(self) -> Checkpoint:
@@ -116,15 +118,11 @@ class Job:
       pruned,
     )
 
-  def fingerprints(self) -> dict[str, str]:
-    """{name: fingerprint} of the sources as they are now."""
-    return {each.name: each.checkpoint.fingerprint() for each in self.models}
-
-  def demand_unchanged(self, fingerprints: Mapping[str, str]) -> None:
-    """Raises ValueError if a source was written to since these were taken."""
-    now = self.fingerprints()
+  def demand_unchanged(self) -> None:
+    """Raises ValueError if a source was written to since it was opened."""
+    now = _fingerprints(self.models)
     for model in self.models:
-      if now[model.name] != fingerprints[model.name]:
+      if now[model.name] != self.fingerprints[model.name]:
         raise ValueError(
           f'{model.name} ({model.checkpoint.location}) changed while it was '
           'read, so what was merged is thrown away. Merge again when nobody '
@@ -149,12 +147,17 @@ def make_job(
 
   For the arguments see `merge_checkpoints`, and `planner.make_plan` for hosts.
   """
+  checks.by_path('overrides', overrides)
+  checks.by_path('stacked_axes', stacked_axes)
+  checks.by_path('partition_rules', partition_rules)
   for method in methods:
     scopes.demand_rule('A method is a rule', method)
   methods = [_on_host(method) for method in methods]
   overrides = {regex: _on_host(x) for regex, x in (overrides or {}).items()}
   dtype = floating(dtype)
   models = _opened(experts, base)
+  # Now: what is written to while the merge is planned has changed as well.
+  fingerprints = _fingerprints(models)
   template = models[0].checkpoint
   root = roots.parameter_root(template.specs)
   reference = _specs(models[0])
@@ -176,6 +179,8 @@ def make_job(
     (rules, [_leaf(path, models, stacks, dtype) for path in paths])
     for rules, paths in groups
   ]
+  for _, leaves in planned:
+    _demand_whole_bytes(leaves)
   if copied:
     planned.append(((), [_leaf(path, models[:1], stacks) for path in copied]))
   plan = planner.make_plan(
@@ -197,6 +202,7 @@ def make_job(
     plan,
     tuple(copied),
     tuple(sorted(left_out)),
+    fingerprints,
   )
 
 
@@ -208,6 +214,18 @@ def demand_short_axes(specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         f'{path} has shape {spec.shape}; an axis of 2**31 elements or more is '
         'not supported. Store it with more axes.'
       )
+
+
+def _demand_whole_bytes(leaves: Sequence[costs.Leaf]) -> None:
+  """Refuses to merge floats of which several may share a byte."""
+  for leaf in leaves:
+    for dtype in (*leaf.sources, leaf.dtype):
+      if jnp.finfo(dtype).bits < 8:
+        raise ValueError(
+          f'{leaf.path} is read or written as {dtype}, and floats of less than '
+          '8 bits are not merged. Convert it, or keep it as the base has it: '
+          "overrides={'regular expression of its path': 'base'}."
+        )
 
 
 def floating(dtype: Any) -> Any:
@@ -249,7 +267,10 @@ def _opened(
   opened = [(name, open_checkpoint(path)) for name, path in named]
   _demand_no_adapter(opened)
   root = roots.parameter_root(opened[0][1].specs)
-  models = [_model(name, checkpoint, root) for name, checkpoint in opened]
+  models = [
+    Model(name, checkpoint, roots.moved(checkpoint.specs, root))
+    for name, checkpoint in opened
+  ]
   for model in models:
     named = f'{model.name} ({model.checkpoint.path})'
     roots.demand_parameters(named, model.checkpoint.specs, model.paths)
@@ -274,9 +295,8 @@ def _demand_no_adapter(opened: Sequence[tuple[str, Checkpoint]]) -> None:
     )
 
 
-def _model(name: str, checkpoint: Checkpoint, root: str) -> Model:
-  """A source whose leaves are called by their paths in the output."""
-  return Model(name, checkpoint, roots.moved(checkpoint.specs, root))
+def _fingerprints(models: Sequence[Model]) -> dict[str, str]:
+  return {each.name: each.checkpoint.fingerprint() for each in models}
 
 
 def _specs(model: Model) -> dict[str, jax.ShapeDtypeStruct]:

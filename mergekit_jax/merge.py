@@ -8,6 +8,7 @@ from typing import Any
 import warnings
 
 import jax
+from jax.core import Tracer
 import jax.numpy as jnp
 import numpy as np
 
@@ -66,6 +67,8 @@ def merge(
   """
   scopes.demand_rule('A method is a rule', method)
   experts = checks.experts(experts)
+  checks.by_path('overrides', overrides)
+  checks.by_path('stacked_axes', stacked_axes)
   if any(isinstance(x, (str, os.PathLike)) for x in (*experts, base)):
     raise ValueError(
       'A path was given; base and experts are trees of arrays here. For '
@@ -88,6 +91,7 @@ def merge(
   beside = [p for p in tree.merged_shapes(_specs(template)) if p not in specs]
   for doubt in [
     *doubts.left_out(beside, root, 'merged'),
+    *doubts.of_copied(specs, [p for p in specs if p not in covered]),
     *doubts.of_merged({path: shapes[path] for path in covered}, root),
   ]:
     warnings.warn(doubt, stacklevel=2)
@@ -160,6 +164,8 @@ def _key(given: Any) -> jax.Array:
         'jax.random.key(0), or a seed. Of several, map over them (jax.vmap).'
       )
     return jnp.asarray(given)
+  elif not isinstance(given, Tracer):
+    given = checks.seed('key', given.item())
   return jax.random.key(given, impl='threefry2x32')
 
 

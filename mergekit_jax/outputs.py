@@ -32,7 +32,7 @@ class Output:
     seed: seed of its random numbers.
   """
 
-  name: str
+  name: Any
   method: Any
   path: epath.Path
   seed: int
@@ -127,7 +127,7 @@ def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
     named[argument][name] if argument in named else given[argument]
   )
   outputs = [
-    _output(str(name), of('method', name), path, of('seed', name))
+    _output(name, of('method', name), path, of('seed', name))
     for name, path in output.items()
   ]
   for one, other in itertools.combinations(outputs, 2):
@@ -139,7 +139,7 @@ def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
   return outputs
 
 
-def _output(name: str, method: Any, path: Any, seed: Any) -> Output:
+def _output(name: Any, method: Any, path: Any, seed: Any) -> Output:
   """An output whose path is what the file system makes of it.
 
   A link is followed, so that what it leads to is written or replaced, and the

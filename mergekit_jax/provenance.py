@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import hashlib
 import importlib.metadata
+import re
 import resource
 import sys
 from typing import Any
@@ -26,7 +27,6 @@ from mergekit_jax.version import __version__
 def describe(
   job: Job,
   output: Output,
-  fingerprints: Mapping[str, str],
   overrides: Mapping[str, Any] | None,
   dtype: Any,
 ) -> dict[str, Any]:
@@ -35,22 +35,21 @@ def describe(
   Args:
     job: the merge.
     output: which of its outputs.
-    fingerprints: of its sources.
     overrides: as `merge_checkpoints` was given them.
     dtype: likewise.
   """
   tensors = [t for scope in job.plan.scopes for t in scope.tensors]
   packages = ('jax', 'orbax-checkpoint', 'tensorstore')
   return {
-    'method': repr(output.method),
-    'overrides': {key: repr(rule) for key, rule in (overrides or {}).items()},
+    'method': _told(output.method),
+    'overrides': {key: _told(rule) for key, rule in (overrides or {}).items()},
     'seed': output.seed,
     'stacked_axes': {t.path: list(t.stacked) for t in tensors if t.stacked},
     'dtype': None if dtype is None else str(floating(dtype)),
     'sources': {
       model.name: {
-        'path': str(model.checkpoint.location),
-        'fingerprint': fingerprints[model.name],
+        'path': str(model.checkpoint.location.absolute()),
+        'fingerprint': job.fingerprints[model.name],
       }
       for model in job.models
     },
@@ -89,7 +88,7 @@ def demand_agreement(
   told = {**rules, 'seed': seeds, **options}
   processes.demand_agreement(
     {
-      **{name: repr(value) for name, value in told.items()},
+      **{name: _told(value) for name, value in told.items()},
       'numbers of the method': _numbers(methods, overrides),
       **{m.name: str(m.checkpoint.location) for m in job.models},
       'mesh, memory_budget or partition_rules': _units(job),
@@ -118,7 +117,11 @@ def of_bits(
   sources = named.pop('sources')
   return {
     **named,
-    **{f'source {name}': source for name, source in sources.items()},
+    # Wherever it lies, and however its path is written.
+    **{
+      f'source {name}': source['fingerprint']
+      for name, source in sources.items()
+    },
     'numbers': _numbers(output.method, overrides),
     'units': _units(job),
     'memory_budget': job.plan.memory_budget,
@@ -127,6 +130,11 @@ def of_bits(
     **options,
     'format': options['format'] or job.template.format,
   }
+
+
+def _told(value: Any) -> str:
+  """As text, without addresses: a rule may hold a function."""
+  return re.sub(r' at 0x[0-9a-f]+', '', repr(value))
 
 
 def _numbers(methods: Any, overrides: Mapping[str, Any] | None) -> str:

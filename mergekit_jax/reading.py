@@ -56,7 +56,7 @@ class Model:
 
 
 def _is_of_damage(error: Exception) -> bool:
-  """Whether data are gone or are not what was written, or out of reach."""
+  """Whether data are lost or changed; they may be only out of reach."""
   if isinstance(error, OSError):
     return isinstance(error, FileNotFoundError)
   return not str(error).startswith(_OUT_OF_REACH)

@@ -68,7 +68,7 @@ class MergeReport:
 
   output: str
   restore: str
-  tensors: list[TensorReport]
+  tensors: list[TensorReport] = dataclasses.field(repr=False)
   copied: list[str]
   ratios: dict[str, float]
   warnings: list[str]
@@ -79,8 +79,8 @@ class MergeReport:
   bytes_written: int
   seconds: float
   peak_memory: int
-  provenance: dict[str, Any]
-  checksums: dict[str, list[Any]]
+  provenance: dict[str, Any] = dataclasses.field(repr=False)
+  checksums: dict[str, list[Any]] = dataclasses.field(repr=False)
 
   def save(self, path: epath.Path) -> None:
     """Writes the report as JSON; what is not finite becomes null."""

@@ -44,7 +44,12 @@ def agreed(
   ]
   groups = group(methods, overrides, paths, whole)
   covered = {path for _, paths in groups for path in paths}
-  tree.demand_same(reference, others, kept={*paths} - covered)
+  # Leaves that are floating point in no model are the first one's anyway.
+  models = (reference, *others.values())
+  copied = {path for model in models for path in model}.difference(
+    *(tree.merged_shapes(model) for model in models)
+  )
+  tree.demand_same(reference, others, kept=({*paths} - covered) | copied)
   return groups
 
 

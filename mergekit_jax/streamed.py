@@ -96,7 +96,7 @@ def merge_checkpoints(
     FileNotFoundError: if a source does not exist.
     FileExistsError: if the output exists.
     ValueError: if an argument or a source does not fit; nothing was read.
-    FloatingPointError: if a source holds NaN or Inf.
+    FloatingPointError: if a source holds NaN or Inf, or the merge overflows.
     OSError: if a source cannot be read or the output not written.
   """
   start = time.perf_counter()
@@ -127,11 +127,7 @@ def merge_checkpoints(
     overrides,
     {'output': [str(each.path) for each in outputs], **options},
   )
-  fingerprints = job.fingerprints()
-  facts = [
-    provenance.describe(job, each, fingerprints, overrides, dtype)
-    for each in outputs
-  ]
+  facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]
   with contextlib.ExitStack() as stack:
     stages = [
       stack.enter_context(
@@ -144,9 +140,7 @@ def merge_checkpoints(
       )
       for each, fact in zip(outputs, facts, strict=True)
     ]
-    stream = functools.partial(
-      _stream, job, fingerprints, stages, allow_nonfinite
-    )
+    stream = functools.partial(_stream, job, stages, allow_nonfinite)
     _write(job, outputs, stages, facts, options, stream)
     done = _done(stages)
     merged = {
@@ -234,7 +228,6 @@ def _done(stages: Sequence[Stage]) -> frozenset[int]:
 
 def _stream(
   job: Job,
-  fingerprints: Mapping[str, str],
   stages: Sequence[Stage],
   allow_nonfinite: bool,
   sinks: Sequence[CheckpointSink],
@@ -252,7 +245,7 @@ def _stream(
       advanced=advanced,
     )
   try:
-    processes.together(lambda: job.demand_unchanged(fingerprints))
+    processes.together(job.demand_unchanged)
   except (ValueError, OSError):  # not the death of a peer
     for stage in stages:
       stage.discard()

@@ -134,7 +134,6 @@ def _evaluated(evaluate: Callable[[Any], Any], name: str, tree: Any) -> Any:
 def _streamed(
   job: Job, seeds: Sequence[int], allow_nonfinite: bool
 ) -> Iterator[Any]:
-  fingerprints = job.fingerprints()
   sinks = [_TreeSink(job, seed) for seed in seeds]
   with progress(job.plan, ()) as advanced:
     stream.run(
@@ -146,7 +145,7 @@ def _streamed(
       report=False,
       advanced=advanced,
     )
-  processes.together(lambda: job.demand_unchanged(fingerprints))
+  processes.together(job.demand_unchanged)
   while sinks:
     yield sinks.pop(0).tree()
 

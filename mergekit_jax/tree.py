@@ -14,6 +14,8 @@ from mergekit_jax import checks
 
 _Value = TypeVar('_Value')
 
+# Of what differs between models. If paths are called otherwise, all do.
+_MOST_LINES = 20
 _LAYERS = re.compile(r'(.*/)?(\w+_)?layers/(?!\d+(/|$)).*')
 
 
@@ -68,7 +70,8 @@ def first_match(
     The values of the paths that have one.
 
   Raises:
-    ValueError: if an expression is malformed or matches no path.
+    ValueError: if an expression is malformed, matches no path, or none that an
+      earlier one does not.
   """
   paths = list(paths)
   found: dict[str, _Value] = {}
@@ -93,6 +96,12 @@ def first_match(
         f'whole paths as `mergekit-jax inspect` prints them, such as '
         f'{example!r}.{checks.nearest(expression, paths)}'
       )
+    if all(path in found for path in matches):
+      raise ValueError(
+        f'{name}: {expression!r} comes too late: all that it matches, such as '
+        f'{matches[0]!r}, an earlier expression matches, and the first wins. '
+        'Put it before that one, or leave it out.'
+      )
     for path in matches:
       found.setdefault(path, value)
   return found
@@ -110,13 +119,15 @@ def stacked_axes(
   matched = first_match(rules, shapes, 'stacked_axes')
   result = {path: () for path in shapes}
   for path, axes in matched.items():
-    axes = tuple(np.atleast_1d(axes).tolist())
+    axes = np.atleast_1d(axes)
     rank = len(shapes[path])
-    if not all(-rank <= axis < rank for axis in axes):
+    whole = np.issubdtype(axes.dtype, np.integer)
+    if not whole or not all(-rank <= axis < rank for axis in axes):
       raise ValueError(
-        f'stacked_axes: {path} has shape {shapes[path]} and no axis {axes}.'
+        f'stacked_axes: {path} has shape {shapes[path]} and no axis '
+        f'{tuple(axes.tolist())}.'
       )
-    result[path] = tuple(sorted({axis % rank for axis in axes}))
+    result[path] = tuple(sorted({int(axis) % rank for axis in axes}))
   return result
 
 
@@ -177,7 +188,7 @@ def demand_same(
   others: Mapping[str, Mapping[str, Any]],
   kept: Collection[str],
 ) -> None:
-  """Raises one ValueError that lists every difference, if there is any.
+  """Raises one ValueError that lists the differences, if there are any.
 
   Args:
     reference: leaves by path.
@@ -194,8 +205,11 @@ def demand_same(
     for line in differences(name, compared(reference), compared(other))
   ]
   if lines:
+    count = len(lines)
+    if count > _MOST_LINES:
+      lines[_MOST_LINES:] = [f'… and {count - _MOST_LINES:,} more']
     raise ValueError(
-      f'The models differ in {len(lines)} place{"s" * (len(lines) > 1)} and '
+      f'The models differ in {count:,} place{"s" * (count > 1)} and '
       'cannot be merged:\n  ' + '\n  '.join(lines) + '\nWhat is to be as the '
       'base has it, or is not in it, may be named: '
       "overrides={'regular expression of its path': 'base'}, or --override "

@@ -137,11 +137,12 @@ def main(job: dict) -> None:
 
 def touch_sources() -> None:
   """Lets every look at a source find another state than the last."""
-  from mergekit_jax.job import Job
+  from mergekit_jax import job
 
-  fingerprints, looks = Job.fingerprints, itertools.count()
-  Job.fingerprints = lambda self: {
-    name: f'{found}{next(looks)}' for name, found in fingerprints(self).items()
+  fingerprints, looks = job._fingerprints, itertools.count()
+  job._fingerprints = lambda models: {
+    name: f'{found}{next(looks)}'
+    for name, found in fingerprints(models).items()
   }
 
 

@@ -75,6 +75,10 @@ def refused(merge, tmp_path):
   return check
 
 
+def many(count):
+  return {f'leaf_{i:02}': np.ones(3, np.float32) for i in range(count)}
+
+
 def changed(tree, name, leaf):
   """The same tree with another leaf; None takes it away."""
   first, *rest = name.split('/')
@@ -165,6 +169,39 @@ class TestSources:
     path = checkpoints.save(tmp_path / 'other', other)
     message = refused(ValueError, 'differ in 1 place and', experts=[path])
     assert "--override 'REGEX:base'" in message
+
+  def test_many_differences(self, saved, refused, tmp_path):
+    renamed = {f'renamed_{key}': x for key, x in many(30).items()}
+    paths = [
+      checkpoints.save(tmp_path / name, {'params': tree})
+      for name, tree in (('one', many(30)), ('other', renamed))
+    ]
+    message = refused(
+      ValueError, 'differ in 60 places', base=paths[0], experts=paths[1:]
+    )
+    assert '\n  … and 40 more\n' in message
+    assert len(message.splitlines()) == 23
+
+  @pytest.mark.parametrize('indexed', [True, False])
+  def test_a_whole_model_beside_shards(self, refused, tmp_path, indexed):
+    path = tmp_path / 'both'
+    path.mkdir()
+    tensors = {'w': np.ones(3, np.float32)}
+    checkpoints.save_safetensors(path / 'model.safetensors', tensors)
+    shard = 'model-00001-of-00001.safetensors'
+    if indexed:  # else what is left of an earlier save
+      checkpoints.save_safetensors(path / shard, tensors)
+    index = {'weight_map': {'w': shard}}
+    (path / 'model.safetensors.index.json').write_text(json.dumps(index))
+    refused(ValueError, 'holds model.safetensors, which is a model', base=path)
+    index = {'weight_map': {'w': 'model.safetensors'}}
+    (path / 'model.safetensors.index.json').write_text(json.dumps(index))
+    assert [*mk.open_checkpoint(path).specs] == ['w']
+
+  def test_a_header_that_is_nested_without_end(self, refused, tmp_path):
+    path = tmp_path / 'model.safetensors'
+    path.write_bytes((200_000).to_bytes(8, 'little') + b'[' * 200_000)
+    refused(ValueError, 'its header is malformed', base=path)
 
   def test_an_adapter_among_models(self, refused, tmp_path):
     path = tmp_path / 'adapter'
@@ -307,6 +344,21 @@ class TestArguments:
     message = f"{name}: 'params/(' is not a regular expression"
     refused(ValueError, message, **{name: {'params/(': value}})
 
+  @pytest.mark.parametrize(
+    'name', ['overrides', 'stacked_axes', 'partition_rules']
+  )
+  def test_rules_that_are_no_dictionary(self, refused, name):
+    message = f"{name}=[('.*', 0)] was given; give a dictionary"
+    refused(ValueError, message, **{name: [('.*', 0)]})
+
+  def test_an_override_that_comes_too_late(self, refused):
+    message = refused(
+      ValueError,
+      "'params/odd' comes too late",
+      overrides={'.*': 'base', 'params/odd': mk.average()},
+    )
+    assert 'Put it before' in message
+
   def test_override_that_is_no_rule(self, refused):
     refused(ValueError, "An override is 'base' or", overrides={'.*': 0.5})
 
@@ -315,6 +367,8 @@ class TestArguments:
       ValueError, 'params/odd has shape (7, 5)', stacked_axes={'.*/odd': 2}
     )
     assert 'no axis (2,)' in message
+    for axes in (0.5, '1'):
+      refused(ValueError, 'and no axis', stacked_axes={'.*/odd': axes})
 
   def test_partition_rule_that_does_not_fit(self, refused):
     for spec in [jax.P('expert'), jax.P(None, None, None)]:
@@ -372,6 +426,11 @@ class TestArguments:
       mk.sweep({'a': mk.dare()}, EXPERTS, BASE, lambda tree: tree, seed=seed)
     with pytest.raises(ValueError, match=re.escape(f'key{message}')):
       mk.merge(mk.dare(), EXPERTS, BASE, key=seed)
+
+  @pytest.mark.parametrize('seed', [2**32 + 1, -1])
+  def test_seed_in_an_array(self, seed):
+    with pytest.raises(ValueError, match='give a whole number from 0 to'):
+      mk.merge(mk.dare(), EXPERTS, BASE, key=np.array(seed))
 
   def test_nothing_but_an_optimizer(self, refused, tmp_path):
     moments = {'opt_state': {'mu': np.ones(3)}}
@@ -431,6 +490,50 @@ class TestCommandLine:
     self.check(
       'Give weights with --weights', '--method=ties', '--set=weights=1'
     )
+    self.check(
+      "--weights: 'x' was given", '--method=ties', '--weights', '0.3,x'
+    )
+
+  @pytest.mark.parametrize(
+    'given',
+    [
+      ['--set', 'scale=0.3', 'scale=0.5'],
+      ['--set', 'scale=0.3', '--set', 'scale=0.5'],
+      ['--sweep', 'scale=0.3,0.5', '--sweep', 'scale=1'],
+      ['--override', '.*:scale=1,scale=2'],
+    ],
+  )
+  def test_an_option_that_is_given_twice(self, given):
+    self.check('scale was given twice', '--method=ties', *given)
+
+  def test_a_value_that_is_swept_twice(self):
+    self.check('same merge twice', '--method=ties', '--sweep=scale=0.3,0.30')
+
+  def test_flags_that_are_repeated_add_up(self):
+    parsed = cli.parse(
+      ['', 'plan', '--experts', 'x', '--experts', 'y', 'z']
+      + ['--method', 'ties', '--method', 'dare', '--seed', '1', '--seed', '2']
+      + ['--weights', '0.3,0.4', '--weights', '0.5']
+    )
+    assert parsed.experts == ['x', 'y', 'z']
+    what = flags.what_to_merge(parsed)
+    seeded = flags.seeded(parsed, what['methods'], 3)
+    assert [*seeded] == ['ties', 'dare-seed=1', 'dare-seed=2']
+    ties, _ = seeded['ties']
+    assert [x for x in jax.tree.leaves(ties) if 0.2 < x < 1] == [0.3, 0.4, 0.5]
+
+  def test_a_merge_can_be_planned_as_it_is(self):
+    merging = [
+      '--method=ties',
+      '--experts',
+      'x',
+      '--output',
+      'y',
+      '--overwrite',
+    ]
+    assert cli.parse(['', 'plan', *merging, '--overwrite']).experts == ['x']
+    with pytest.raises(SystemExit):
+      cli.parse(['', 'merge', *merging[:3]])
 
   def test_seed(self):
     parsed = cli.parse(
@@ -447,6 +550,11 @@ class TestCommandLine:
 
 
 class TestOutput:
+  def test_an_empty_directory_is_free(self, merge, tmp_path):
+    (tmp_path / 'out').mkdir()
+    report = merge()
+    assert checkpoints.load(report.output).keys() >= {'params/odd'}
+
   def test_exists(self, saved, refused, tmp_path):
     output = checkpoints.save(tmp_path / 'out', EXPERTS[0])
     message = refused(FileExistsError, f'{output} exists')

@@ -329,6 +329,19 @@ class TestSweep:
       mk.sweep({'a': mk.average()}, [{'w': np.ones(3)}], None, len, **options)
 
 
+def test_names_need_not_be_text(saved, tmp_path):
+  base, experts = saved
+  reports = mk.merge_checkpoints(
+    {0.3: mk.task_arithmetic(0.3), '0.3': mk.average()},
+    experts=experts,
+    base=base,
+    output={0.3: tmp_path / 'number', '0.3': tmp_path / 'text'},
+  )
+  assert [*reports] == [0.3, '0.3']
+  assert reports[0.3].output.endswith('number')
+  assert reports['0.3'].output.endswith('text')
+
+
 class TestBadInput:
   @pytest.mark.parametrize(
     ('changed', 'message'),
@@ -356,6 +369,7 @@ class TestBadInput:
   def test_one_of_the_outputs_exists(self, saved, tmp_path):
     """Nothing is written to the others either."""
     (tmp_path / 'random').mkdir()
+    (tmp_path / 'random' / 'thesis.tex').touch()
     with pytest.raises(FileExistsError, match='random exists'):
       merge(saved, tmp_path, ('elementwise', 'random'))
     assert [path.name for path in tmp_path.iterdir()] == ['random']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import functools
@@ -10,6 +11,7 @@ import random
 import re
 import resource
 import shutil
+from typing import Any
 
 from etils import epath
 import jax
@@ -240,9 +242,45 @@ def test_a_source_that_changed_is_refused(sources, copied, tmp_path):
   codes, printed = run_merge(arguments, devices=8, check=False)
   assert codes == [-9], printed
   os.utime(data, ns=(1, 1))
-  said = r'differs:\n  source experts\[1\]: .*fingerprint.* now\nGive'
+  said = r'differs:\n  source experts\[1\]: "\w+" then, "\w+" now\nGive'
   with pytest.raises(ValueError, match=said):
     merge(sources, output, experts=experts)
+
+
+def test_a_source_may_be_spelt_differently(sources, tmp_path, monkeypatch):
+  output = tmp_path / 'out'
+  leave_unfinished(sources, output)
+  monkeypatch.chdir(sources)
+  report = merge(sources, output, base='base', experts=['./one', 'two'])
+  assert report.units_resumed == 3
+
+
+@mk.rule
+class Mapped:
+  function: Any = dataclasses.field(metadata={'static': True})
+
+  def __call__(self, t):
+    return self.function(t.experts[0])
+
+
+def test_a_rule_that_holds_a_function_is_gone_on_with(
+  sources, tmp_path, monkeypatch
+):
+  """Its address is another one in every process."""
+  record = Stage.record
+
+  def once(stage, *arguments):
+    record(stage, *arguments)
+    raise RuntimeError('stop')
+
+  first, second = Mapped(lambda x: x / 2), Mapped(lambda x: x / 2)
+  with monkeypatch.context() as patch:
+    patch.setattr(Stage, 'record', once)
+    with pytest.raises(RuntimeError, match='stop'):
+      merge(sources, tmp_path / 'out', method=first)
+  report = merge(sources, tmp_path / 'out', method=second)
+  assert report.units_resumed >= 1
+  assert 'function=<function' in report.provenance['method']
 
 
 def test_two_merges_into_one_output(sources, tmp_path):
@@ -326,6 +364,7 @@ def test_what_appears_before_the_lock_is_taken(sources, tmp_path, monkeypatch):
 
   def too_late(directory):
     output.mkdir()
+    (output / 'thesis.tex').touch()
     return locked(directory)
 
   monkeypatch.setattr(locks, 'file_locked', too_late)

@@ -36,7 +36,8 @@ def write_whole(path: epath.Path, text: str) -> None:
   if not remote.is_local(path):
     path.write_text(text)
     return
-  new = path.parent / f'{path.name}-tmp'
+  # No longer than the name itself, which may be as long as names can be.
+  new = path.parent / f'{path.stem}-tmp'
   new.write_text(text)
   sync(new)
   new.replace(path)

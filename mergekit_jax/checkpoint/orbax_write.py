@@ -201,12 +201,18 @@ class _StreamHandler(ocp.type_handlers.ArrayHandler):
       [spec.metadata for spec in write_specs.values()],
       jax.process_index(),
     )
-    stores = await asyncio.gather(
+    created = await asyncio.gather(
       *(
         self._create(*self._placed(spec.json, info))
         for spec, info in zip(write_specs.values(), infos, strict=True)
-      )
+      ),
+      return_exceptions=True,  # once none is under way
     )
+    stores = []
+    for store in created:
+      if isinstance(store, BaseException):
+        raise store
+      stores.append(store)
     writer = _Writer(
       dict(zip(write_specs, values, strict=True)),
       dict(zip(write_specs, stores, strict=True)),

@@ -37,7 +37,7 @@ def as_path(path: epath.PathLike) -> epath.Path:
   scheme = os.fspath(path).partition('://')[0]
   if scheme not in _DRIVERS:
     raise ValueError(
-      f'{path} cannot be read: {scheme}:// is not supported. Give a local'
+      f'{path}: {scheme}:// is not supported. Give a local'
       f' path, or one of {", ".join(f"{known}://" for known in _DRIVERS)}.'
     )
   return RemotePath(path)

@@ -28,8 +28,11 @@ def check_destination(path: epath.Path, overwrite: bool, resume: bool) -> None:
   """Raises FileExistsError if `path` is taken and may not be replaced.
 
   With `resume` it may be taken by what was put there from the stage beside it.
+  An empty directory is free.
   """
   if not path.exists() or _is_begun(path) or (resume and is_published(path)):
+    return
+  if remote.is_local(path) and is_empty(path):
     return
   if not remote.is_local(path):
     raise FileExistsError(
@@ -47,6 +50,10 @@ def check_destination(path: epath.Path, overwrite: bool, resume: bool) -> None:
       f'{path} exists and is not a checkpoint and nothing else, so it is not'
       ' replaced. Give another path, or delete it yourself.'
     )
+
+
+def is_empty(path: epath.Path) -> bool:
+  return path.is_dir() and not any(path.iterdir())
 
 
 def _holds_nothing_else(path: epath.Path) -> bool:
@@ -154,6 +161,8 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
   if overwrite and path.exists():
     remove(old)
     path.rename(old)
+  if is_empty(path):
+    path.rmdir()
   new.rename(path)
   files.sync(path.parent)
 

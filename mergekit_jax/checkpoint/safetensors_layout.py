@@ -89,7 +89,8 @@ def find_shards(
 
   Raises:
     ValueError: the index is damaged or names a file that is not there, or there
-      are several indexes, or several files and no index.
+      are several indexes, an index and a whole model that it does not name, or
+      several files and no index.
   """
   if not path.is_dir():
     return ({path: None}, '') if path.name.endswith(SUFFIX) else None
@@ -134,6 +135,13 @@ def _shards_of_index(index: epath.Path) -> dict[epath.Path, set[str] | None]:
         f' *{SUFFIX} file beside the index. Correct the index.'
       )
     shards.setdefault(index.parent / file_name, set()).add(name)
+  whole = index.parent / index.name.removesuffix('.index.json')
+  if whole not in shards and whole.exists():
+    raise ValueError(
+      f'{index.parent} holds {whole.name}, which is a model to some readers, '
+      f'and {index.name}, which names other files. Give the path of '
+      f'{whole.name} if that is meant, or move it away.'
+    )
   for file, names in shards.items():
     if not file.exists():
       raise ValueError(
@@ -263,7 +271,10 @@ def _parse(text: bytes) -> dict[str, Any]:
       raise ValueError(f'the name {twice!r} is there twice')
     return dict(pairs)
 
-  parsed = json.loads(text, object_pairs_hook=unique)
+  try:
+    parsed = json.loads(text, object_pairs_hook=unique)
+  except RecursionError as error:
+    raise ValueError('nested too deeply') from error
   if not isinstance(parsed, dict):
     raise ValueError('not an object')
   return parsed

@@ -7,6 +7,7 @@ everything else is the same for all of them.
 import abc
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 from typing import Any, ClassVar, Protocol
 
@@ -234,7 +235,7 @@ class Checkpoint(abc.ABC):
   def files(self) -> Iterable[epath.Path]:
     """The files that it is read from, as they are now."""
 
-  @property
+  @functools.cached_property
   def directories(self) -> set[epath.Path]:
     """Where these files lie, links followed."""
     return {remote.real_path(file).parent for file in self.files()}

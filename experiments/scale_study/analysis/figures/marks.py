@@ -33,7 +33,7 @@ def line(
   value, low, high = part(series, present)
   axes.plot(x, value, **{'markersize': 5, 'linewidth': 1.5} | look)
   bars = LineCollection(
-    np.stack([np.column_stack([x, end]) for end in (low, high)], axis=1),
+    list(np.stack([np.column_stack([x, end]) for end in (low, high)], axis=1)),
     colors=look['color'],
     linewidths=1.3,
     alpha=0.7,

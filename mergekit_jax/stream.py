@@ -26,9 +26,6 @@ from mergekit_jax.reported import Flags
 from mergekit_jax.rule import scope_of
 from mergekit_jax.views import block_of, view
 
-# What is merged already is of the merge as it was told.
-_ANEW = 'resume=False (--noresume)'
-
 
 class Sink(Protocol):
   """Where one merge goes, unit by unit.
@@ -266,17 +263,15 @@ def _demand_finite(
       raise FloatingPointError(
         f'{model.name}: {model.paths[path]} in {model.checkpoint.path} holds '
         f'{bad.sum()} non-finite values (NaN or Inf) in '
-        f'{_where(loading, bad)}. Repair the checkpoint or leave it out, with '
-        f'{_ANEW}, or pass allow_nonfinite=True (--allow_nonfinite) to let '
-        'them through.'
+        f'{_where(loading, bad)}. Repair the checkpoint, leave it out, or pass '
+        'allow_nonfinite=True (--allow_nonfinite) to let them through.'
       )
   if of_merge.any():
     raise FloatingPointError(
       f'{path}: merging finite models gave {of_merge.sum()} non-finite values '
       f'in {_where(loading, of_merge)}: float32, in which rules compute, or '
-      f'{dtype}, in which the merge is stored, overflows. Use a smaller scale '
-      f'or a dtype with more range, with {_ANEW}, or pass '
-      'allow_nonfinite=True (--allow_nonfinite).'
+      f'{dtype}, in which the merge is stored, overflows. Use a smaller scale, '
+      'a dtype with more range, or allow_nonfinite=True (--allow_nonfinite).'
     )
 
 

@@ -264,7 +264,7 @@ class Mapped:
 
 
 def test_a_rule_that_holds_a_function_is_gone_on_with(
-  sources, tmp_path, monkeypatch
+  sources, tmp_path, monkeypatch, caplog
 ):
   """Its address is another one in every process."""
   record = Stage.record
@@ -278,6 +278,7 @@ def test_a_rule_that_holds_a_function_is_gone_on_with(
     patch.setattr(Stage, 'record', once)
     with pytest.raises(RuntimeError, match='stop'):
       merge(sources, tmp_path / 'out', method=first)
+  assert 'another one into this output needs resume=False' in caplog.text
   report = merge(sources, tmp_path / 'out', method=second)
   assert report.units_resumed >= 1
   assert 'function=<function' in report.provenance['method']

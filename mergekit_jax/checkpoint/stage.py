@@ -325,7 +325,8 @@ def _keep_or_remove(stage: Stage) -> None:
     return
   logging.warning(
     'The merge stopped after %d units. They are kept in %s; the same merge, '
-    'started again, does what is missing.',
+    'started again, does what is missing, and another one into this output '
+    'needs resume=False (--noresume).',
     written,
     stage.directory if stage.arrays is None else stage.arrays,
   )

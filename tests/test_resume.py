@@ -276,7 +276,10 @@ def test_a_rule_that_holds_a_function_is_gone_on_with(
   first, second = Mapped(lambda x: x / 2), Mapped(lambda x: x / 2)
   with monkeypatch.context() as patch:
     patch.setattr(Stage, 'record', once)
-    with pytest.raises(RuntimeError, match='stop'):
+    with (
+      caplog.at_level('WARNING', logger='absl'),
+      pytest.raises(RuntimeError, match='stop'),
+    ):
       merge(sources, tmp_path / 'out', method=first)
   assert 'another one into this output needs resume=False' in caplog.text
   report = merge(sources, tmp_path / 'out', method=second)

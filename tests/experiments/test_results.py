@@ -100,12 +100,15 @@ def test_the_readme_says_where_held_in_does_not_rise():
     for i, base in enumerate(grid.bases)
   }
   readme, notes = read('README.md'), read('BUILD_NOTES.md')
-  *most, last = said['instruction-tuned'].rsplit(', ', 1)
-  assert f'is {most[0]} and {last} at s, m and l (mean over methods' in readme
-  for numbers in said.values():
-    assert ' and '.join(numbers.rsplit(', ', 1)) in notes
-  first, second, third = map(signed, by_seed[:, 2, 1] - by_seed[:, 1, 1])
-  assert f'hangs on one seed ({first}, {second} and {third})' in readme
+  for base, numbers in said.items():
+    told = ' and '.join(numbers.rsplit(', ', 1))
+    assert f'{told} from the {base.replace("pretrained", "pretrained one")}' in (
+      readme
+    )
+    assert told in notes
+  # From l to xl, of the pretrained base.
+  first, second, third = map(signed, by_seed[:, 3, 0] - by_seed[:, 2, 0])
+  assert f'two seeds of three ({first}, {second} and {third})' in readme
 
 
 def test_the_readme_says_what_averaging_does_to_the_spread():
@@ -128,7 +131,7 @@ def test_the_readme_says_what_averaging_does_to_the_spread():
         if (row['setting'], row['n']) == ('validated', '8'):
           arm = preset, row['size'], row['base']
           means[arm][row['method']] = float(row['held_in'])
-  assert len(means) == 10
+  assert len(means) == 12
   assert {min(of, key=of.get) for of in means.values()} == {'average'}
 
 

@@ -102,10 +102,7 @@ def test_the_readme_says_where_held_in_does_not_rise():
   readme, notes = read('README.md'), read('BUILD_NOTES.md')
   for base, numbers in said.items():
     told = ' and '.join(numbers.rsplit(', ', 1))
-    assert f'{told} from the {base.replace("pretrained", "pretrained one")}' in (
-      readme
-    )
-    assert told in notes
+    assert f'{told} from the {base}' in readme and told in notes
   # From l to xl, of the pretrained base.
   first, second, third = map(signed, by_seed[:, 3, 0] - by_seed[:, 2, 0])
   assert f'two seeds of three ({first}, {second} and {third})' in readme

@@ -9,12 +9,14 @@ import itertools
 import math
 import os
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 from jax.sharding import PartitionSpec
 
 from mergekit_jax import checks, drive, methods, sharding
+
+_T = TypeVar('_T')
 
 _DTYPES = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
 
@@ -233,15 +235,6 @@ def _value(text: str) -> Any:
     return text
 
 
-def _number(flag: str, text: str) -> float:
-  try:
-    return float(text)
-  except ValueError as error:
-    raise ValueError(
-      f'--{flag}: {text!r} was given where a number is expected.'
-    ) from error
-
-
 def _partition_rules(rules: Sequence[str]) -> dict[str, Any] | None:
   specs = {}
   for rule in rules:
@@ -273,9 +266,17 @@ def _split(text: str, flag: str, example: str) -> tuple[str, str]:
 
 
 def _integer(flag: str, text: str) -> int:
+  return _read(flag, text, int, 'a whole number')
+
+
+def _number(flag: str, text: str) -> float:
+  return _read(flag, text, float, 'a number')
+
+
+def _read(flag: str, text: str, kind: Callable[[str], _T], what: str) -> _T:
   try:
-    return int(text)
+    return kind(text)
   except ValueError as error:
     raise ValueError(
-      f'--{flag}: {text!r} was given where a whole number is expected.'
+      f'--{flag}: {text!r} was given where {what} is expected.'
     ) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
-import os
 import re
 from typing import Any
 
@@ -25,10 +24,11 @@ from mergekit_jax import (
   roots,
   scopes,
   sharding,
+  sources,
   tree,
 )
 from mergekit_jax import plan as plans
-from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
+from mergekit_jax.checkpoint import Checkpoint
 from mergekit_jax.kernels.random import keys_for
 from mergekit_jax.reading import Model
 
@@ -155,7 +155,7 @@ def make_job(
   methods = [_on_host(method) for method in methods]
   overrides = {regex: _on_host(x) for regex, x in (overrides or {}).items()}
   dtype = floating(dtype)
-  models = _opened(experts, base)
+  models = sources.opened(experts, base)
   # Now: what is written to while the merge is planned has changed as well.
   fingerprints = _fingerprints(models)
   template = models[0].checkpoint
@@ -249,50 +249,6 @@ def _on_host(rule: Any) -> Any:
   return jax.tree.map(
     lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, rule
   )
-
-
-def _opened(
-  experts: Sequence[epath.PathLike], base: epath.PathLike | None
-) -> list[Model]:
-  """The sources, the base first if there is one."""
-  experts = checks.experts(experts)
-  named = [('base', base)] if base is not None else []
-  named += [(f'experts[{i}]', path) for i, path in enumerate(experts)]
-  for name, path in named:
-    if not isinstance(path, (str, os.PathLike)):
-      raise ValueError(
-        f'{name} is a {type(path).__name__}; give the path of a checkpoint. '
-        'Trees in memory are merged by mergekit_jax.merge.'
-      )
-  opened = [(name, open_checkpoint(path)) for name, path in named]
-  _demand_no_adapter(opened)
-  root = roots.parameter_root(opened[0][1].specs)
-  models = [
-    Model(name, checkpoint, roots.moved(checkpoint.specs, root))
-    for name, checkpoint in opened
-  ]
-  for model in models:
-    named = f'{model.name} ({model.checkpoint.path})'
-    roots.demand_parameters(named, model.checkpoint.specs, model.paths)
-  return models
-
-
-def _demand_no_adapter(opened: Sequence[tuple[str, Checkpoint]]) -> None:
-  """Refuses adapters among whole models, which have no leaf in common."""
-  adapters = [
-    f'{name} ({checkpoint.path})'
-    for name, checkpoint in opened
-    if checkpoint.format == 'safetensors'
-    and any(
-      (file.parent / 'adapter_config.json').exists()
-      for file in checkpoint.files()
-    )
-  ]
-  if 0 < len(adapters) < len(opened):
-    raise ValueError(
-      f'{adapters[0]} is a PEFT adapter, and not all of the others are. Put '
-      'each into its model first: merge_and_unload(), then save_pretrained().'
-    )
 
 
 def _fingerprints(models: Sequence[Model]) -> dict[str, str]:

@@ -60,6 +60,7 @@ def panels(
     panel.spines[['top', 'right']].set_visible(False)
     panel.grid(color='#e5e7eb', linewidth=0.8)
     panel.set_axisbelow(True)
+    panel.margins(y=0.09)  # room for a label of `reference` at an end
     panel.tick_params(labelsize=NORMAL, labelleft=True, labelbottom=True)
   return figure, axes
 

@@ -26,7 +26,7 @@ import numpy as np
 from mergekit_jax.block import Block
 from mergekit_jax.kernels import random
 from mergekit_jax.rule import Place, PyTree, scope_of, Step, step
-from mergekit_jax.widths import narrow, narrow_spec, wide_add, widen
+from mergekit_jax.widths import movable, narrow, narrow_spec, wide_add, widen
 
 
 class NoKeyError(ValueError):
@@ -288,15 +288,16 @@ def run(method: Any, blocks: Sequence[Block]) -> list[jax.Array]:
       raise unlike_rounds(method)
     if steps[0].partials is None:
       return [reached.merged for reached in steps]
-    totals = wide_add([reached.partials for reached in steps])
-    answers.append(answer(method, blocks[0], totals, answers))
+    totals = wide_add([movable(reached.partials) for reached in steps])
+    answers.append(movable(answer(method, blocks[0], totals, answers)))
 
 
 def unlike_rounds(method: Any) -> ValueError:
   name = type(method).__name__
   return ValueError(
-    f"{name} has scope='model' and asks for totals on some leaves and not on "
-    'others. Ask on all of them: what does not count may add 0.'
+    f'{name} asks for totals on some leaves and not on others, which are one '
+    "scope: scope='model' is its own, or that of a rule it is merged beside. "
+    'Ask on all of them: what does not count may add 0.'
   )
 
 

@@ -21,6 +21,7 @@ from mergekit_jax import (
   checks,
   costs,
   planner,
+  processes,
   roots,
   scopes,
   sharding,
@@ -33,6 +34,10 @@ from mergekit_jax.kernels.random import keys_for
 from mergekit_jax.reading import Model
 
 _BESIDE_ROOT = 'nnx_aux'
+
+
+class SourceChangedError(ValueError):
+  """A source was written to while it was merged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +124,28 @@ class Job:
     )
 
   def demand_unchanged(self) -> None:
-    """Raises ValueError if a source was written to since it was opened."""
-    now = _fingerprints(self.models)
-    for model in self.models:
-      if now[model.name] != self.fingerprints[model.name]:
-        raise ValueError(
-          f'{model.name} ({model.checkpoint.location}) changed while it was '
-          'read, so what was merged is thrown away. Merge again when nobody '
-          'writes to it.'
-        )
+    """Raises unless all processes find the sources as they opened them.
+
+    Raises:
+      SourceChangedError: on all processes, if a source was written to since.
+      ValueError, OSError: if one of them cannot tell.
+    """
+    changed: list[str] = []
+
+    def look() -> None:
+      now = _fingerprints(self.models)
+      changed.extend(
+        f'{model.name} ({model.checkpoint.location})'
+        for model in self.models
+        if now[model.name] != self.fingerprints[model.name]
+      )
+
+    processes.together(look)
+    if said := processes.first_told(' and '.join(changed)):
+      raise SourceChangedError(
+        f'{said} changed while it was read, so what was merged is thrown away. '
+        'Merge again when nobody writes to it.'
+      )
 
 
 def make_job(

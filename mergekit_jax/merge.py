@@ -55,11 +55,14 @@ def merge(
       layers: every layer slice is a tensor of its own.
     overrides: {regex of a path: 'base' or a rule} for leaves that are not to be
       merged by `method`; the first match wins, and every rule is a scope of its
-      own. As the 'base' has it a leaf may differ in the experts; one that only
-      experts have is then left out.
+      own. As the 'base' has it, or the first expert where there is no base, a
+      leaf may differ in the experts; one that only experts have is then left
+      out.
 
   Returns:
-    The merged model, in the structure, dtypes and shardings of the base.
+    The merged model, in the structure, dtypes and shardings of the base; or of
+    the first expert, if there is no base. Merged leaves are JAX arrays, so that
+    64-bit ones need `jax_enable_x64` to stay so.
 
   Raises:
     ValueError: if there are no experts, the trees differ, a rule by path

@@ -26,12 +26,14 @@ class Output:
   """One merge and where it goes.
 
   Attributes:
+    number: its place among the merges that are made together.
     name: what the caller calls it; empty if it is the only one.
     method: the rule.
     path: directory of the new checkpoint.
     seed: seed of its random numbers.
   """
 
+  number: int
   name: Any
   method: Any
   path: epath.Path
@@ -111,7 +113,7 @@ def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
   given = {'method': method, 'output': output, 'seed': seed}
   named = {k: v for k, v in given.items() if isinstance(v, Mapping)}
   if not named:
-    return [_output('', method, output, seed)]
+    return [_output(0, '', method, output, seed)]
   if 'output' not in named or not output:
     raise ValueError(
       f'{" and ".join(named)} names several merges, but output={output!r}. '
@@ -127,8 +129,8 @@ def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
     named[argument][name] if argument in named else given[argument]
   )
   outputs = [
-    _output(name, of('method', name), path, of('seed', name))
-    for name, path in output.items()
+    _output(number, name, of('method', name), path, of('seed', name))
+    for number, (name, path) in enumerate(output.items())
   ]
   for one, other in itertools.combinations(outputs, 2):
     if _overlap(one.path, other.path):
@@ -139,14 +141,16 @@ def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
   return outputs
 
 
-def _output(name: Any, method: Any, path: Any, seed: Any) -> Output:
+def _output(
+  number: int, name: Any, method: Any, path: Any, seed: Any
+) -> Output:
   """An output whose path is what the file system makes of it.
 
   A link is followed, so that what it leads to is written or replaced, and the
   link stays; the report lies beside what is written.
   """
   real = real_path(as_path(path))
-  return Output(name, method, real, checks.seed('seed', seed))
+  return Output(number, name, method, real, checks.seed('seed', seed))
 
 
 def _overlap(one: epath.Path, other: epath.Path) -> bool:

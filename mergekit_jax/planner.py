@@ -251,8 +251,8 @@ def _largest(
       parts, False, key=lambda part: not fits(axis, part * count)
     )
     if axis not in leaf.stacked:
-      across = math.prod(extents) // extents[axis] * count
-      most = max(most, smallest // across)
+      across = math.prod(e for i, e in enumerate(extents) if i != axis) * count
+      most = max(most, smallest // max(1, across))  # 0 of an empty leaf
     if most < len(parts):
       extents[axis] = _part(max(1, most), count, leaf, axis) * count
   return extents

@@ -87,6 +87,11 @@ def demand_agreement(facts: Mapping[str, str]) -> None:
   together(demand_same)
 
 
+def first_told(said: str) -> str:
+  """What the first process says that says anything; '' if none does."""
+  return next(filter(None, _all_told(said)), '')
+
+
 def all_gathered(numbers: Sequence[int]) -> np.ndarray:
   """What each process gave, int64 `[processes, *]`."""
   with jax.enable_x64(True):

@@ -39,7 +39,6 @@ def describe(
     dtype: likewise.
   """
   tensors = [t for scope in job.plan.scopes for t in scope.tensors]
-  packages = ('jax', 'orbax-checkpoint', 'tensorstore')
   return {
     'method': _told(output.method),
     'overrides': {key: _told(rule) for key, rule in (overrides or {}).items()},
@@ -54,10 +53,7 @@ def describe(
       for model in job.models
     },
     'mesh': dict(job.plan.mesh.shape),
-    'versions': {
-      'mergekit_jax': __version__,
-      **{name: importlib.metadata.version(name) for name in packages},
-    },
+    'versions': _versions(),
   }
 
 
@@ -91,7 +87,9 @@ def demand_agreement(
       **{name: _told(value) for name, value in told.items()},
       'numbers of the method': _numbers(methods, overrides),
       **{m.name: str(m.checkpoint.location) for m in job.models},
-      'mesh, memory_budget or partition_rules': _units(job),
+      'mesh, memory_budget, partition_rules, stacked_axes or versions': repr(
+        [_units(job), _versions()]
+      ),
     }
   )
 
@@ -132,6 +130,14 @@ def of_bits(
   }
 
 
+def _versions() -> dict[str, str]:
+  packages = ('jax', 'orbax-checkpoint', 'tensorstore')
+  return {
+    'mergekit_jax': __version__,
+    **{name: importlib.metadata.version(name) for name in packages},
+  }
+
+
 def _told(value: Any) -> str:
   """As text, without addresses: a rule may hold a function."""
   return re.sub(r' at 0x[0-9a-f]+', '', repr(value))
@@ -144,14 +150,20 @@ def _numbers(methods: Any, overrides: Mapping[str, Any] | None) -> str:
 
 
 def _units(job: Job) -> str:
-  """A digest of how the merge is cut."""
-  boxes = [
-    [tensor.path, str(tensor.dtype), box.origin, box.shape, str(box.spec)]
-    for scope in job.plan.scopes
-    for tensor in scope.tensors
-    for box in tensor.boxes
+  """A digest of how the merge is cut, and of the numbers journals know it by.
+
+  How often a scope is read depends on all merges that are made together.
+  """
+  written = [
+    [
+      *(unit.number, tensor.path, str(tensor.dtype), tensor.stacked),
+      *(unit.box.origin, unit.box.shape, str(unit.box.spec)),
+    ]
+    for unit in job.plan.units()
+    for tensor in [unit.tensor]
+    if unit.written
   ]
-  return _digest(repr(boxes).encode())
+  return _digest(repr(written).encode())
 
 
 def _digest(data: bytes) -> str:
@@ -160,14 +172,15 @@ def _digest(data: bytes) -> str:
 
 def _sees_layers(job: Job, output: Output) -> bool:
   """Whether it matters to a merge which leaves hold several layers."""
-  rule = output.method
-  of_tensor = scope_of(rule) == 'tensor' and any(
-    any(scope.rounds) for scope in job.plan.scopes
+  of_tensor = any(
+    scope.rounds[output.number]
+    for scope in job.plan.scopes
+    if scope.rules and scope_of(scope.rules[output.number]) == 'tensor'
   )
   return (
     of_tensor
-    or needs_of(rule) != 'element'
-    or is_random(rule, len(job.experts))
+    or needs_of(output.method) != 'element'
+    or is_random(output.method, len(job.experts))
   )
 
 

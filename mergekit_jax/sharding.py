@@ -193,13 +193,13 @@ def partition(
   elements = math.prod(shape)
   for name, size in sorted(mesh.shape.items(), key=lambda item: -item[1]):
     dimensions = [i for i in range(len(shape)) if rest[i] >= size]
-    elements //= size
-    if size == 1 or not dimensions or elements < smallest:
+    if size == 1 or not dimensions or elements // size < smallest:
       continue
     divided = [i for i in dimensions if rest[i] % size == 0]
     chosen = min(divided) if divided else max(dimensions, key=rest.__getitem__)
     axes[chosen] = (*axes[chosen], name)
     rest[chosen] //= size
+    elements //= size
   return PartitionSpec(*(names or None for names in axes))
 
 

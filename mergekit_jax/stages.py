@@ -99,9 +99,17 @@ class Chain:
 def trim(density: jax.typing.ArrayLike) -> Trim:
   """Keeps the largest magnitudes of each task vector, drops the rest.
 
+  A sparsifier of TIES (Yadav et al., 2023, arXiv 2306.01708).
+
   Args:
     density: the fraction kept, in (0, 1], rounded to millionths. Equal
       magnitudes at the cut are all kept; 1 keeps everything.
+
+  Returns:
+    A stage: deltas, float32 `[*shape]` each, to as many of these.
+
+  Raises:
+    ValueError: if the density is not in (0, 1].
   """
   return Trim(checks.within('density', density, 0, 1, closed=(False, True)))
 
@@ -132,9 +140,17 @@ class Trim:
 def drop(drop_rate: jax.typing.ArrayLike) -> Drop:
   """Drops each entry at random and rescales the others, unbiased.
 
+  The sparsifier of DARE (Yu et al., 2023, arXiv 2311.03099).
+
   Args:
     drop_rate: probability p of dropping, in [0, 1), rounded to 1/65536;
       survivors are multiplied by 1 / (1 − p) with the rounded p.
+
+  Returns:
+    A stage: deltas, float32 `[*shape]` each, to as many of these.
+
+  Raises:
+    ValueError: if the drop rate is not in [0, 1).
   """
   return Drop(checks.within('drop_rate', drop_rate, 0, 1, (True, False)))
 
@@ -163,10 +179,19 @@ class Drop:
 
 
 def weighted_sum(weights: Weights = None) -> WeightedSum:
-  """Consensus: Σ wi τi.
+  """Consensus: Σ wi τi, as in task arithmetic (Ilharco et al., 2022).
+
+  arXiv 2212.04089.
 
   Args:
     weights: one finite number an expert; None means 1 each.
+
+  Returns:
+    A stage: deltas, float32 `[*shape]` each, to one of these.
+
+  Raises:
+    ValueError: if a weight is not finite or, as they are merged, there are not
+      as many as experts.
   """
   return WeightedSum(checks.weights(weights))
 
@@ -191,6 +216,8 @@ def disjoint_mean(
 ) -> DisjointMean:
   """Consensus: elects a sign per entry, averages the experts that agree.
 
+  As in TIES (Yadav et al., 2023, arXiv 2306.01708).
+
   Args:
     weights: one number ≥ 0 an expert; None means 1 each. The mean divides by
       the sum of the weights of the experts that agree.
@@ -199,6 +226,14 @@ def disjoint_mean(
     zero_mass: what is elected where that sum is exactly 0: 'positive', or
       'majority', the majority of the elected signs over the scope, else
       positive, at the price of one more round.
+
+  Returns:
+    A stage: deltas, float32 `[*shape]` each, to one of these.
+
+  Raises:
+    ValueError: if a weight is negative or not finite, `election` or `zero_mass`
+      is unknown or, as they are merged, there are not as many weights as
+      experts.
   """
   return DisjointMean(
     checks.weights(weights, at_least=0),
@@ -245,7 +280,17 @@ def _majority(total, answers):
 
 
 def scale(factor: jax.typing.ArrayLike) -> Scale:
-  """Multiplies a delta by λ."""
+  """Multiplies a delta by λ.
+
+  Args:
+    factor: λ, a finite number.
+
+  Returns:
+    A stage: one delta, float32 `[*shape]`, to one.
+
+  Raises:
+    ValueError: if λ is not finite.
+  """
   return Scale(checks.finite('scale', factor))
 
 

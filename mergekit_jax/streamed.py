@@ -15,11 +15,11 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from mergekit_jax import plan as plans
-from mergekit_jax import processes, provenance, reading, stream
+from mergekit_jax import provenance, reading, stream
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import write_checkpoint
 from mergekit_jax.checkpoint.stage import Stage, staged
-from mergekit_jax.job import Job, make_job
+from mergekit_jax.job import Job, make_job, SourceChangedError
 from mergekit_jax.outputs import Output, outputs_of
 from mergekit_jax.progress import progress
 from mergekit_jax.sink import CheckpointSink
@@ -79,8 +79,8 @@ def merge_checkpoints(
     stacked_axes: {regex of a path: axis or axes} of leaves that hold several
       layers. Checkpoints whose metadata says `scan_layers` are recognised.
     overrides: {regex of a path: 'base' or a rule}, the first match wins. As the
-      'base' has it a leaf may differ in the experts; one that only experts have
-      is then left out.
+      'base' has it, or the first expert where there is no base, a leaf may
+      differ in the experts; one that only experts have is then left out.
     dtype: dtype of the merged leaves; None keeps the base's.
     partition_rules: {regex of a path: PartitionSpec}; other leaves are sharded
       by the first dimensions that the mesh divides.
@@ -95,7 +95,10 @@ def merge_checkpoints(
   Raises:
     FileNotFoundError: if a source does not exist.
     FileExistsError: if the output exists.
-    ValueError: if an argument or a source does not fit; nothing was read.
+    ValueError: if an argument or a source does not fit, and nothing was read;
+      or, afterwards, if a source has changed or another merge has taken over
+      the output.
+    TypeError: if the rule returns no array, or a `then` uses the models.
     FloatingPointError: if a source holds NaN or Inf, or the merge overflows.
     OSError: if a source cannot be read or the output not written.
   """
@@ -125,7 +128,11 @@ def merge_checkpoints(
     {each.name: each.method for each in outputs},
     {each.name: each.seed for each in outputs},
     overrides,
-    {'output': [str(each.path) for each in outputs], **options},
+    {
+      'output': [str(each.path) for each in outputs],
+      'allow_nonfinite': allow_nonfinite,
+      **options,
+    },
   )
   facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]
   with contextlib.ExitStack() as stack:
@@ -245,8 +252,8 @@ def _stream(
       advanced=advanced,
     )
   try:
-    processes.together(job.demand_unchanged)
-  except (ValueError, OSError):  # not the death of a peer
+    job.demand_unchanged()
+  except SourceChangedError:  # not where that cannot be told
     for stage in stages:
       stage.discard()
     raise

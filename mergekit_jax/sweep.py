@@ -16,7 +16,6 @@ import numpy as np
 from mergekit_jax import (
   checks,
   doubts,
-  processes,
   provenance,
   sharding,
   stream,
@@ -70,7 +69,9 @@ def sweep(
     {name: what `evaluate` returned}, in the order of `methods`.
 
   Raises:
-    ValueError: if an argument or a source does not fit; nothing was read.
+    ValueError: if an argument or a source does not fit, and nothing was read;
+      or, afterwards, if a source has changed.
+    TypeError: if a rule returns no array, or a `then` uses the models.
     FloatingPointError: if a checkpoint holds NaN or Inf, unless allowed.
     OSError: if a checkpoint cannot be read.
   """
@@ -97,7 +98,8 @@ def sweep(
       overrides=overrides,
       partition_rules=partition_rules,
     )
-    provenance.demand_agreement(job, methods, seeds, overrides, {})
+    told = {'allow_nonfinite': allow_nonfinite}
+    provenance.demand_agreement(job, methods, seeds, overrides, told)
     if jax.process_index() == 0:
       for warning in doubts.warnings_of(job):
         logging.warning('%s', warning)
@@ -145,7 +147,7 @@ def _streamed(
       report=False,
       advanced=advanced,
     )
-  processes.together(job.demand_unchanged)
+  job.demand_unchanged()
   while sinks:
     yield sinks.pop(0).tree()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from etils import epath
 import numpy as np
@@ -19,7 +20,8 @@ def verify(output: epath.PathLike) -> list[str]:
     output: a checkpoint that `merge_checkpoints` wrote, its report beside it.
 
   Returns:
-    A sentence for every part that is damaged; empty if all is well.
+    A sentence for every part that is damaged or that nobody has recorded;
+    empty if all is well.
 
   Raises:
     FileNotFoundError: if there is no output, or no report beside it.
@@ -33,13 +35,21 @@ def verify(output: epath.PathLike) -> list[str]:
       'verified. An output that is moved takes its report along.'
     )
   try:
-    checksums = json.loads(report.read_text())['checksums']
+    checksums = dict(json.loads(report.read_text())['checksums'])
   except (ValueError, LookupError, TypeError) as error:
     raise ValueError(
       f'{report} is no report of a merge, or is damaged ({error}); restore it '
       'from a copy, or merge again.'
     ) from error
-  damage = []
+  damage = [
+    f'{path}: {recorded:,} of its {math.prod(spec.shape):,} elements have a '
+    'checksum'
+    for path, spec in checkpoint.specs.items()
+    for recorded in [
+      sum(math.prod(shape) for _, shape, _ in checksums.get(path, []))
+    ]
+    if recorded != math.prod(spec.shape)
+  ]
   for path, parts in checksums.items():
     if path not in checkpoint.specs:
       damage.append(f'{path}: missing')

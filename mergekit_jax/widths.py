@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 import jax.numpy as jnp
+import numpy as np
 
 from mergekit_jax.rule import PyTree
 
@@ -21,6 +23,23 @@ def wide_add(trees: Sequence[PyTree]) -> PyTree:
   """Adds trees of partial sums in int64 and float64."""
   with jax.enable_x64(True):
     return jax.tree.map(lambda *leaves: sum(map(widen, leaves)), *trees)
+
+
+def movable(tree: PyTree) -> PyTree:
+  """Small arrays that computations on any devices may use.
+
+  The leaves of a model may lie on different ones. What cannot be seen here,
+  traced or in part on other hosts, stays where it is.
+  """
+  with jax.enable_x64(True):
+    return jax.tree.map(
+      lambda x: jnp.asarray(np.asarray(x)) if _is_here(x) else x, tree
+    )
+
+
+def _is_here(x: Any) -> bool:
+  is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+  return is_array and x.is_fully_addressable
 
 
 def widen(x: jax.Array) -> jax.Array:

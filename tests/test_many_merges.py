@@ -5,6 +5,7 @@ import functools
 import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -401,3 +402,59 @@ def test_resumed(saved, tmp_path, monkeypatch):
     assert_same(name, checkpoints.load_floats(tmp_path / name))
     assert reports[name].units_resumed == 3
     assert reports[name].units_done > 0
+
+
+@mk.rule
+class NormalisesMatrices:
+  """Asks for a total on some leaves only, each of which is its scope."""
+
+  def __call__(self, t):
+    total = lambda delta: mk.Total(jnp.sum(jnp.abs(delta)), lambda x, _: x)
+    if t.base.ndim < 2:
+      return t.base
+    norm = yield total(t.experts[0] - t.base)
+    return t.base + (t.experts[0] - t.base) / norm
+
+
+def test_one_asks_on_some_leaves_beside_one_that_asks_on_all(tmp_path):
+  generator = np.random.default_rng(0)
+  model = lambda: {
+    'w': np.float32(generator.standard_normal((16, 8))),
+    'b': np.float32(generator.standard_normal(8)),
+  }
+  base, expert = model(), model()
+  paths = [
+    checkpoints.save_safetensors(tmp_path / f'{name}.safetensors', tree)
+    for name, tree in (('base', base), ('expert', expert))
+  ]
+  own = NormalisesMatrices()
+  sweep = lambda methods: mk.sweep(methods, paths[1:], paths[0], lambda x: x)
+  delta = np.float64(expert['w']) - base['w']
+  merged = sweep({'own': own, 'ties': mk.ties(scope='tensor')})['own']
+  np.testing.assert_allclose(
+    merged['w'],
+    base['w'] + delta / np.abs(delta).sum(),
+    rtol=1e-5,  # of a float32 sum of 128 numbers
+  )
+  np.testing.assert_array_equal(merged['b'], base['b'])
+  with pytest.raises(ValueError, match='or that of a rule it is merged beside'):
+    sweep({'own': own, 'ties': mk.ties()})
+
+
+def test_warnings_of_one_merge_are_not_those_of_another(tmp_path):
+  """Only to a rule with thresholds of a tensor it matters what is stacked."""
+  names = [f'layers/{name}/w' for name in 'abc']
+  save = lambda name, x: checkpoints.save_safetensors(
+    tmp_path / name, {each: np.float32(x + np.eye(4)) for each in names}
+  )
+  reports = mk.merge_checkpoints(
+    {'sum': mk.task_arithmetic(), 'ties': mk.ties(scope='tensor')},
+    experts=[save('one.safetensors', 1)],
+    base=save('base.safetensors', 0),
+    output={name: tmp_path / name for name in ('sum', 'ties')},
+  )
+  stacked = {
+    name: [w for w in report.warnings if 'stacked' in w]
+    for name, report in reports.items()
+  }
+  assert stacked['ties'] and not stacked['sum']

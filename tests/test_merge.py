@@ -697,3 +697,24 @@ class TestErrors:
   def test_misspelt_option(self):
     call = lambda: mk.ties(densty=0.2)
     self.fails('densty', call, TypeError)
+
+
+@pytest.mark.parametrize('scope', ['model', 'tensor'])
+def test_leaves_on_different_devices(scope):
+  """As pipelines have them: totals of a model are of all of them."""
+  devices = jax.devices()
+  assert len(devices) > 1
+  placed = lambda tree: {
+    name: jax.device_put(leaf, device)
+    for (name, leaf), device in zip(tree.items(), devices, strict=False)
+  }
+  generator = np.random.default_rng(0)
+  model = lambda: {
+    name: np.float32(generator.standard_normal((8, 4))) for name in 'ab'
+  }
+  base, *experts = model(), model(), model()
+  method = mk.ties(0.3, scope=scope)
+  merged = mk.merge(method, [*map(placed, experts)], placed(base))
+  compare.same_bits(merged, mk.merge(method, experts, base))
+  for leaf, device in zip(merged.values(), devices, strict=False):
+    assert leaf.devices() == {device}

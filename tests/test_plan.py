@@ -584,3 +584,17 @@ class TestLinear:
       ]
       counts.append(calls['of'])
     assert counts[1] == counts[0] > 1
+
+
+@pytest.mark.parametrize('shape', [(0, 16), (16, 0)])
+def test_an_empty_leaf_within_a_budget_for_nothing(shape):
+  """Its partial sums may be more than the budget; no cut makes them less."""
+  with pytest.raises(ValueError, match='memory_budget'):
+    plan_of(mk.ties(), [leaf('a', shape, 9)], budget=5 * 10**6)
+
+
+def test_an_axis_that_is_not_used_makes_no_part_smaller():
+  """No dimension has 256 elements, but the second axis goes into one."""
+  mesh = jax.sharding.AbstractMesh((256, 8), ('fsdp', 'tensor'))
+  spec = sharding.partition((3, 3, 128, 128), mesh, (), smallest=512)
+  assert tuple(spec) == (None, None, 'tensor', None)

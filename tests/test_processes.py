@@ -213,8 +213,7 @@ def test_a_source_that_changes_for_one_process(changed, sources, tmp_path):
     {**arguments, 'touched': changed}, processes=2, check=False
   )
   assert codes == [1, 1], printed
-  assert 'changed while it was read' in printed[changed]
-  assert f'Process {changed} failed' in printed[1 - changed]
+  assert all('changed while it was read' in each for each in printed)
   assert not (tmp_path / 'out').exists()
   run_merge(arguments, processes=2)
 

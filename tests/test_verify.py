@@ -84,3 +84,21 @@ def test_without_a_report(merged):
   (merged.parent / 'out.report.json').unlink()
   with pytest.raises(FileNotFoundError, match='report beside it'):
     verify(merged)
+
+
+def test_a_leaf_that_nobody_recorded(merged):
+  report = merged.parent / 'out.report.json'
+  facts = json.loads(report.read_text())
+  del facts['checksums']['params/b']
+  report.write_text(json.dumps(facts))
+  assert verify(merged) == ['params/b: 0 of its 5 elements have a checksum']
+  facts['checksums']['params/a'].append(facts['checksums']['params/a'][0])
+  report.write_text(json.dumps(facts))
+  assert len(verify(merged)) == 2
+
+
+def test_a_report_whose_checksums_have_no_names(merged):
+  report = merged.parent / 'out.report.json'
+  report.write_text(json.dumps({'checksums': [1, 2]}))
+  with pytest.raises(ValueError, match='is no report of a merge'):
+    verify(merged)

@@ -19,7 +19,7 @@ STEP_METADATA = '_CHECKPOINT_METADATA'
 
 # CheckpointManager can put a prefix before the number. Without the manager's
 # directory at hand that is not enough to tell a step: `expert_1` may be a save.
-_STEP_OF_MANAGER = re.compile(r'(?:.*_)?(\d+)')
+_STEP_OF_MANAGER = re.compile(r'(.*_)?(\d+)')
 _STEP = re.compile(r'\d+')
 _OF_STEP = {STEP_METADATA, 'commit_success.txt'}
 # What Orbax writes to an item beside arrays that have directories of their own;
@@ -58,7 +58,7 @@ def find_item(path: epath.Path) -> tuple[epath.Path, str] | None:
   if items := _items(path):
     item = _choose(items)
     return item, _name_from_parents(item)
-  for step in _steps_newest_first(path):
+  for step in _newest_first(_steps(path)):
     if _is_item(step):
       return step, ''
     if items := _items(step):
@@ -200,17 +200,43 @@ def _array_directories(item: epath.Path) -> set[str]:
   return {array.partition('/')[0] for array in arrays}
 
 
-def _steps_newest_first(path: epath.Path) -> list[epath.Path]:
-  steps = {}
+def _steps(path: epath.Path) -> list[epath.Path]:
+  """The steps of the one manager that keeps them in a directory.
+
+  Raises:
+    ValueError: they are called in several ways, and none of them is a number
+      alone: `math_1` and `code_2` may be two models.
+  """
+  by_prefix: dict[str, list[epath.Path]] = {}
   for child in path.iterdir():
     if match := _STEP_OF_MANAGER.fullmatch(child.name):
       if child.is_dir() and ocp.utils.is_checkpoint_finalized(child):
-        steps[int(match[1]), child.name] = child
-  return [steps[key] for key in sorted(steps, reverse=True)]
+        by_prefix.setdefault(match[1] or '', []).append(child)
+  if len(by_prefix) > 1:
+    by_prefix = {
+      prefix: steps
+      for prefix, steps in by_prefix.items()
+      if any(_is_item(step) or _items(step) for step in steps)
+    }
+  if '' in by_prefix:
+    return by_prefix['']
+  if len(by_prefix) > 1:
+    names = sorted(step.name for steps in by_prefix.values() for step in steps)
+    raise ValueError(
+      f'{path} holds {", ".join(names)}, which need not be steps of one model.'
+      ' Give the path of the one that is meant.'
+    )
+  return [step for steps in by_prefix.values() for step in steps]
+
+
+def _newest_first(steps: list[epath.Path]) -> list[epath.Path]:
+  number = lambda step: int(step.name.rpartition('_')[2])
+  return sorted(steps, key=number, reverse=True)
 
 
 def _name_from_parents(item: epath.Path) -> str:
   """The relative name of an item that was given without its parents."""
+  item = item.absolute()  # `.` has no name
   step = item.parent
   # Only a checkpoint's top or step directory has this file; in an item
   # directory it means a flat save.

@@ -31,7 +31,7 @@ def read(
   Raises:
     ValueError: the metadata is damaged.
     PermissionError: it may not be read.
-    OSError: the item is remote and cannot be reached.
+    OSError: it cannot be read or, if it is remote, reached.
   """
   options: dict[str, Any] = {}
   if not remote.is_local(item):
@@ -40,8 +40,6 @@ def read(
     handler = ocp.PyTreeCheckpointHandler(**options)
     return handler.metadata(item).tree
   except Exception as error:
-    if isinstance(error, OSError) and not remote.is_local(item):
-      raise
     # TensorStore has ValueError for this too.
     denied = str(error).startswith('PERMISSION_DENIED')
     if denied or isinstance(error, PermissionError):
@@ -49,6 +47,9 @@ def read(
         f'{item} cannot be read, for want of permission ({error}). Change the'
         ' permissions of its files.'
       ) from error
+    missing = remote.is_local(item) and isinstance(error, FileNotFoundError)
+    if isinstance(error, OSError) and not missing:
+      raise
     raise ValueError(
       f'{item} is damaged: Orbax cannot read the metadata of its arrays'
       f' ({error}). Restore it from a copy.'

@@ -28,7 +28,7 @@ from orbax.checkpoint._src.serialization import (
 import tensorstore as ts
 
 from mergekit_jax import checks
-from mergekit_jax.checkpoint import remote, source
+from mergekit_jax.checkpoint import files, remote, source
 from mergekit_jax.checkpoint.writer import BoxWriter, Write
 from mergekit_jax.tree import path_of
 
@@ -127,12 +127,20 @@ def write_orbax(
 
 
 class _KeptTemporaryPath(atomicity.AtomicRenameTemporaryPath):
-  """Orbax's temporary directory, but one that is there is gone on with."""
+  """Orbax's temporary directory, but one that is there is gone on with.
+
+  And what gets its name is on the disk.
+  """
 
   async def create(self) -> epath.Path:
     if self.get().exists():
       return self.get()
     return await super().create()
+
+  async def finalize(self) -> None:
+    if remote.is_local(self.get()):
+      await asyncio.to_thread(files.sync_all, self.get())
+    await super().finalize()
 
 
 def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -84,7 +84,8 @@ def identity(path: epath.Path) -> str:
   entries = sorted(pathlib.Path(path).iterdir())
   stats = [entry.lstat() for entry in entries]
   return '\n'.join(
-    f'{stat.st_ino} {stat.st_mtime_ns} {entry.name}'
+    # Names need not be text that can be written.
+    f'{stat.st_ino} {stat.st_mtime_ns} {entry.name!a}'
     for entry, stat in zip(entries, stats, strict=True)
   )
 
@@ -131,15 +132,30 @@ def is_unfinished(path: epath.Path) -> bool:
   step around it get their names one after the other, and what has its name is
   not written to any more.
   """
+  begun, holding_arrays = _written(path)
+  return bool(begun) and all(each.endswith('-tmp') for each in holding_arrays)
+
+
+def is_finished(path: epath.Path) -> bool:
+  """Whether the writer of a checkpoint at `path` was done with it.
+
+  It gives it its name when all of it is on the disk.
+  """
+  begun, holding_arrays = _written(path)
+  return not begun and bool(holding_arrays)
+
+
+def _written(path: epath.Path) -> tuple[set[str], set[str]]:
+  """What writers call -tmp, and the directories that arrays lie in."""
   parent, name = pathlib.Path(path.parent), path.name
-  begun = [*parent.glob(f'{name}*-tmp'), *parent.glob(f'{name}/*-tmp')]
+  begun = {*parent.glob(f'{name}*-tmp'), *parent.glob(f'{name}/*-tmp')}
   holding_arrays = {
     file.parent.name
     for levels in ('', '*/', '*/*/')
     for mark in (_MAKES_A_CHECKPOINT, f'*{safetensors_layout.SUFFIX}')
     for file in parent.glob(f'{name}*/{levels}{mark}')
   }
-  return bool(begun) and all(each.endswith('-tmp') for each in holding_arrays)
+  return {each.name for each in begun}, holding_arrays
 
 
 def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
@@ -170,3 +186,10 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
 def remove(path: epath.Path) -> None:
   if path.exists():
     path.rmtree()
+
+
+def clear(path: epath.Path, kept: str = '') -> None:
+  """Removes what a directory holds, but for an entry of this name."""
+  for child in path.iterdir() if path.exists() else ():
+    if child.name != kept:
+      child.rmtree() if child.is_dir() else child.unlink()

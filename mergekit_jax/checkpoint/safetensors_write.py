@@ -97,6 +97,11 @@ def write_safetensors(
   }
   stage = replace.beside(path, 'tmp')
   processes.on_primary(lambda: _make_files(stage, headers))
+  # What is there counts: an earlier attempt, or another process, may have been
+  # told another path of a source, which the header holds.
+  headers = {
+    name: safetensors_layout.read_header(stage / name) for name in headers
+  }
   _fill(stage, headers, arrays, produce)
   processes.barrier('safetensors written')
   processes.on_primary(lambda: _commit(stage, path, headers, like, stem))
@@ -157,19 +162,28 @@ def _make_files(
   for name, header in headers.items():
     file = os.open(stage / name, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-      found = os.pread(file, len(header.raw), 0)
-      if found == header.raw and os.fstat(file).st_size == header.size:
+      if any(os.pread(file, len(header.raw), 0)):
+        _demand_same_tensors(stage / name, header)
         continue
-      if any(found):
-        raise ValueError(
-          f'{stage} holds the beginnings of another checkpoint. Delete it.'
-        )
       files.allocate(file, header.size, stage / name)
       # Last, since a file with a header is taken for one that has its size.
       files.write_at(file, memoryview(header.raw), 0)
       os.fsync(file)
     finally:
       os.close(file)
+
+
+def _demand_same_tensors(
+  file: epath.Path, header: safetensors_layout.Header
+) -> None:
+  try:
+    begun = safetensors_layout.read_header(file).specs
+  except ValueError:
+    begun = None
+  if begun != header.specs:
+    raise ValueError(
+      f'{file.parent} holds the beginnings of another checkpoint. Delete it.'
+    )
 
 
 def _fill(
@@ -260,8 +274,7 @@ def _commit(
     }
     file = stage / (stem + safetensors_layout.INDEX_SUFFIX)
     file.write_text(json.dumps(index, indent=2) + '\n')
-    files.sync(file)
-  files.sync(stage)
+  files.sync_all(stage)
   stage.rename(path)
   files.sync(path.parent)
 

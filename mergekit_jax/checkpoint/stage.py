@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import json
+import os
 import tempfile
 from typing import Any
 
@@ -119,10 +120,11 @@ class Stage:
   def seal(self) -> None:
     """Notes that the checkpoint is complete, once it is all on the disk."""
     if self.arrays is None:
-      processes.on_primary(self._seal)
+      processes.on_primary(self.seal_here)
     self.complete = True
 
-  def _seal(self) -> None:
+  def seal_here(self) -> None:
+    """Does so, on the one process that calls it."""
     files.sync_all(self.checkpoint)
     files.write_whole(
       self.directory / replace.COMPLETE, replace.identity(self.checkpoint)
@@ -182,7 +184,7 @@ class Stage:
       # Not what somebody else has made a checkpoint meanwhile.
       replace.check_destination(self.arrays, overwrite=False, resume=False)
       replace.remove(self.arrays)
-    replace.remove(self.directory)
+    replace.clear(self.directory)
 
 
 @contextlib.contextmanager
@@ -218,21 +220,24 @@ def staged(
   output = remote.as_path(output).absolute()
   replace.check_destination(output, overwrite, resume)
   directory = replace.beside(output, 'tmp')
-  with _workspace(output, directory) as (checkpoint, arrays):
-    with locks.held(directory) as demand_ours:
-      stage = Stage(output, overwrite, checkpoint, arrays, demand_ours)
-      processes.on_primary(lambda: _prepare(stage, plan, resume))
-      stage.open()
-      try:
-        yield stage
-        # The body does, to have several in place before a stage is gone.
-        if not stage.published:
-          stage.publish()
-      except BaseException:
-        _keep_or_remove(stage)
-        raise
-      stage.clear_replaced()
-      processes.on_primary(lambda: replace.remove(directory))
+  with contextlib.ExitStack() as stack:
+    checkpoint, arrays = stack.enter_context(_workspace(output, directory))
+    # A network disk keeps the file of a lock until that is closed.
+    stack.callback(_remove_empty, directory)
+    demand_ours = stack.enter_context(locks.held(directory))
+    stage = Stage(output, overwrite, checkpoint, arrays, demand_ours)
+    processes.on_primary(lambda: _prepare(stage, plan, resume))
+    stage.open()
+    try:
+      yield stage
+      # The body does, to have several in place before a stage is gone.
+      if not stage.published:
+        stage.publish()
+    except BaseException:
+      _keep_or_remove(stage)
+      raise
+    stage.clear_replaced()
+    processes.on_primary(lambda: replace.clear(directory))
 
 
 @contextlib.contextmanager
@@ -279,9 +284,7 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   journal.remove_all(stage.directory)
   if stage.arrays is not None:
     replace.remove(stage.arrays)
-  for child in stage.directory.iterdir():
-    if child.name != locks.NAME:
-      child.rmtree() if child.is_dir() else child.unlink()
+  replace.clear(stage.directory, kept=locks.NAME)
   files.write_whole(file, json.dumps(plan))
 
 
@@ -299,13 +302,16 @@ def _begun(file: epath.Path) -> dict[str, Any] | None:
 def _is_as_recorded(stage: Stage) -> bool:
   """Whether what the journals say is written is there, to be gone on with.
 
-  It is not if somebody has deleted it. And what its writer had committed, but
-  was killed before it was sealed, may have holes after a power failure.
+  It is not if somebody has deleted it. What its writer was done with, but was
+  killed before it could seal it, is sealed.
   """
   if stage.arrays is not None:
     return stage.arrays.exists()
   if (stage.directory / replace.COMPLETE).exists():
     return stage.checkpoint.exists() or replace.is_published(stage.output)
+  if replace.is_finished(stage.checkpoint):
+    stage.seal_here()
+    return True
   return replace.is_unfinished(stage.checkpoint)
 
 
@@ -330,6 +336,13 @@ def _keep_or_remove(stage: Stage) -> None:
     written,
     stage.directory if stage.arrays is None else stage.arrays,
   )
+
+
+def _remove_empty(directory: epath.Path) -> None:
+  if jax.process_index() == 0 and remote.is_local(directory):
+    # Another merge into the same output may have begun.
+    with contextlib.suppress(OSError):
+      os.rmdir(directory)
 
 
 def _short(value: Any) -> str:

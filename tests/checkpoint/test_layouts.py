@@ -330,3 +330,25 @@ def test_a_cycle_is_stacked_and_what_is_left_over_is_not(tmp_path):
   made = job.make_job([mk.average()], [tmp_path / 'base'], None)
   for tensor in made.plan.scopes[0].tensors:
     assert tensor.stacked == ((1,) if '/layers/' in tensor.path else ())
+
+
+def test_what_need_not_be_steps_of_one_model(tmp_path):
+  """A number alone is a step; what else ends in a number may be a model."""
+  for name in ('math_1', 'code_2'):
+    standard_save(tmp_path / name, {'w': np.ones(3)})
+  with pytest.raises(ValueError, match='holds code_2, math_1, which need not'):
+    mk.open_checkpoint(tmp_path)
+  for number in (1000, 2000):
+    standard_save(tmp_path / str(number), {'w': np.ones(number // 1000)})
+  standard_save(tmp_path / 'best_5000', {'w': np.ones(5)})
+  assert mk.open_checkpoint(tmp_path).specs['w'].shape == (2,)
+
+
+def test_a_step_by_the_name_of_where_one_is(tmp_path, monkeypatch):
+  with ocp.CheckpointManager(tmp_path / 'run') as manager:
+    manager.save(7, args=ocp.args.Composite(w=ocp.args.StandardSave({'a': 1})))
+  expected = mk.open_checkpoint(tmp_path / 'run/7/w').layout
+  monkeypatch.chdir(tmp_path / 'run/7')
+  assert mk.open_checkpoint('w').layout == expected
+  monkeypatch.chdir(tmp_path / 'run/7/w')
+  assert mk.open_checkpoint('.').layout == expected

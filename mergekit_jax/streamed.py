@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import functools
@@ -19,6 +19,7 @@ from mergekit_jax import provenance, reading, stream
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import write_checkpoint
 from mergekit_jax.checkpoint.stage import Stage, staged
+from mergekit_jax.checkpoint.writer import handed_over, Write
 from mergekit_jax.job import Job, make_job, SourceChangedError
 from mergekit_jax.outputs import Output, outputs_of
 from mergekit_jax.progress import progress
@@ -178,41 +179,41 @@ def _write(
   options: Mapping[str, Any],
   stream_into: Callable[[Sequence[CheckpointSink]], None],
 ) -> None:
-  """Streams all merges into their stages.
+  """Streams all merges into their stages."""
+  units = [unit.number for unit in job.plan.units() if unit.written]
+  # The memory of a second unit goes to the compressed copy of the first.
+  behind = 0 if options['compression'] else plans.WRITE_BEHIND
+  sinks = []
+  with contextlib.ExitStack() as writing:
+    for output, stage, fact in zip(outputs, stages, facts, strict=True):
+      write = writing.enter_context(_written(job, stage, fact, options))
+      keys = job.keys(output.seed)
+      sinks.append(
+        CheckpointSink(keys, stage.done, write, stage.record, behind)
+      )
+    stream_into(sinks)
+    for stage in stages:
+      stage.demand_recorded(units)
 
-  The writers of checkpoints call back for what they write, so the writers of
-  several lie in each other; the innermost one streams.
-  """
+
+@contextlib.contextmanager
+def _written(
+  job: Job, stage: Stage, fact: Mapping[str, Any], options: Mapping[str, Any]
+) -> Iterator[Write]:
+  """Writes the checkpoint of a stage, unless it is there already."""
+  if stage.complete:
+    # Units that its journal has lost are merged again for their records.
+    there: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    there.set_result(None)
+    yield lambda *box: there
+    return
   chunks = {
     tensor.path: reading.part_shape(tensor.boxes[0], job.plan.mesh)
     for scope in job.plan.scopes
     for tensor in scope.tensors
   }
-  units = [unit.number for unit in job.plan.units() if unit.written]
-  sinks: list[CheckpointSink] = []
-  # The memory of a second unit goes to the compressed copy of the first.
-  behind = 0 if options['compression'] else plans.WRITE_BEHIND
 
-  def write_from(number: int) -> None:
-    if number == len(outputs):
-      stream_into(sinks)
-      return
-    stage = stages[number]
-
-    def produce(write: Any) -> None:
-      keys = job.keys(outputs[number].seed)
-      sinks.append(
-        CheckpointSink(keys, stage.done, write, stage.record, behind)
-      )
-      write_from(number + 1)
-      stage.demand_recorded(units)
-
-    if stage.complete:
-      # Units that its journal has lost are merged again for their records.
-      written: Any = concurrent.futures.Future()
-      written.set_result(None)
-      produce(lambda *box: written)
-      return
+  def write_with(produce: Callable[[Write], None]) -> None:
     write_checkpoint(
       stage.checkpoint,
       job.output_specs(),
@@ -220,12 +221,13 @@ def _write(
       produce,
       **options,
       chunks=chunks,
-      metadata={'mergekit_jax': facts[number]},
+      metadata={'mergekit_jax': fact},
       arrays_at=stage.arrays,
     )
-    stage.seal()
 
-  write_from(0)
+  with handed_over(write_with) as write:
+    yield write
+  stage.seal()
 
 
 def _done(stages: Sequence[Stage]) -> frozenset[int]:

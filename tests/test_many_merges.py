@@ -2,6 +2,8 @@
 
 import collections
 import functools
+import signal
+import sys
 import weakref
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import job, reading
+from mergekit_jax.checkpoint.stage import Stage
 from tests import cases, checkpoints, compare, models
 
 LARGE = {'layers/kernel': (300, 3, 97), 'odd': (7, 5)}
@@ -458,3 +461,43 @@ def test_warnings_of_one_merge_are_not_those_of_another(tmp_path):
     for name, report in reports.items()
   }
   assert stacked['ties'] and not stacked['sum']
+
+
+def test_more_than_the_stack_has_room_for(tmp_path):
+  """Writers of several outputs do not lie in each other."""
+  numbers = np.arange(8, dtype=np.float32)
+  path = checkpoints.save_safetensors(
+    tmp_path / 'one.safetensors', {'w': numbers}
+  )
+  base = checkpoints.save_safetensors(
+    tmp_path / 'base.safetensors', {'w': numbers - 1}
+  )
+  names = range(sys.getrecursionlimit() // 5)
+  reports = mk.merge_checkpoints(
+    {i: mk.task_arithmetic(i) for i in names},
+    experts=[path],
+    base=base,
+    output={i: tmp_path / f'out {i}' for i in names},
+  )
+  assert len(reports) == len(names)
+  for i in (0, 7, names[-1]):
+    found = mk.open_checkpoint(tmp_path / f'out {i}').read('w')
+    np.testing.assert_array_equal(found, numbers - 1 + i)
+
+
+def test_ctrl_c_while_several_are_written(saved, tmp_path, monkeypatch):
+  """It is heard where the stream is, before the next unit."""
+  units = []
+
+  def interrupted(stage, unit, facts):
+    units.append(unit)
+    if len(units) == 3:
+      signal.raise_signal(signal.SIGINT)
+    record(stage, unit, facts)
+
+  record = Stage.record
+  monkeypatch.setattr(Stage, 'record', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    merge(saved, tmp_path, ('model', 'random'), memory_budget='5MB')
+  reports = merge(saved, tmp_path, ('model', 'random'), memory_budget='5MB')
+  assert all(report.units_done for report in reports.values())

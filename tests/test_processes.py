@@ -167,7 +167,7 @@ def test_all_say_what_the_first_was_refused(sources, tmp_path):
     (
       'memory_budget',
       ['8MiB', '4GiB'],
-      'mesh, memory_budget or partition_rules',
+      'mesh, memory_budget, partition_rules, stacked_axes or versions',
     ),
   ],
 )

@@ -52,7 +52,8 @@ class Folder:
     self.root = root.absolute()
     record = root / 'config.json'
     recorded = read_json(record) if record.exists() else {}
-    # Older folders do not say what was asked.
+    # Older folders do not say what was asked; they do from now on.
+    is_said = 'questions' in recorded
     asked = recorded.pop('questions', digest)
     problems = study_config.differences(config, recorded) if recorded else {}
     if problems and not study_config.only_gained(config, recorded):
@@ -76,7 +77,7 @@ class Folder:
         'the training data are the same.'
       )
     # Hosts that come later find it, so that none may be waited for.
-    if (problems or not recorded) and jax.process_index() == 0:
+    if (problems or not is_said) and jax.process_index() == 0:
       written = {**study_config.as_json(config), 'questions': digest}
       _replace(record, _json(written))
 

@@ -1,13 +1,12 @@
 """The merges: all methods and hyperparameters of a subset from one read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import dataclasses
 import json
 import statistics
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.scale_study import (
   in_memory,
@@ -19,30 +18,21 @@ from experiments.scale_study import (
 from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.cells import Cell
 from experiments.scale_study.folder import Arm, write_text
-from experiments.scale_study.merge_points import candidates, fixed, Merge, swept
+from experiments.scale_study.merge_points import fixed, Merge
 from experiments.scale_study.model import Params, STACKED_AXES
 from experiments.scale_study.scored import Scored, values
-from experiments.scale_study.scoring import Score
 from experiments.scale_study.size import Size
 from experiments.scale_study.subsets import Subset
+from experiments.scale_study.trials import (
+  is_everything,
+  Result,
+  swept_of,
+  Trials,
+)
 import mergekit_jax as mk
 
 # Behind the name of a task in the scores of a cell.
 ROUGE_L = ' (ROUGE-L)'
-
-
-class Result(NamedTuple):
-  """A merge of an arm and how it does.
-
-  ROUGE-L is known of the merges of all experts, chosen on validation data.
-  """
-
-  merge: Merge
-  setting: str
-  split: str
-  scores: dict[str, Score]
-  drift: float
-  rouge_l: Mapping[str, float]
 
 
 def subsets_of(size: Size, seed: int) -> Iterator[Subset]:
@@ -61,12 +51,17 @@ def is_done(size: Size, arm: Arm, subset: Subset) -> bool:
   """Whether all cells of a subset are stored, whole, of the models scored."""
   try:
     made = cells.load(size.folder.cells(arm, subset.name))
-    merged = _fingerprints(Scored(size, arm), subset)
+    scored = Scored(size, arm)
   except (FileNotFoundError, ValueError):
     return False
+  merged = _fingerprints(scored, subset)
   found = sorted(map(name_of, made))
   return found == sorted(names(size, arm, subset)) and all(
-    cell.checkpoints == merged for cell in made
+    cell.checkpoints == merged
+    and cell.expert == scored.expert_values(cell.split)
+    and cell.base_scores == values(scored.base, cell.split)
+    and cell.multitask == values(scored.multitask, cell.split)
+    for cell in made
   )
 
 
@@ -118,7 +113,7 @@ def names(size: Size, arm: Arm, subset: Subset) -> list[str]:
     *(
       (merge, 'sweep', split)
       for split in ('validation', 'test')
-      for merge in _swept_of(size, subset)
+      for merge in swept_of(size, subset)
     ),
   ]
   return [_name(arm, subset.name, *of) for of in made]
@@ -132,23 +127,10 @@ def _name(arm: Arm, subset: str, merge: Merge, setting: str, split: str) -> str:
   return '/'.join(names)
 
 
-def _swept_of(size: Size, subset: Subset) -> list[Merge]:
-  """The points of the sweeps, which are of all experts."""
-  everything = len(subset.categories) == len(size.source.held_in)
-  return swept(size.config) if everything else []
-
-
 def _results(
   size: Size, arm: Arm, subset: Subset, scored: Scored
 ) -> list[Result]:
   """Merges once, and scores what is needed of each merge."""
-  config, exam = size.config, size.examination
-  choices, settled = candidates(config), fixed(config)
-  everything = len(subset.categories) == len(size.source.held_in)
-  points = _swept_of(size, subset)
-  wanted = list(
-    dict.fromkeys([*sum(choices.values(), []), *settled.values(), *points])
-  )
   experts = [
     size.folder.root / scored.experts[category]['checkpoint']
     for category in subset.categories
@@ -158,76 +140,38 @@ def _results(
   for category, path in zip(subset.categories, experts, strict=True):
     _demand_as_scored(size, arm, size.load(path), scored.experts[category])
   places = jax.tree.map(lambda leaf: leaf.sharding, base)
-  own = scored.expert_values('validation')
-  validated: dict[Merge, dict[str, Score]] = {}
-  tested: dict[Merge, dict[str, Score]] = {}
-  drifts: dict[Merge, float] = {}
-  written: dict[str, dict[str, float]] = {}
-  best: dict[str, tuple[float, Merge, Params]] = {}
-  names = iter(wanted)
+  trials = Trials(size, subset, base, scored.expert_values('validation'))
+  merges = iter(trials.wanted)  # in the order of the sweep
 
   def evaluate(checkpoint: Any) -> None:
-    merge = next(names)
     params = jax.device_put(checkpoint[stored.ROOT], places)
-    drifts[merge] = float(_drift(params, base))
-    options = choices[merge.method]
-    if len(options) > 1 and merge in options or merge in points:
-      validated[merge] = exam.scores(params, 'validation', subset.categories)
-    if merge in settled.values() or merge in points:
-      tested[merge] = exam.scores(params, 'test')
-    if merge in options:
-      kept = _kept(validated[merge], own) if merge in validated else 0.0
-      if merge.method not in best or kept > best[merge.method][0]:
-        best[merge.method] = kept, merge, params
+    trials.score(next(merges), params)
 
   with size.on_mesh():
     mk.sweep(
-      {' '.join(merge): merge.rule() for merge in wanted},
+      {' '.join(merge): merge.rule() for merge in trials.wanted},
       experts,
       size.base(arm),
       evaluate,
       seed=arm.seed,
       stacked_axes=STACKED_AXES,
       mesh=size.mesh,
-      memory_budget=config.memory_budget,
+      memory_budget=size.config.memory_budget,
       partition_rules=sharding.PARTITION_RULES if size.mesh else None,
     )
-    for method, (_, merge, params) in best.items():
-      if merge not in tested:
-        tested[merge] = exam.scores(params, 'test')
-      if everything:
-        written[method] = exam.written(params)
-  if config.strict and everything:
+    trials.test_chosen()
+  if size.config.strict and is_everything(size, subset):
     # On one device, whatever the mesh of the streamed merges.
     in_memory.demand_same(
       {
         method: (merge.rule(), params)
-        for method, (_, merge, params) in best.items()
+        for method, (_, merge, params) in trials.chosen.items()
       },
       [stored.load(path, size.shape) for path in experts],
       stored.load(size.base(arm), size.shape),
       arm.seed,
     )
-  chosen = {method: merge for method, (_, merge, _) in best.items()}
-  none: dict[str, float] = {}
-  return [
-    *(
-      Result(
-        *(merge, 'validated', 'test', tested[merge], drifts[merge]),
-        rouge_l=written.get(merge.method, none),
-      )
-      for merge in chosen.values()
-    ),
-    *(
-      Result(merge, 'fixed', 'test', tested[merge], drifts[merge], none)
-      for merge in settled.values()
-    ),
-    *(
-      Result(merge, 'sweep', split, scores[merge], drifts[merge], none)
-      for split, scores in (('validation', validated), ('test', tested))
-      for merge in points
-    ),
-  ]
+  return trials.results()
 
 
 def _fingerprints(scored: Scored, subset: Subset) -> dict[str, Any]:
@@ -251,21 +195,6 @@ def _demand_as_scored(
       f'scored. Remove scores/{arm.name} and cells/{arm.name}, and do '
       '--phase=evaluate again.'
     )
-
-
-def _kept(scores: Mapping[str, Score], own: Mapping[str, float]) -> float:
-  """Mean over tasks of merge ÷ expert; an expert that fails counts little."""
-  return statistics.fmean(
-    score.value / max(own[task], 0.05) for task, score in scores.items()
-  )
-
-
-@jax.jit
-def _drift(params: Params, base: Params) -> jax.Array:
-  def norm(tree: Params) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
-
-  return norm(jax.tree.map(jnp.subtract, params, base)) / norm(base)
 
 
 def _cell(

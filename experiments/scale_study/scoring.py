@@ -155,6 +155,8 @@ class Examination:
   ) -> dict[str, float]:
     """Returns ROUGE-L on the test of tasks whose datasets ask for it.
 
+    Of none where that is their score already.
+
     Args:
       params: of the model.
       categories: whose tasks; None takes all.
@@ -162,7 +164,7 @@ class Examination:
     return {
       task: self.rouge_l(params, task)
       for task, dataset in self._tasks.items()
-      if dataset.metric == 'rouge_l'
+      if dataset.metric == 'rouge_l' != self._text_metric
       and (categories is None or dataset.category in categories)
     }
 

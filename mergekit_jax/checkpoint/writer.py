@@ -2,7 +2,9 @@
 
 import abc
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+import contextlib
 from typing import Any
 
 import jax
@@ -13,6 +15,52 @@ from mergekit_jax.checkpoint import source
 Write = Callable[
   [str, Sequence[slice] | None, np.ndarray | jax.Array], source.Future
 ]
+
+
+class _AbandonedError(Exception):
+  """Told to a writer when what is to be written will not come."""
+
+
+@contextlib.contextmanager
+def handed_over(
+  write_checkpoint: Callable[[Callable[[Write], None]], None],
+) -> Iterator[Write]:
+  """Turns a writer that calls back into a context.
+
+  The writer waits in a thread meanwhile, so that those of several checkpoints
+  do not lie in each other, and the thread that is here hears Ctrl-C.
+
+  Args:
+    write_checkpoint: calls what it is given once, with `write`, and completes
+      the checkpoint when that returns.
+
+  Yields:
+    `write`. The checkpoint is complete after the body, unless that raises.
+  """
+  handed: futures.Future[Write] = futures.Future()
+  is_written: futures.Future[None] = futures.Future()
+
+  def produce(write: Write) -> None:
+    handed.set_result(write)
+    is_written.result()
+
+  def run() -> None:
+    try:
+      write_checkpoint(produce)
+    except BaseException as error:
+      if not handed.done():
+        handed.set_exception(error)
+      raise
+
+  with futures.ThreadPoolExecutor(1, 'checkpoint') as pool:
+    running = pool.submit(run)
+    try:
+      yield handed.result()
+    except BaseException:
+      is_written.set_exception(_AbandonedError())
+      raise
+    is_written.set_result(None)
+    running.result()
 
 
 class BoxWriter(abc.ABC):

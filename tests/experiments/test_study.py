@@ -397,10 +397,12 @@ def test_other_questions_are_refused(undisturbed, tmp_path, split, old, new):
 def test_a_folder_that_does_not_say_what_was_asked_is_accepted(
   undisturbed, tmp_path
 ):
+  """It says so from then on."""
   record = study_config.as_json(undisturbed.config)
   folder.write_json(tmp_path / 'config.json', record)
   Folder(tmp_path, undisturbed.config, DIGEST)
-  assert folder.read_json(tmp_path / 'config.json') == record
+  asked = {'questions': DIGEST}
+  assert folder.read_json(tmp_path / 'config.json') == record | asked
 
 
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):

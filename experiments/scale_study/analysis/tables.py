@@ -67,9 +67,13 @@ def write_all(
   }
   folder.mkdir(parents=True, exist_ok=True)
   for name, rows in tables.items():
-    rows = list(rows)
-    with open(folder / f'{name}.csv', 'w', newline='') as file:
-      writer = csv.DictWriter(file, rows[0] if rows else [])
+    rows, path = list(rows), folder / f'{name}.csv'
+    if not rows:
+      # Readers of tables refuse one without columns.
+      path.unlink(missing_ok=True)
+      continue
+    with open(path, 'w', newline='') as file:
+      writer = csv.DictWriter(file, rows[0])
       writer.writeheader()
       writer.writerows(rows)
   (folder / 'verdicts.md').write_text(verdict_markdown(verdicts))

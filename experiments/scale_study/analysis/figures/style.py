@@ -60,7 +60,6 @@ def panels(
     panel.spines[['top', 'right']].set_visible(False)
     panel.grid(color='#e5e7eb', linewidth=0.8)
     panel.set_axisbelow(True)
-    panel.margins(y=0.09)  # room for a label of `reference` at an end
     panel.tick_params(labelsize=NORMAL, labelleft=True, labelbottom=True)
   return figure, axes
 
@@ -73,6 +72,7 @@ def title(axes: Axes, text: str) -> None:
 def reference(axes: Axes, y: float, text: str) -> None:
   """Draws a level to compare with, named above its left end."""
   axes.axhline(y, color=REFERENCE, linewidth=1, zorder=1)
+  axes.margins(y=0.09)  # room for the name at an end
   axes.annotate(
     text,
     (0, y),

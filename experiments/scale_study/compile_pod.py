@@ -2,10 +2,11 @@
 
   python -m experiments.scale_study.compile_pod
 
-For models of 1B to 64B parameters on the mesh of the preset `pod`, which is
-simulated, without a single array, it prints how much memory a device needs. It
-is the program of the preset: its batch, its length, its way to compute. Experts
-and the multitask model are trained by the same.
+For models of 1B to 64B parameters on 512 simulated devices, the mesh of the
+preset `pod` twice, without a single array, it prints how much memory a device
+needs. These are the programs of the preset: its batch, its length, its way to
+compute. Experts and the multitask model are trained by the same, and all
+answers but those that are written out are scored by the other.
 """
 
 from concurrent import futures
@@ -18,7 +19,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from experiments.scale_study import model, shapes, sharding, train
+from experiments.scale_study import (
+  model,
+  packing,
+  scoring,
+  shapes,
+  sharding,
+  train,
+)
 from experiments.scale_study.configs.pod import CONFIG
 from experiments.scale_study.model import ModelConfig
 from mergekit_jax.sharding import make_mesh
@@ -53,15 +61,15 @@ def training(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
 
 
 def evaluation(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
-  """Compiles the forward pass over as many texts."""
-  place = NamedSharding(mesh, sharding.BATCH)
+  """Compiles what scores texts, each of which is asked about 64 tokens."""
+  texts = jax.ShapeDtypeStruct((packing.ROWS, CONFIG.length), jnp.int32)
+  places = jax.ShapeDtypeStruct((64 * packing.ROWS,), jnp.int32)
   with jax.set_mesh(mesh):
-    lowered = model.logits.lower(
+    lowered = scoring.token_likelihoods.lower(
       config,
       _placed(model.abstract_params(config), mesh),
-      jax.ShapeDtypeStruct(
-        (CONFIG.batch, CONFIG.length), jnp.int32, sharding=place
-      ),
+      texts,
+      *(places, places, places),
     )
   return lowered.compile(_COMPILER_OPTIONS)
 
@@ -92,7 +100,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
   jax.config.update('jax_platforms', 'cpu')
-  axes = CONFIG.mesh or {}
+  axes = {**(CONFIG.mesh or {}), 'data': 2}
   jax.config.update('jax_num_cpu_devices', math.prod(axes.values()))
   mesh = make_mesh(axes)
   said = ', '.join(f'{name}={size}' for name, size in axes.items())

@@ -198,7 +198,7 @@ class Examination:
       self._groups[keys] = [*packing.groups(questions, self._places)]
     asked = self._groups[keys]
     pending = [
-      _likelihoods(self._shape, params, group.ids, *group.asked)
+      token_likelihoods(self._shape, params, group.ids, *group.asked)
       for group in asked
     ]
     counts = [int((q.weight > 0).sum()) for q in questions]
@@ -221,7 +221,7 @@ def _on_host(array: jax.Array) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames='shape')
-def _likelihoods(
+def token_likelihoods(
   shape: ModelConfig,
   params: Params,
   ids: jax.Array,

@@ -14,7 +14,8 @@ def test_training_and_evaluation_fit_the_devices_of_a_pod():
     check=False,
   )
   assert process.returncode == 0, process.stderr[-3000:]
-  _, _, *rows = process.stdout.splitlines()
+  about, _, *rows = process.stdout.splitlines()
+  assert 'data=2, fsdp=32, tensor=8' in about  # 512 devices
   needed = {}
   for name, *gigabytes in map(str.split, rows):
     needed[name] = [float(number) for number in gigabytes]

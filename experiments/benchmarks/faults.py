@@ -65,6 +65,7 @@ def start(folder, output, method, processes) -> list[subprocess.Popen]:
 
 
 def log_of(output: pathlib.Path, process: int) -> pathlib.Path:
+  """Where a process of a merge prints to."""
   return output.parent / f'{output.name}.{process}.log'
 
 
@@ -92,6 +93,7 @@ def finish(output, merge: list[subprocess.Popen]) -> tuple[int, int]:
 
 
 def report_of(output: pathlib.Path) -> dict:
+  """The report beside an output."""
   return json.loads((output.parent / f'{output.name}.report.json').read_text())
 
 
@@ -155,6 +157,7 @@ def disturb(folder, output, method, processes, kills, units) -> dict:
 
 
 def main() -> None:
+  """Kills merges, finishes them, and compares them with undisturbed ones."""
   parser = measuring.parser(__doc__)
   parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--gigabytes', type=float, default=0.12)

@@ -170,6 +170,7 @@ _SHOWN = (
 
 
 def main() -> None:
+  """Measures every method beside what its bytes alone take."""
   parser = measuring.parser(__doc__)
   parser.add_argument('--gigabytes', type=float, default=1, help='a model')
   parser.add_argument('--experts', type=int, default=4)

@@ -171,6 +171,7 @@ def row(
 
 
 def main() -> None:
+  """Measures every method in memory beside the copy bandwidth."""
   parser = measuring.parser(__doc__)
   parser.add_argument('--millions', type=float, default=64, help='of elements')
   parser.add_argument('--experts', type=int, default=4)

@@ -17,6 +17,7 @@ from experiments.benchmarks.models import make_set
 
 
 def main() -> None:
+  """Measures the most memory that a merge by each method takes."""
   parser = measuring.parser(__doc__)
   parser.add_argument('--gigabytes', nargs='+', type=float, default=[0.25, 1.3])
   parser.add_argument('--experts', type=int, default=4)

@@ -249,6 +249,7 @@ def compare(
 
 
 def main() -> None:
+  """Measures both command lines, and compares what they wrote."""
   parser = measuring.parser(__doc__)
   parser.add_argument('--gigabytes', type=float, default=0.6, help='a model')
   parser.add_argument('--experts', type=int, default=4)

@@ -104,6 +104,7 @@ def growth(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
+  """Measures merges of other sizes, experts, devices and processes."""
   parser = measuring.parser(__doc__)
   add = parser.add_argument
   add('--gigabytes', nargs='+', type=float, default=[0.1, 0.5, 1, 4])

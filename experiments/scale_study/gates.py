@@ -6,6 +6,7 @@ import math
 import statistics
 from typing import Any
 
+from experiments.scale_study.analysis import cells
 from experiments.scale_study.analysis.cells import ALL, Gate
 from experiments.scale_study.folder import Arm
 from experiments.scale_study.scored import Scored, values
@@ -123,7 +124,7 @@ def _error(size: Size, record: Any, category: str) -> float:
   errors = [
     math.sqrt(score * (1 - score) / examples[task])
     for task, score in values(record, 'test').items()
-    if task.partition('/')[0] == category
+    if cells.category(task) == category
   ]
   return math.hypot(*errors) / len(errors)
 
@@ -134,7 +135,5 @@ def _mean(record: Any, category: str) -> float:
 
 def _category(scores: dict[str, float], category: str) -> float:
   return statistics.fmean(
-    score
-    for task, score in scores.items()
-    if task.partition('/')[0] == category
+    score for task, score in scores.items() if cells.category(task) == category
   )

@@ -213,6 +213,31 @@ def test_models_that_are_trained_anew_are_scored_anew(
   assert grid.is_done(size, ARM, subset)
 
 
+@pytest.mark.parametrize('name', ['base', 'multitask', 'experts/sentiment'])
+def test_cells_are_done_with_the_scores_they_were_made_with(
+  undisturbed, tmp_path, name
+):
+  """All of which a cell repeats: its ratios are of them."""
+  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
+  study = small_study.study(tmp_path, undisturbed.config.tasks)
+  size, (subset,) = study.size('xs'), grid.subsets_of(study.size('xs'), 0)
+  assert grid.is_done(size, ARM, subset)
+  record = folder.read_json(study.folder.score(ARM, name))
+  task = next(iter(record['test']))
+  record['test'][task][0] += 0.125
+  folder.write_json(study.folder.score(ARM, name), record)
+  assert not grid.is_done(size, ARM, subset)
+
+
+def test_rouge_l_is_not_written_twice(undisturbed, monkeypatch):
+  """Where it is the score of the texts it is known already."""
+  exam = undisturbed.size('xs').examination
+  params = undisturbed.size('xs').load(undisturbed.size('xs').base(ARM))
+  assert exam.written(params)
+  monkeypatch.setattr(exam, '_text_metric', 'rouge_l')
+  assert not exam.written(params)
+
+
 def test_density_and_scale_are_those_that_do_best_on_validation(undisturbed):
   size = undisturbed.size('xs')
   scored = Scored(size, ARM)

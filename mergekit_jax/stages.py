@@ -179,9 +179,7 @@ class Drop:
 
 
 def weighted_sum(weights: Weights = None) -> WeightedSum:
-  """Consensus: Σ wi τi, as in task arithmetic (Ilharco et al., 2022).
-
-  arXiv 2212.04089.
+  """Consensus: Σ wi τi (Ilharco et al., 2022, arXiv 2212.04089).
 
   Args:
     weights: one finite number an expert; None means 1 each.

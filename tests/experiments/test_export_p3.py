@@ -162,6 +162,7 @@ def _items(path):
 def test_an_item_is_in_the_same_split_under_all_templates(
   songs, tmp_path, caplog
 ):
+  caplog.set_level('WARNING', 'absl')
   options = {'source': 'local', 'examples': 100, 'max_words': 20}
   export_p3.export(tmp_path, {'sentiment': ('songs',)}, **options)
   validation = _items(tmp_path / 'songs' / 'validation.jsonl')
@@ -198,6 +199,7 @@ def _export_reviews(folder):
 
 
 def test_data_that_are_sorted_by_label_are_mixed(reviews, tmp_path, caplog):
+  caplog.set_level('WARNING', 'absl')
   _export_reviews(tmp_path)
   for split, rows in (('train', 100), ('validation', 50), ('test', 50)):
     answers = [
@@ -209,6 +211,7 @@ def test_data_that_are_sorted_by_label_are_mixed(reviews, tmp_path, caplog):
 
 
 def test_a_split_with_one_answer_is_told(reviews, tmp_path, caplog):
+  caplog.set_level('WARNING', 'absl')
   reviews['train'] = [row for row in reviews['train'] if row[1] == 'no']
   _export_reviews(tmp_path)
   assert 'reviews: all train examples of plain have the same' in caplog.text

@@ -118,7 +118,10 @@ def main(job: dict) -> None:
     touch_sources()
   for name in job.get('apart', []):
     job[name] = job[name][job['process']]
-  names = ('experts', 'base', 'output', 'memory_budget', 'stacked_axes', 'seed')
+  names = (
+    *('experts', 'base', 'output', 'memory_budget', 'stacked_axes', 'seed'),
+    'allow_nonfinite',
+  )
   names += ('format',)
   arguments = {name: job[name] for name in names if name in job}
   method = eval(job['method'], {'mk': mk})

@@ -145,3 +145,15 @@ def test_a_report_is_short_where_it_is_shown(tmp_path):
   )
   assert len(report.tensors) == 50
   assert len(repr(report)) < 2000 and 'units_done=' in repr(report)
+
+
+def test_a_file_beside_the_weights_whose_name_is_no_text(tmp_path):
+  """Names are bytes, and a merge must not end on one when all is written."""
+  base, output = tmp_path / 'base', tmp_path / 'out'
+  base.mkdir()
+  checkpoints.save_safetensors(base / 'model.safetensors', {'w': ONES})
+  name = b'tokenizer_caf\xe9.json'
+  with open(os.fsencode(base) + b'/' + name, 'w', encoding='utf-8') as file:
+    file.write('{}')
+  mk.merge_checkpoints(mk.average(), experts=[base], output=output)
+  assert name in os.listdir(os.fsencode(output))

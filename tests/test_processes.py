@@ -164,9 +164,15 @@ def test_all_say_what_the_first_was_refused(sources, tmp_path):
       'method, numbers of the method',
     ),
     ('seed', [0, 1], 'seed'),
+    ('allow_nonfinite', [True, False], 'allow_nonfinite'),
     (
       'memory_budget',
       ['8MiB', '4GiB'],
+      'mesh, memory_budget, partition_rules, stacked_axes or versions',
+    ),
+    (
+      'stacked_axes',
+      [{'params/layers': 0}, None],
       'mesh, memory_budget, partition_rules, stacked_axes or versions',
     ),
   ],

@@ -378,3 +378,16 @@ def test_location_is_what_is_read(tmp_path, given):
   location = open_checkpoint(tmp_path / 'run' / given).location
   assert location == epath.Path(tmp_path / 'run/12/default')
   assert location.is_dir()
+
+
+def test_a_disk_that_fails_is_not_taken_for_damage(tmp_path, monkeypatch):
+  """Nobody need restore a checkpoint that can be read another time."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / 'one', {'a': jnp.ones(3)})
+
+  def failing(*arguments):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'metadata', failing)
+  with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+    open_checkpoint(tmp_path / 'one')

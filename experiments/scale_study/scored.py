@@ -9,6 +9,7 @@ from experiments.scale_study import progress, stored
 from experiments.scale_study.folder import Arm, read_json, write_json
 from experiments.scale_study.scoring import Score
 from experiments.scale_study.size import demand, Size
+from mergekit_jax import processes
 
 
 def evaluate(size: Size, arm: Arm) -> None:
@@ -47,6 +48,7 @@ def _score(
   """Scores the model that is best on validation data."""
   record = size.folder.score(arm, name)
   if record.exists():
+    demand_as_scored(size, arm, name)
     return
   kind, *_ = name.split('/')
   for path in paths:
@@ -66,11 +68,36 @@ def _score(
       {
         'checkpoint': str(path.relative_to(size.folder.root)),
         'fingerprint': stored.fingerprint(params),
+        'files': stored.files(path),
         'validation': validation,
         'test': test,
         'rouge_l': exam.written(params, categories),
       },
     )
+
+
+def demand_as_scored(size: Size, arm: Arm, name: str) -> None:
+  """Demands that a model is the one that was scored.
+
+  Its parameters are read only if its files are others than then, as those of a
+  copy are, and once.
+
+  Raises:
+    ValueError: if it was trained anew.
+  """
+  path = size.folder.score(arm, name)
+  record = read_json(path)
+  checkpoint = size.folder.root / record['checkpoint']
+  files = stored.files(checkpoint)
+  # Records of older studies do not say which files.
+  if not processes.first_told('others' * (files != record.get('files'))):
+    return
+  if stored.fingerprint(size.load(checkpoint)) != record['fingerprint']:
+    raise ValueError(
+      f'{checkpoint} is not the model that was scored. Remove '
+      f'scores/{arm.name} and cells/{arm.name}, and do --phase=evaluate again.'
+    )
+  write_json(path, {**record, 'files': files})
 
 
 class Scored:

@@ -90,6 +90,11 @@ def _folder(source: str) -> Path:
   return smollm2.folder() if source == smollm2.NAME else Path(source)
 
 
+def files(path: Path) -> str:
+  """Digests names, sizes and times of a model's files; reads no weights."""
+  return mk.open_checkpoint(path).fingerprint()
+
+
 def fingerprint(params: Params) -> str:
   """Digests all bits of the parameters: 16 hexadecimal digits."""
   sums, _ = tree.flatten(_sums(params))

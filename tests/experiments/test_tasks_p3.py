@@ -98,6 +98,47 @@ def test_choices_beside_texts_are_matched_exactly(tmp_path):
   assert dataset.metric == 'exact_match'
 
 
+@pytest.mark.parametrize(
+  ('answers', 'choices', 'reached'),
+  [
+    # Seven of ten, one of which teaches it.
+    ('gggggggbbb', lambda _: ['g', 'b'], 6 / 10),
+    ('gggggbbbbb', lambda _: ['g', 'b'], 5 / 10),
+    # In another order they are the same candidates.
+    ('ggggb', lambda i: ['g', 'b'] if i % 2 else ['b', 'g'], 3 / 5),
+    # What comes once has no commonest answer.
+    ('gbb', lambda i: ['g', 'b', f'{i}', 'none'], 1 / 4),
+    # Texts: none is right by a guess.
+    ('aaabcd', lambda _: None, 2 / 6),
+    ('abcd', lambda _: None, 0),
+    # Seven of ten, and two of which each comes once.
+    (
+      'gggggggbbbgb',
+      lambda i: ['g', 'b'] if i < 10 else ['g', 'b', f'{i}', 'none'],
+      (6 + 2 / 4) / 12,
+    ),
+  ],
+)
+def test_what_always_the_same_answer_reaches(
+  tmp_path, answers, choices, reached
+):
+  _write(
+    tmp_path,
+    'test',
+    *(
+      {
+        'category': 'sentence_completion',
+        'inputs': f'What is {i}?',
+        'targets': answer,
+        'answer_choices': choices(i),
+      }
+      for i, answer in enumerate(answers)
+    ),
+  )
+  (dataset,) = p3.source(tmp_path).held_out['sentence_completion']
+  assert dataset.constant == pytest.approx(reached)
+
+
 def test_held_in_data_without_validation_are_an_error(tmp_path):
   for split in ('train', 'test'):
     _write(tmp_path, split, {'inputs': split})

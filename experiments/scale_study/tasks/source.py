@@ -73,6 +73,8 @@ class Dataset:
       same seed. Training examples never end, but there may be none. Validation
       and test examples are distinct and may end; no prompt is in two splits.
     pool: all training examples, where they are not made as they are drawn.
+    constant: what giving always the same answer reaches on the test; 0 where
+      answers are equally frequent by construction.
   """
 
   name: str
@@ -80,6 +82,7 @@ class Dataset:
   metric: Metric
   examples: Callable[[Split, int], Iterator[Example]]
   pool: Sequence[Example] = ()
+  constant: float = 0.0
 
   @property
   def held_in(self) -> bool:

@@ -1,12 +1,12 @@
-"""Compiles training and evaluation for a pod that is not there.
+"""Compiles training, scoring and writing for a pod that is not there.
 
   python -m experiments.scale_study.compile_pod
 
 For models of 1B to 64B parameters on 512 simulated devices, the mesh of the
 preset `pod` twice, without a single array, it prints how much memory a device
 needs. These are the programs of the preset: its batch, its length, its way to
-compute. Experts and the multitask model are trained by the same, and all
-answers but those that are written out are scored by the other.
+compute. Experts and the multitask model are trained by the first; answers are
+scored by the second, or written out by the third.
 """
 
 from concurrent import futures
@@ -60,7 +60,7 @@ def training(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
   return lowered.compile(_COMPILER_OPTIONS)
 
 
-def evaluation(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
+def scored(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
   """Compiles what scores texts, each of which is asked about 64 tokens."""
   texts = jax.ShapeDtypeStruct((packing.ROWS, CONFIG.length), jnp.int32)
   places = jax.ShapeDtypeStruct((64 * packing.ROWS,), jnp.int32)
@@ -70,6 +70,21 @@ def evaluation(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
       _placed(model.abstract_params(config), mesh),
       texts,
       *(places, places, places),
+    )
+  return lowered.compile(_COMPILER_OPTIONS)
+
+
+def written(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
+  """Compiles what writes an answer of 64 tokens behind each text."""
+  texts = jax.ShapeDtypeStruct((packing.ROWS, CONFIG.length), jnp.int32)
+  starts = jax.ShapeDtypeStruct((packing.ROWS,), jnp.int32)
+  with jax.set_mesh(mesh):
+    lowered = scoring.write_greedily.lower(
+      config,
+      _placed(model.abstract_params(config), mesh),
+      texts,
+      starts,
+      tokens=64,
     )
   return lowered.compile(_COMPILER_OPTIONS)
 
@@ -108,15 +123,15 @@ def main(argv: list[str]) -> None:
     f'{CONFIG.batch} texts of {CONFIG.length} tokens on {said}; GB on each '
     'device:'
   )
-  print('size  training  evaluation')
+  print('size  training  scoring  writing')
 
   def line(name: str) -> str:
     config = shapes.computed(shapes.SIZES[name], CONFIG)
     needed = (
       device_bytes(phase(config, mesh)) / 1e9
-      for phase in (training, evaluation)
+      for phase in (training, scored, written)
     )
-    return '{:>4}  {:8.2f}  {:10.2f}'.format(name, *needed)
+    return '{:>4}  {:8.2f}  {:7.2f}  {:7.2f}'.format(name, *needed)
 
   with futures.ThreadPoolExecutor(2) as pool:
     for text in pool.map(line, shapes.SIZES):

@@ -85,9 +85,12 @@ class Examination:
     self._tokens = max(q.token.shape[1] for q in self._questions.values())
 
   def chance(self) -> dict[str, float]:
-    """Returns the score of guessing by task of the test."""
+    """Returns the score of guessing by task of the test.
+
+    The better one of guessing uniformly and of giving always the same answer.
+    """
     return {
-      task: float(questions.chance.mean())
+      task: max(float(questions.chance.mean()), self._tasks[task].constant)
       for (split, task), questions in self._questions.items()
       if split == 'test'
     }
@@ -131,7 +134,7 @@ class Examination:
       part = slice(first, first + ROWS)
       ids = packing.padded(questions.ids[part], ROWS)
       written = _on_host(
-        _write(
+        write_greedily(
           self._shape,
           params,
           ids,
@@ -247,18 +250,27 @@ def token_likelihoods(
 
 
 @functools.partial(jax.jit, static_argnames=('shape', 'tokens'))
-def _write(
+def write_greedily(
   shape: ModelConfig,
   params: Params,
   ids: jax.Array,
   starts: jax.Array,
   tokens: int,
 ) -> jax.Array:
-  """Replaces what follows the prompts by what the model writes, greedily."""
+  """Replaces what follows the prompts by what the model writes, greedily.
+
+  Args:
+    shape: of the model.
+    params: of the model.
+    ids: texts, [rows, length].
+    starts: length of each prompt, [rows].
+    tokens: to write behind each, up to the end of its row.
+  """
   rows = jnp.arange(ids.shape[0])
 
   def step(index: jax.Array, ids: jax.Array) -> jax.Array:
-    logits = model.logits(shape, params, ids)[rows, starts + index - 1]
+    at = rows[:, None], (starts + index - 1)[:, None]
+    logits = model.logits(shape, params, ids, at=at)[:, 0]
     # Past the end of the text there is nothing left to write.
     return ids.at[rows, starts + index].set(jnp.argmax(logits, -1), mode='drop')
 

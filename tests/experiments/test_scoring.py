@@ -1,5 +1,7 @@
 """Scores, against cases decided by hand and by the model's own logits."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -143,7 +145,11 @@ def test_scores_follow_from_the_logits(tmp_path, monkeypatch):
   exam.rouge_l(params, name)
   # Two words and the end; behind a reference there is one more.
   assert sorted({*lengths}) == [3, 4]
-  assert exam.chance()['sentiment/sentiment_in_colours'] == 0.25
+  task = 'sentiment/sentiment_in_colours'
+  assert exam.chance()[task] == 0.25
+  uneven = dataclasses.replace(ranked, constant=0.75)
+  monkeypatch.setitem(exam._tasks, task, uneven)
+  assert exam.chance()[task] == 0.75
   assert set(exam.scores(params, 'validation', ['sentiment'])) == {
     'sentiment/sentiment_in_colours'
   }
@@ -168,6 +174,7 @@ def test_what_is_written_is_the_likeliest_token_after_token():
     for at in range(start, min(start + 3, 8)):
       logits = model.logits(shape, params, row[None].astype(np.int32))
       row[at] = np.argmax(logits[0, at - 1])
-  written = scoring._write(shape, params, ids.astype(np.int32), starts, 3)
+  ids = ids.astype(np.int32)
+  written = scoring.write_greedily(shape, params, ids, starts, 3)
   np.testing.assert_array_equal(written, expected)
   assert len({*expected[:, 4:].ravel()}) > 1

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from mergekit_jax import plan as plans
-from mergekit_jax import provenance, reading, stream
+from mergekit_jax import provenance, reading, stream, summary
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import write_checkpoint
 from mergekit_jax.checkpoint.stage import Stage, staged
@@ -62,7 +62,9 @@ def merge_checkpoints(
     method: a merge rule, such as `mergekit_jax.ties(density=0.2)`, or
       {name: rule}.
     experts: the experts' checkpoints: Orbax or safetensors.
-    base: the checkpoint of the model they were fine-tuned from.
+    base: the checkpoint of the model they were fine-tuned from. None for
+      methods without task vectors, such as `average`: the output is then like
+      the first expert.
     output: directory of the new checkpoint, or {name: directory}.
     mesh: the devices to merge on; None takes all, on one axis.
     seed: seed of the methods that draw random numbers, or {name: seed}: the
@@ -79,7 +81,8 @@ def merge_checkpoints(
       writes and reads much faster, does not, even where the base is compressed.
     stacked_axes: {regex of a path: axis or axes} of leaves that hold several
       layers. Checkpoints whose metadata says `scan_layers` are recognised.
-    overrides: {regex of a path: 'base' or a rule}, the first match wins. As the
+    overrides: {regex of a path: 'base' or a rule}, the first match wins. Each
+      rule is a scope of its own: totals are over its leaves alone. As the
       'base' has it, or the first expert where there is no base, a leaf may
       differ in the experts; one that only experts have is then left out.
     dtype: dtype of the merged leaves; None keeps the base's.
@@ -95,7 +98,8 @@ def merge_checkpoints(
 
   Raises:
     FileNotFoundError: if a source does not exist.
-    FileExistsError: if the output exists.
+    FileExistsError: if the output exists, unless `overwrite` is given and
+      nothing else than a checkpoint is there.
     ValueError: if an argument or a source does not fit, and nothing was read;
       or, afterwards, if a source has changed or another merge has taken over
       the output.
@@ -122,8 +126,6 @@ def merge_checkpoints(
     'zarr3': zarr3,
     'compression': compression,
   }
-  for each in outputs:
-    each.demand_possible(job, options, overwrite, resume)
   provenance.demand_agreement(
     job,
     {each.name: each.method for each in outputs},
@@ -132,9 +134,13 @@ def merge_checkpoints(
     {
       'output': [str(each.path) for each in outputs],
       'allow_nonfinite': allow_nonfinite,
+      'overwrite': overwrite,
+      'resume': resume,
       **options,
     },
   )
+  for each in outputs:
+    each.demand_possible(job, options, overwrite, resume)
   facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]
   with contextlib.ExitStack() as stack:
     stages = [
@@ -152,7 +158,7 @@ def merge_checkpoints(
     _write(job, outputs, stages, facts, options, stream)
     done = _done(stages)
     merged = {
-      each.name: provenance.report(
+      each.name: summary.report(
         job, each, stage, fact, done, time.perf_counter() - start, format
       )
       for each, stage, fact in zip(outputs, stages, facts, strict=True)

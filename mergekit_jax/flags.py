@@ -150,27 +150,36 @@ def outputs(
 def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
   """{name: rule}: every method with every combination of swept values.
 
-  A name tells the merges apart, as 'ties-scale=0.5': it has the method only if
-  there are several.
+  An option is for the methods that have it. A name tells the merges apart, as
+  'ties-scale=0.5': it has the method only if there are several.
   """
   known = all_methods()
-  choices = []
+  makes = [
+    known[checks.one_of('method', name, list(known))]
+    for name in arguments.method
+  ]
+  sweeps = []
   for sweep in arguments.sweep:
     option, values = _split(sweep, 'sweep', 'scale=0.3,0.5,1')
-    choices.append([f'{option}={value}' for value in values.split(',')])
+    _demand_option(makes, option)
+    items = [f'{option}={value}' for value in values.split(',')]
+    sweeps.append((option, items))
+  for item in _set_items(arguments):
+    _demand_option(makes, _option_of(item))
   merges = {}
   made = set()
-  for name in arguments.method:
-    make = known[checks.one_of('method', name, list(known))]
-    swept = {each[0].partition('=')[0] for each in choices}
-    _doubt(name, _set_options(make, arguments).keys() | swept)
+  wanted = 0
+  for name, make in zip(arguments.method, makes, strict=True):
+    own = {option for option, _ in sweeps if _has(make, option)}
+    _doubt(name, {*_set_options(make, arguments), *own})
+    choices = [items for option, items in sweeps if option in own]
+    wanted += math.prod(map(len, choices))
     for chosen in itertools.product(*choices):
       options = _set_options(make, arguments) | _options(make, ','.join(chosen))
       parts = [name] if len(arguments.method) > 1 else []
       rule = merges['-'.join([*parts, *chosen])] = make(**options)
       # 0.3 and 0.30 are two names of one value.
       made.add((name, repr(rule)))
-  wanted = len(arguments.method) * math.prod(map(len, choices))
   if len(made) < wanted or len(set(arguments.seed)) < len(arguments.seed):
     raise ValueError(
       f'--method {" ".join(arguments.method)}, --sweep or --seed names the '
@@ -192,12 +201,40 @@ def _doubt(method: str, given: Collection[str]) -> None:
 def _set_options(
   make: Callable[..., Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-  """What --set and --weights say."""
-  options = _options(make, ','.join(arguments.set))
+  """What --set says of the options that a method has, and --weights."""
+  items = [
+    item for item in _set_items(arguments) if _has(make, _option_of(item))
+  ]
+  options = _options(make, ','.join(items))
   if arguments.weights:
     texts = ','.join(arguments.weights).split(',')
     options['weights'] = tuple(_number('weights', text) for text in texts)
   return options
+
+
+def _set_items(arguments: argparse.Namespace) -> list[str]:
+  return [item for text in arguments.set for item in text.split(',') if item]
+
+
+def _option_of(item: str) -> str:
+  return _split(item, 'set', 'density=0.2')[0]
+
+
+def _has(make: Callable[..., Any], option: str) -> bool:
+  return option in inspect.signature(make).parameters
+
+
+def _demand_option(makes: Sequence[Callable[..., Any]], option: str) -> None:
+  """Raises ValueError, with the nearest names, if no method has an option."""
+  if any(_has(make, option) for make in makes):
+    return
+  options = (x for make in makes for x in inspect.signature(make).parameters)
+  known = list(dict.fromkeys(options))
+  names = dict.fromkeys(make.__name__ for make in makes)
+  raise ValueError(
+    f'{" and ".join(names)} {"has" if len(names) == 1 else "have"} no option '
+    f'{option!r}; there is {", ".join(known)}.{checks.nearest(option, known)}'
+  )
 
 
 def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
@@ -206,17 +243,12 @@ def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
   Raises:
     ValueError: if an option is unknown, with the nearest names.
   """
-  known = list(inspect.signature(make).parameters)
   options = {}
   for item in filter(None, text.split(',')):
     name, value = _split(item, 'set', 'density=0.2')
     if name == 'weights':
       raise ValueError('Give weights with --weights W1 W2 ..., not with --set.')
-    if name not in known:
-      raise ValueError(
-        f'{make.__name__} has no option {name!r}; it has '
-        f'{", ".join(known)}.{checks.nearest(name, known)}'
-      )
+    _demand_option([make], name)
     if name in options:
       raise ValueError(
         f'{name} was given twice, as {options[name]!r} and as {value!r}. Give '

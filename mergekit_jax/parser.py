@@ -72,7 +72,7 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
     nargs='+',
     default=[],
     metavar='NAME=VALUE',
-    help="options of the method, as 'density=0.2 scope=tensor'",
+    help="options of the methods that have them, as 'density=0.2 scope=tensor'",
   )
   add(
     '--sweep',
@@ -80,7 +80,7 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
     nargs='+',
     default=[],
     metavar='NAME=VALUE,VALUE,...',
-    help="a merge for each value, from one read, as 'scale=0.3,0.5,1'",
+    help="a merge for each value, from the same reads, as 'scale=0.3,0.5,1'",
   )
   add('--base', help='checkpoint of the base model')
   add(
@@ -95,7 +95,7 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
     action='extend',
     nargs='+',
     default=[],
-    help='one number an expert',
+    help='a number for each expert, in their order; 1 each if absent',
   )
   add(
     '--override',
@@ -103,7 +103,8 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
     nargs='+',
     default=[],
     metavar='REGEX:base|REGEX:NAME=VALUE,...',
-    help='keep leaves as in the base, or merge them with other options',
+    help='keep leaves as in the base, or merge them with other options than '
+    '--set; TIES trims those by a threshold of their own',
   )
   add(
     '--stacked_axes',
@@ -127,11 +128,19 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
     nargs='+',
     type=int,
     default=[],
-    help='of random masks (0); of random methods a merge for each',
+    help='of random masks, 0 if absent; of several a merge for each, by random '
+    'methods',
   )
-  add('--mesh', help="as 'fsdp=4,tensor=2'; all devices on one axis if absent")
+  add(
+    '--mesh',
+    help="axes of devices, as 'fsdp=4,tensor=2'; all on one axis if absent",
+  )
   add('--devices', type=int, help='CPU devices to make; one a core if absent')
-  add('--memory_budget', default='4GiB', help='host memory, as 512MiB (4GiB)')
+  add(
+    '--memory_budget',
+    default='4GiB',
+    help='host memory that each process may take, as 512MiB; 4GiB if absent',
+  )
   add('--dtype', help="of the merged leaves, as bf16; the base's if absent")
 
 

@@ -462,7 +462,7 @@ class TestCommandLine:
       "Did you mean 'density'", '--method', 'ties', '--set', 'densty=0.2'
     )
     self.check(
-      "average has no option 'density'; it has weights",
+      "average has no option 'density'; there is weights",
       *('--method', 'average', '--set', 'density=0.2'),
     )
 

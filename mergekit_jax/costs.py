@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import math
@@ -66,8 +67,10 @@ class Costs:
     self.decoding_bytes = decoding_bytes
     self.merges = merges
     self.most: tuple[int, str] = (0, '')
-    self.hosts = hosts or len({d.process_index for d in mesh.devices.flat})
-    self.local_devices = mesh.size // self.hosts
+    held = collections.Counter(d.process_index for d in mesh.devices.flat)
+    self.hosts = hosts or len(held)
+    # Of the host that holds most of them.
+    self.local_devices = mesh.size // hosts if hosts else max(held.values())
     self._partials: dict[Any, tuple[int, int]] = {}
 
   def held(self, shape: Sequence[int], shards: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import math
@@ -37,7 +38,18 @@ def auto_mesh(mesh: Mesh) -> Mesh:
 
 
 def demand_all_processes(mesh: Mesh) -> None:
-  """Raises ValueError if a process holds no device of the mesh."""
+  """Raises ValueError unless all processes can take part.
+
+  Each must hold a device of the mesh, and all as many devices, since else JAX
+  cannot exchange anything between them.
+  """
+  counts = collections.Counter(x.process_index for x in jax.devices())
+  if len({*counts.values()}) > 1:
+    raise ValueError(
+      'The processes have '
+      f'{", ".join(str(counts[process]) for process in sorted(counts))} '
+      'devices; start each with as many, on CPUs by --devices.'
+    )
   holders = {device.process_index for device in mesh.devices.flat}
   if idle := sorted(set(range(jax.process_count())) - holders):
     raise ValueError(

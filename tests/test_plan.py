@@ -5,6 +5,7 @@ import dataclasses
 import math
 import operator
 import timeit
+import types
 from typing import ClassVar
 
 import jax
@@ -310,6 +311,20 @@ class TestCosts:
       merges=merges,
       hosts=None,
     )
+
+  def test_the_host_that_holds_most_of_the_mesh_counts(self):
+    devices = np.array(
+      [types.SimpleNamespace(process_index=i) for i in (0, 0, 0, 0, 1, 1)]
+    )
+    found = costs.Costs(
+      types.SimpleNamespace(devices=devices, size=6),  # pyright: ignore
+      2**32,
+      has_base=True,
+      decoding_bytes=0,
+      merges=1,
+      hosts=None,
+    )
+    assert (found.hosts, found.held((600,), 6)) == (2, 400)
 
   @pytest.mark.parametrize('merges', [1, 3])
   def test_each_merge_is_written(self, merges):

@@ -6,13 +6,16 @@ import json
 import os
 import pathlib
 import re
+import types
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
 import mergekit_jax as mk
+from mergekit_jax import sharding
 from mergekit_jax.checkpoint.stage import staged
 from tests import checkpoints, compare
 from tests.launch import report_of, run_merge
@@ -209,6 +212,27 @@ def test_a_step_that_only_one_process_has_found(sources, tmp_path):
   )
   assert codes == [1, 1], printed
   assert 'Process 1 and process 0 differ in experts[0]. Give' in printed[1]
+
+
+def test_processes_that_would_end_in_different_ways(sources, tmp_path):
+  """One replaces what is there, the other would wait for it forever."""
+  arguments = job(sources, tmp_path / 'out', 'random')
+  codes, printed = run_merge(
+    {**arguments, 'overwrite': [True, False], 'apart': ['overwrite']},
+    processes=2,
+    check=False,
+  )
+  assert codes == [1, 1], printed
+  assert 'Process 1 and process 0 differ in overwrite. Give' in printed[1]
+
+
+def test_processes_with_different_numbers_of_devices(monkeypatch):
+  mesh = sharding.make_mesh()
+  device = lambda process: types.SimpleNamespace(process_index=process)
+  found = [device(0), device(0), device(1)]
+  monkeypatch.setattr(jax, 'devices', lambda: found)
+  with pytest.raises(ValueError, match='have 2, 1 devices; start each with'):
+    sharding.demand_all_processes(mesh)
 
 
 @pytest.mark.parametrize('changed', [0, 1])

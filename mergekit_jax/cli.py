@@ -49,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours_or_a_warning)
   _keep_heaps_small()
-  _keep_compiled_programs()
+  _keep_compiled_programs(arguments)
   try:
     _make_devices(arguments)
     _join_processes(arguments)
@@ -92,9 +92,16 @@ def _keep_heaps_small() -> None:
       mallopt(_M_TRIM_THRESHOLD, 2**25)
 
 
-def _keep_compiled_programs() -> None:
-  """Compiles a kernel once a machine, unless the user has said where."""
-  if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+def _keep_compiled_programs(arguments: argparse.Namespace) -> None:
+  """Compiles a kernel once a machine, unless the user has said where.
+
+  Several processes do so only if the user has, in a place that they share: the
+  first alone writes, and in its next run would not be there when GPUs choose
+  kernels together.
+  """
+  if not (
+    os.environ.get('JAX_COMPILATION_CACHE_DIR') or _are_several(arguments)
+  ):
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     jax.config.update(
       'jax_compilation_cache_dir', os.path.join(cache, 'mergekit_jax')
@@ -136,8 +143,7 @@ def _cores() -> int:
 
 def _join_processes(arguments: argparse.Namespace) -> None:
   """Several processes merge as one; one that fails or dies ends the others."""
-  given = getattr(arguments, 'coordinator_address', None)
-  if not given and not getattr(arguments, 'distributed', False):
+  if not _are_several(arguments):
     for name in ('num_processes', 'process_id'):
       if getattr(arguments, name, None) is not None:
         raise ValueError(
@@ -149,12 +155,18 @@ def _join_processes(arguments: argparse.Namespace) -> None:
   # It would swallow the signal to end, after which there is but the kill.
   jax.config.update('jax_enable_preemption_service', False)
   jax.distributed.initialize(
-    given,
+    arguments.coordinator_address,
     arguments.num_processes,
     arguments.process_id,
     heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
     shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS,
   )
+
+
+def _are_several(arguments: argparse.Namespace) -> bool:
+  """Whether this is one of several processes, as only `merge` may be."""
+  told = vars(arguments)
+  return bool(told.get('coordinator_address') or told.get('distributed'))
 
 
 def _verify(arguments: argparse.Namespace) -> int:

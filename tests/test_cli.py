@@ -1,5 +1,6 @@
 """The command line: what it reads, prints and returns."""
 
+import argparse
 import ctypes
 import logging as standard_logging
 import os
@@ -137,6 +138,25 @@ class TestParse:
     swept = read('--method', 'dare', '--sweep=drop_rate=0.5,0.9')['methods']
     assert list(swept) == ['drop_rate=0.5', 'drop_rate=0.9']
 
+  def test_options_are_for_the_methods_that_have_them(self):
+    what = read(
+      *('--method', 'average', 'dare', 'ties', '--set', 'density=0.1'),
+      *('--sweep', 'scale=0.5,1', 'election=mass,count', '--weights', '1', '2'),
+    )
+    weights = (1.0, 2.0)
+    assert what['methods'] == {
+      'average': mk.average(weights),
+      'dare-scale=0.5': mk.dare(scale=0.5, weights=weights),
+      'dare-scale=1': mk.dare(scale=1.0, weights=weights),
+      **{
+        f'ties-scale={scale:g}-election={election}': mk.ties(
+          0.1, scale, weights, election=election
+        )
+        for scale in (0.5, 1.0)
+        for election in ('mass', 'count')
+      },
+    }
+
   def test_outputs_of_many_merges(self):
     arguments = cli.parse(
       [
@@ -173,7 +193,16 @@ class TestParse:
       (['dare', '--sweep', 'scale=1,1'], 'names the same merge twice'),
       (['dare', '--seed', '1', '1'], 'names the same merge twice'),
       (['dare', '--sweep', 'scale'], "write it as 'scale=0.3,0.5,1'"),
-      (['average', 'dare', '--sweep', 'scale=1'], 'average has no option'),
+      (['average', '--sweep', 'scale=1'], 'average has no option'),
+      (
+        ['average', 'dare', '--sweep', 'election=mass'],
+        'average and dare have no option',
+      ),
+      (['average', 'dare', '--set', 'densiti=1'], 'no option .densiti.'),
+      (
+        ['ties', '--sweep', 'scale=1', '--sweep', 'scale=2'],
+        'scale was given twice',
+      ),
       (
         ['dare', '--sweep', 'scale=1,2', '--override', 'a:scale=3'],
         'with --sweep or several methods',
@@ -509,6 +538,29 @@ print(mapped)
     check=True,
   )
   assert int(done.stdout) == expected
+
+
+@pytest.mark.parametrize(
+  ('told', 'given', 'expected'),
+  [
+    ({}, None, 'home/mergekit_jax'),
+    ({}, 'there', None),
+    # The first process alone writes, and a GPU's programs need all of them.
+    ({'distributed': True}, None, None),
+    ({'coordinator_address': 'host:1'}, None, None),
+    ({'coordinator_address': None, 'distributed': False}, None, 'home/merge'),
+  ],
+)
+def test_where_compiled_programs_are_kept(monkeypatch, told, given, expected):
+  monkeypatch.setenv('XDG_CACHE_HOME', 'home')
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  if given:
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', given)
+  updates = {}
+  monkeypatch.setattr(jax.config, 'update', updates.__setitem__)
+  cli._keep_compiled_programs(argparse.Namespace(**told))
+  kept = updates.get('jax_compilation_cache_dir')
+  assert kept.startswith(expected) if expected else kept is None
 
 
 def test_a_process_that_has_joined_others_can_be_ended():

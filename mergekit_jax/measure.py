@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mergekit_jax.block import as_floats, Block
-from mergekit_jax.kernels.sums import sums_in_passing
+from mergekit_jax.kernels.sums import summed_over, sums_in_passing
 from mergekit_jax.reported import Flags
 
 
@@ -97,10 +98,17 @@ def _over_devices(
     return sums_in_passing(values)
 
   def add(*held):
-    return jax.lax.psum(sums_in_passing(held), tuple(names))
+    sums = sums_in_passing(held)
+    with jax.enable_x64(True):
+      over = functools.partial(summed_over, sharding.mesh, tuple(names))
+      return [over(x) for x in sums]
 
   return jax.shard_map(
-    add, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=PartitionSpec()
+    add,
+    mesh=sharding.mesh,
+    in_specs=sharding.spec,
+    out_specs=PartitionSpec(),
+    check_vma=False,
   )(*values)
 
 

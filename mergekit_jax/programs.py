@@ -23,7 +23,7 @@ from mergekit_jax.block import bits_dtype
 from mergekit_jax.measure import measure_on
 from mergekit_jax.plan import Plan, Tensor, Unit
 from mergekit_jax.views import block_of, View, view
-from mergekit_jax.widths import wide_add
+from mergekit_jax.widths import narrow, wide_add
 
 
 class Programs(NamedTuple):
@@ -72,7 +72,10 @@ def ahead(
     *partials, merge, measure = programs
     return Programs(partials, merge, measure)
 
-  pool = concurrent.futures.ThreadPoolExecutor(2)
+  # A GPU times kernels to choose among them, which two at once would disturb
+  # (github.com/openxla/xla/issues/41399).
+  on_gpu = plan.mesh.devices.flat[0].platform == 'gpu'
+  pool = concurrent.futures.ThreadPoolExecutor(1 if on_gpu else 2)
   compiling: dict[Any, concurrent.futures.Future] = {}
   of_boxes: dict[Any, list[concurrent.futures.Future]] = {}
 
@@ -119,9 +122,9 @@ def steps(
   ]
   key = jax.ShapeDtypeStruct((2,), jnp.uint32)
   block = block_of(tensor, seen, arrays, plan.has_base, key)
-  answers = []
+  answers, known = [], []
   for number in range(rounds):
-    lowered = slices.partials.lower(placed, rule, block, answers)
+    lowered = slices.partials.lower(placed, rule, block, known)
     yield f'round {number + 1}', lowered
     with jax.enable_x64(True):
       totals = jax.eval_shape(wide_add, [_specs(lowered)])
@@ -129,10 +132,10 @@ def steps(
         functools.partial(drive.answer, rule, block), totals, answers
       )
       # Arrays, for a shape of 64-bit type alone would be narrowed.
-      answers.append(
-        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), answer)
-      )
-  lowered = slices.merge.lower(placed, rule, block, answers, report)
+      zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), answer)
+      answers.append(zeros)
+      known.append(jax.tree.map(narrow, zeros))
+  lowered = slices.merge.lower(placed, rule, block, known, report)
   yield 'merge', lowered
   # A merge may have 64 bits where its sources were narrowed.
   with jax.enable_x64(_has_64_bits() or tensor.dtype.itemsize == 8):

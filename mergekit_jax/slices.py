@@ -21,11 +21,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mergekit_jax import drive
 from mergekit_jax.block import as_bits, Block
 from mergekit_jax.cutting import first_slice, over_slices
-from mergekit_jax.kernels.sums import integer_for
+from mergekit_jax.kernels.sums import integer_for, summed_over
 from mergekit_jax.reported import Flags, pack
 from mergekit_jax.rule import needs_of, PyTree, scope_of
 from mergekit_jax.sharding import padded
-from mergekit_jax.widths import narrow
 
 # Elements of a slice on a CPU. Shorter ones would spend their time on adding up
 # the partials of TIES, which are 2**16 counts an expert.
@@ -44,7 +43,7 @@ def partials(
     sharding: how the box lies on the mesh.
     method: a rule with an open round.
     block: the box, in every model.
-    answers: the answers so far.
+    answers: the answers so far, in 32 bits.
 
   Returns:
     One for each total, counts in 32 bits where they cannot overflow, sums in
@@ -78,11 +77,14 @@ def partials(
       of_layer = functools.partial(add_layer, carry=sums)
       sums = jax.lax.map(of_layer, jnp.arange(layers))
       sums = jax.tree.map(lambda x: x.reshape(*stacked, *x.shape[1:]), sums)
+    if not added:
+      return sums
     with jax.enable_x64(True):
-      return jax.lax.psum(sums, added) if added else sums
+      over = functools.partial(summed_over, sharding.mesh, added)
+      return jax.tree.map(over, sums)
 
   split = _on_parts(of_part, sharding, method, block, PartitionSpec(*apart))
-  return split(block, _narrowed(answers))
+  return split(block, answers)
 
 
 @functools.partial(jax.jit, static_argnames=('sharding', 'report'))
@@ -99,7 +101,7 @@ def merge(
     sharding: how the box lies on the mesh.
     method: a rule.
     block: the box, in every model.
-    answers: the answers of all its rounds.
+    answers: the answers of all its rounds, in 32 bits.
     report: whether to give its flags.
 
   Returns:
@@ -126,7 +128,7 @@ def merge(
     return jax.lax.fori_loop(0, layers, put_layer, merged)
 
   split = _on_parts(of_part, sharding, method, block, sharding.spec)
-  return split(block, _narrowed(answers))
+  return split(block, answers)
 
 
 def is_sliced(method: Any) -> bool:
@@ -240,10 +242,6 @@ def _answers_of(
     return jax.lax.dynamic_index_in_dim(layers, number, keepdims=False)
 
   return jax.tree.map(take, list(answers)) if axes else list(answers)
-
-
-def _narrowed(answers: Sequence[PyTree]) -> list[PyTree]:
-  return jax.tree.map(narrow, list(answers))
 
 
 def _nothing(partials: PyTree, count: int) -> PyTree:

@@ -160,8 +160,8 @@ class _Merging:
       ('scope', unit.scope) if of_model else ('layers', unit.layers)
     ]
     if unit.written:
-      return programs.merge(rule, block, known)
-    partials = programs.partials[len(known)](rule, block, known)
+      return programs.merge(rule, block, _narrowed(known))
+    partials = programs.partials[len(known)](rule, block, _narrowed(known))
     self._totals = self._added(self._totals, partials)
     if unit.ends_scope if of_model else unit.ends_layers:
       known.append(_answer(rule, block, self._totals, known))
@@ -174,9 +174,9 @@ class _Merging:
     """All rounds of a rule on a block that holds all its totals are about."""
     known: list[Any] = []
     for partials_of in programs.partials:
-      totals = self._added(None, partials_of(rule, block, known))
+      totals = self._added(None, partials_of(rule, block, _narrowed(known)))
       known.append(_answer(rule, block, totals, known))
-    return programs.merge(rule, block, known)
+    return programs.merge(rule, block, _narrowed(known))
 
   def _added(self, totals: Any, partials: Any) -> Any:
     """The totals so far with the partials of one more block, on the host."""
@@ -200,9 +200,19 @@ def _block(loading: Loading, rules: Sequence[Any], plan: plans.Plan) -> Block:
 
 
 def _answer(rule: Any, block: Block, totals: Any, known: Sequence[Any]) -> Any:
-  """An answer computed on the host."""
+  """An answer computed on the host, in 64 bits."""
   with jax.default_device(sharding.host_device()):
-    return drive.answer(rule, block, totals, known)
+    answer = drive.answer(rule, block, totals, known)
+  return jax.tree.map(np.asarray, answer)
+
+
+def _narrowed(known: Sequence[Any]) -> list[Any]:
+  """Answers as programs take them.
+
+  JAX moves a 64-bit array to devices of another kind as one of 32 bits, which
+  is none that a program with 64-bit arguments could take.
+  """
+  return jax.tree.map(widths.narrow, list(known))
 
 
 def _everywhere(tree: Any, mesh: Mesh) -> Any:

@@ -100,16 +100,22 @@ def test_readme_example(models, tmp_path, monkeypatch):
   np.testing.assert_allclose(loss, np.sum(merged * batch), rtol=1e-5)
   np.testing.assert_allclose(gradient, np.sum(delta * batch), rtol=1e-5)
 
-  parts = lambda tree: {'model': {'a': tree, 'b': tree}}
-  total = lambda scales: sum(
-    leaf.sum()
-    for leaf in jax.tree.leaves(
-      names['merge_by_part'](scales, [*map(parts, experts)], parts(base))
+  def check_scales_of_parts(parts):
+    merge = names['merge_by_part']
+    rooted = [*map(parts, experts)]
+    total = lambda scales: sum(
+      leaf.sum() for leaf in jax.tree.leaves(merge(scales, rooted, parts(base)))
     )
-  )
-  for slope in jax.grad(total)({'a': 0.5, 'b': 0.1}).values():
-    # A sum of 48 differences in float32.
-    np.testing.assert_allclose(slope, np.sum(np.float64(delta)), rtol=1e-5)
+    for slope in jax.grad(total)({'a': 0.5, 'b': 0.1}).values():
+      # A sum of 48 differences in float32.
+      np.testing.assert_allclose(slope, np.sum(np.float64(delta)), rtol=1e-5)
+
+  check_scales_of_parts(lambda tree: {'a': tree, 'b': tree})
+  check_scales_of_parts(lambda tree: {'model': {'a': tree, 'b': tree}})
+  # What has no scale of its own stays as it is in the base.
+  tree = lambda of: {'a': of, 'head': of}
+  kept = names['merge_by_part']({'a': 0.5}, [*map(tree, experts)], tree(base))
+  np.testing.assert_array_equal(kept['head']['w'], base['w'])
 
   names |= {
     'orbax': orbax,

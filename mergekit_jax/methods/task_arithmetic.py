@@ -16,7 +16,8 @@ def task_arithmetic(
 ) -> Chain:
   """Adds the sum of the task vectors to the base.
 
-  A sum, not a mean: scale = 1/N is averaging. The usual scale is 0.3 to 0.5.
+  A sum, not a mean: scale = 1/N is averaging. Good scales fall as the experts
+  become more; the study of this repository finds 0.7 for two, 0.35 for eight.
 
   Args:
     scale: λ.

@@ -20,9 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from experiments.scale_study import (
+  examination,
   model,
   packing,
-  scoring,
   shapes,
   sharding,
   train,
@@ -65,7 +65,7 @@ def scored(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
   texts = jax.ShapeDtypeStruct((packing.ROWS, CONFIG.length), jnp.int32)
   places = jax.ShapeDtypeStruct((64 * packing.ROWS,), jnp.int32)
   with jax.set_mesh(mesh):
-    lowered = scoring.token_likelihoods.lower(
+    lowered = examination.token_likelihoods.lower(
       config,
       _placed(model.abstract_params(config), mesh),
       texts,
@@ -79,7 +79,7 @@ def written(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
   texts = jax.ShapeDtypeStruct((packing.ROWS, CONFIG.length), jnp.int32)
   starts = jax.ShapeDtypeStruct((packing.ROWS,), jnp.int32)
   with jax.set_mesh(mesh):
-    lowered = scoring.write_greedily.lower(
+    lowered = examination.write_greedily.lower(
       config,
       _placed(model.abstract_params(config), mesh),
       texts,

@@ -6,8 +6,8 @@ import statistics
 from typing import Any
 
 from experiments.scale_study import progress, stored
+from experiments.scale_study.examination import Score
 from experiments.scale_study.folder import Arm, read_json, write_json
-from experiments.scale_study.scoring import Score
 from experiments.scale_study.size import demand, Size
 from mergekit_jax import processes
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from experiments.scale_study import loading, model, shapes, stored
+from experiments.scale_study.examination import Examination
 from experiments.scale_study.folder import Arm, Folder
-from experiments.scale_study.scoring import Examination
 from experiments.scale_study.study_config import (
   INSTRUCTION_TUNED,
   PRETRAINED,

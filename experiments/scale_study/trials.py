@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.scale_study.examination import Score
 from experiments.scale_study.merge_points import candidates, fixed, Merge, swept
 from experiments.scale_study.model import Params
-from experiments.scale_study.scoring import Score
 from experiments.scale_study.size import Size
 from experiments.scale_study.subsets import Subset
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.scale_study import metrics, model, scoring, shapes
-from experiments.scale_study.scoring import Examination
+from experiments.scale_study import examination, metrics, model, shapes
+from experiments.scale_study.examination import Examination
 from experiments.scale_study.tasks import p3
 from experiments.scale_study.tasks.batches import Questions
 from tests.experiments import small_study
@@ -175,6 +175,6 @@ def test_what_is_written_is_the_likeliest_token_after_token():
       logits = model.logits(shape, params, row[None].astype(np.int32))
       row[at] = np.argmax(logits[0, at - 1])
   ids = ids.astype(np.int32)
-  written = scoring.write_greedily(shape, params, ids, starts, 3)
+  written = examination.write_greedily(shape, params, ids, starts, 3)
   np.testing.assert_array_equal(written, expected)
   assert len({*expected[:, 4:].ravel()}) > 1

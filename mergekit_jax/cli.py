@@ -192,9 +192,12 @@ def _merge(arguments: argparse.Namespace) -> None:
   )
   if jax.process_index() != 0:
     return
-  for report in merged.values() if isinstance(merged, dict) else [merged]:
-    print(report.table())
-    print(f'merged checkpoint: {report.output}')
+  if isinstance(merged, dict):
+    print(reports.comparison(merged))
+    print(f'merged checkpoints: {arguments.output}/<merge>')
+    return
+  print(merged.table())
+  print(f'merged checkpoint: {merged.output}')
 
 
 def _plan(arguments: argparse.Namespace) -> None:

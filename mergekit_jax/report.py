@@ -125,6 +125,42 @@ class MergeReport:
     }
 
 
+def comparison(reports: Mapping[str, MergeReport]) -> str:
+  """A summary of merges that were made from one read, a line each, for people.
+
+  What is the same for all of them is said once.
+  """
+  of_all = [*reports.values()]
+  rows = {name: report.overall() for name, report in reports.items()}
+  columns = dict.fromkeys(column for row in rows.values() for column in row)
+  column_of = lambda name: [row.get(name, '') for row in rows.values()]
+  shared = [name for name in columns if len({*column_of(name)}) == 1]
+  apart = {name: column_of(name) for name in columns if name not in shared}
+  table = [
+    [title, *cells] for title, cells in {'merge': [*rows], **apart}.items()
+  ]
+  widths = [max(map(len, column)) for column in table]
+  warnings = dict.fromkeys(w for report in of_all for w in report.warnings)
+  resumed = max(report.units_resumed for report in of_all)
+  return '\n'.join(
+    [
+      f'{len(of_all)} merges of {len(of_all[0].tensors)} tensors, '
+      f'{len(of_all[0].copied)} copied'
+      + (f', {resumed} units resumed' if resumed else ''),
+      f'read {readable(max(report.bytes_read for report in of_all))}, '
+      f'wrote {readable(sum(report.bytes_written for report in of_all))} in '
+      f'{max(report.seconds for report in of_all):.1f} s; peak memory '
+      f'{readable(max(report.peak_memory for report in of_all))}',
+      *(f'{name}: {column_of(name)[0]}' for name in shared),
+      *(
+        '  '.join(map(str.ljust, line, widths)).rstrip()
+        for line in zip(*table, strict=True)
+      ),
+      *(f'warning: {warning}' for warning in warnings),
+    ]
+  )
+
+
 def report_path(output: epath.PathLike) -> epath.Path:
   """Where the report of a merge lies: beside its output, links followed."""
   output = real_path(as_path(output))

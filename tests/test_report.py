@@ -1,5 +1,7 @@
 """The numbers of a report, from sums that are worked out by hand."""
 
+import dataclasses
+
 import pytest
 
 from mergekit_jax import report
@@ -91,6 +93,27 @@ def test_norms_of_a_model():
   alone = merged(tensor(), sources=('experts[0]', 'experts[1]')).overall()
   assert [*alone] == ['norms of the experts', 'norm of the merge']
   assert merged().overall() == {}
+
+
+def test_merges_from_one_read_are_told_a_line_each():
+  one = merged(tensor(), tensor(norms=(4.0, 3.0), merge=12.0))
+  two = merged(tensor(), tensor(norms=(4.0, 3.0), merge=0.0), density=0.5)
+  one.warnings.append('both')
+  two.warnings.extend(['both', 'the second'])
+  of_two = dataclasses.replace(
+    two, bytes_read=2**20, bytes_written=2**21, seconds=2.0, units_resumed=1
+  )
+  said = report.comparison({'average': one, 'ties-scale=1': of_two})
+  assert said.splitlines() == [
+    '2 merges of 2 tensors, 0 copied, 1 units resumed',
+    'read 1.0 MiB, wrote 2.0 MiB in 2.0 s; peak memory 0 B',
+    'norms of the task vectors: 5 5',
+    'merge         norm of the merged task vector  density',
+    'average       13',
+    'ties-scale=1  5                               0.5000',
+    'warning: both',
+    'warning: the second',
+  ]
 
 
 def test_an_expert_that_is_the_base_is_named():

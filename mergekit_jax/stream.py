@@ -217,7 +217,8 @@ def _narrowed(known: Sequence[Any]) -> list[Any]:
 
 def _everywhere(tree: Any, mesh: Mesh) -> Any:
   """Small arrays of a mesh of several processes, made readable on each."""
-  if jax.process_count() == 1:
+  replicated = (leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
+  if jax.process_count() == 1 or all(replicated):
     return tree
   with jax.enable_x64(True):
     return _replicate_on(mesh)(tree)

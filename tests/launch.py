@@ -124,6 +124,9 @@ def main(job: dict) -> None:
   )
   names += ('format',)
   arguments = {name: job[name] for name in names if name in job}
+  if 'partition_rules' in job:
+    rules = job['partition_rules'].items()
+    arguments['partition_rules'] = {path: jax.P(*axes) for path, axes in rules}
   method = eval(job['method'], {'mk': mk})
   peaks = []
   for changes in [*job.get('first', []), {}]:

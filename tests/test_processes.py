@@ -66,14 +66,26 @@ def test_each_process_reads_its_share(sources, tmp_path):
 def test_sums_are_shared_by_programs_compiled_once(
   sources, tmp_path, monkeypatch
 ):
-  """However many units and rounds there are."""
+  """However many boxes and rounds, where the layers lie over the processes."""
   monkeypatch.setenv('JAX_LOG_COMPILES', '1')
   arguments = job(sources, tmp_path / 'out', 'threshold')
-  _, printed = run_merge(arguments, processes=2)
+  arguments['method'] = METHODS['threshold-tensor'][0]
+  arguments['partition_rules'] = {'.*/layers': ['fsdp']}
+  _, printed = run_merge(arguments, processes=2, devices=1)
   for text in printed:
     assert report_of(text)['done'] > 5
     lines = re.findall(r'Compiling jit\(replicate\).*', text)
     assert lines and len(lines) == len(set(lines)), lines
+
+
+def test_sums_that_all_processes_have_are_not_shared(
+  sources, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('JAX_LOG_COMPILES', '1')
+  arguments = job(sources, tmp_path / 'out', 'threshold')
+  _, printed = run_merge(arguments, processes=2)
+  for text in printed:
+    assert 'Compiling jit(merge)' in text and 'jit(replicate)' not in text
 
 
 def test_memory_of_each_process(tmp_path):

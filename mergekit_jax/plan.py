@@ -12,6 +12,8 @@ from __future__ import annotations
 import collections
 from collections.abc import Container, Iterator
 import dataclasses
+import functools
+import hashlib
 import math
 from typing import Any
 
@@ -216,6 +218,24 @@ class Plan:
         if writes:
           yield from (u for u in units if not u.written)
           yield from writes
+
+  @functools.cached_property
+  def units_digest(self) -> str:
+    """Of how the merge is cut, and of the numbers journals know units by.
+
+    How often a scope is read depends on all merges that are made together.
+    """
+    written = [
+      [
+        *(unit.number, tensor.path, str(tensor.dtype), tensor.stacked),
+        *(unit.box.origin, unit.box.shape, str(unit.box.spec)),
+      ]
+      for unit in self.units()
+      for tensor in [unit.tensor]
+      if unit.written
+    ]
+    data = repr(written).encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
   @property
   def bytes_read(self) -> int:

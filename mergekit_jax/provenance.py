@@ -81,7 +81,7 @@ def demand_agreement(
       'numbers of the method': _numbers(methods, overrides),
       **{m.name: str(m.checkpoint.location) for m in job.models},
       'mesh, memory_budget, partition_rules, stacked_axes or versions': repr(
-        [_units(job), _versions()]
+        [job.plan.units_digest, _versions()]
       ),
     }
   )
@@ -114,7 +114,7 @@ def of_bits(
       for name, source in sources.items()
     },
     'numbers': _numbers(output.method, overrides),
-    'units': _units(job),
+    'units': job.plan.units_digest,
     'memory_budget': job.plan.memory_budget,
     'processes': jax.process_count(),
     'layout': str(job.template.layout),
@@ -139,25 +139,5 @@ def _told(value: Any) -> str:
 def _numbers(methods: Any, overrides: Mapping[str, Any] | None) -> str:
   """A digest: as text they are rounded, and long ones are cut short."""
   leaves = jax.tree.leaves((methods, overrides))
-  return _digest(b''.join(np.asarray(leaf).tobytes() for leaf in leaves))
-
-
-def _units(job: Job) -> str:
-  """A digest of how the merge is cut, and of the numbers journals know it by.
-
-  How often a scope is read depends on all merges that are made together.
-  """
-  written = [
-    [
-      *(unit.number, tensor.path, str(tensor.dtype), tensor.stacked),
-      *(unit.box.origin, unit.box.shape, str(unit.box.spec)),
-    ]
-    for unit in job.plan.units()
-    for tensor in [unit.tensor]
-    if unit.written
-  ]
-  return _digest(repr(written).encode())
-
-
-def _digest(data: bytes) -> str:
+  data = b''.join(np.asarray(leaf).tobytes() for leaf in leaves)
   return hashlib.blake2b(data, digest_size=16).hexdigest()

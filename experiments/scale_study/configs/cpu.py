@@ -35,14 +35,16 @@ CONFIG = StudyConfig(
   test_examples=64,
   methods={
     'average': MethodGrid(),
-    'task_arithmetic': MethodGrid({'scale': 0.35}, {'scale': (0.35, 0.6, 1.0)}),
+    'task_arithmetic': MethodGrid(
+      {'scale': 0.35}, {'scale': (0.2, 0.35, 0.6, 1.0)}
+    ),
     'ties': MethodGrid(
       {'density': 0.2, 'scale': 1.0},
-      {'scale': (1.0, 1.8, 3.0)},
+      {'density': (0.2, 0.5), 'scale': (0.6, 1.0, 1.8)},
     ),
     'dare_ties': MethodGrid(
       {'drop_rate': 0.5, 'scale': 0.6},
-      {'scale': (0.6, 1.2, 2.0)},
+      {'drop_rate': (0.2, 0.5), 'scale': (0.6, 1.2)},
     ),
   },
   sweeps={

@@ -128,7 +128,7 @@ class MergeReport:
 def comparison(reports: Mapping[str, MergeReport]) -> str:
   """A summary of merges that were made from one read, a line each, for people.
 
-  What is the same for all of them is said once.
+  What is the same for all of them is said once, and how to restore the first.
   """
   of_all = [*reports.values()]
   rows = {name: report.overall() for name, report in reports.items()}
@@ -155,6 +155,11 @@ def comparison(reports: Mapping[str, MergeReport]) -> str:
       *(
         '  '.join(map(str.ljust, line, widths)).rstrip()
         for line in zip(*table, strict=True)
+      ),
+      *(
+        f'restore {name}: {report.restore}'
+        for name, report in [*reports.items()][:1]
+        if report.restore
       ),
       *(f'warning: {warning}' for warning in warnings),
     ]

@@ -120,7 +120,7 @@ def main(job: dict) -> None:
     job[name] = job[name][job['process']]
   names = (
     *('experts', 'base', 'output', 'memory_budget', 'stacked_axes', 'seed'),
-    *('allow_nonfinite', 'overwrite'),
+    *('allow_nonfinite', 'overwrite', 'resume'),
   )
   names += ('format',)
   arguments = {name: job[name] for name in names if name in job}

@@ -14,6 +14,8 @@ from absl import flags as absl_flags
 from absl import logging
 import jax
 import numpy as np
+import orbax
+import orbax.checkpoint  # which `orbax` alone does not import
 import pytest
 from safetensors.numpy import save_file
 
@@ -605,6 +607,28 @@ class TestProgram:
     )
     np.testing.assert_array_equal(merged['params/odd'], base['params']['odd'])
     assert checkpoints.report_of(output)['rounds'] == 0
+
+  def test_many_merges(self, saved, tmp_path):
+    """A line for each, and how to restore the first."""
+    base, experts = saved
+    output = tmp_path / 'out'
+    finished = run_program(
+      *('merge', '--method', 'average', 'dare', '--sweep', 'scale=0.5,1'),
+      *('--base', base, '--experts', *experts, '--output', output),
+    )
+    assert finished.returncode == 0, finished.stderr
+    head, *lines, end = finished.stdout.splitlines()
+    assert head == '3 merges of 2 tensors, 1 copied'
+    names = ['average', 'dare-scale=0.5', 'dare-scale=1']
+    assert [x.split()[0] for x in lines if x.split()[0] in names] == names
+    assert end == f'merged checkpoints: {output}/<merge>'
+    (call,) = [x for x in lines if x.startswith('restore average: ')]
+    restored = eval(call.partition(': ')[2], {'orbax': orbax})
+    base, experts = models.trees(models.SMALL, experts=2)
+    expected = mk.merge(mk.average(), experts, base)['params']
+    np.testing.assert_array_equal(
+      restored['params']['dense']['kernel'], expected['dense']['kernel']
+    )
 
   def test_mistake(self, saved, tmp_path):
     base, experts = saved

@@ -76,6 +76,10 @@ def test_sums_are_shared_by_programs_compiled_once(
     assert report_of(text)['done'] > 5
     lines = re.findall(r'Compiling jit\(replicate\).*', text)
     assert lines and len(lines) == len(set(lines)), lines
+  del arguments['partition_rules']
+  arguments |= {'method': eval(arguments['method'])}
+  mk.merge_checkpoints(**{**arguments, 'output': tmp_path / 'one'})
+  assert_same(tmp_path / 'out', restored(tmp_path / 'one'))
 
 
 def test_sums_that_all_processes_have_are_not_shared(
@@ -226,16 +230,18 @@ def test_a_step_that_only_one_process_has_found(sources, tmp_path):
   assert 'Process 1 and process 0 differ in experts[0]. Give' in printed[1]
 
 
-def test_processes_that_would_end_in_different_ways(sources, tmp_path):
-  """One replaces what is there, the other would wait for it forever."""
+@pytest.mark.parametrize('option', ['overwrite', 'resume'])
+def test_processes_that_would_end_in_different_ways(option, sources, tmp_path):
+  """One goes on, where the other refuses what is there and leaves it alone."""
   arguments = job(sources, tmp_path / 'out', 'random')
+  run_merge(arguments)
   codes, printed = run_merge(
-    {**arguments, 'overwrite': [True, False], 'apart': ['overwrite']},
+    {**arguments, option: [True, False], 'apart': [option]},
     processes=2,
     check=False,
   )
   assert codes == [1, 1], printed
-  assert 'Process 1 and process 0 differ in overwrite. Give' in printed[1]
+  assert f'Process 1 and process 0 differ in {option}. Give' in printed[1]
 
 
 def test_processes_with_different_numbers_of_devices(monkeypatch):

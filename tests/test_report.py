@@ -97,6 +97,7 @@ def test_norms_of_a_model():
 
 def test_merges_from_one_read_are_told_a_line_each():
   one = merged(tensor(), tensor(norms=(4.0, 3.0), merge=12.0))
+  one = dataclasses.replace(one, restore="orbax.restore('out')")
   two = merged(tensor(), tensor(norms=(4.0, 3.0), merge=0.0), density=0.5)
   one.warnings.append('both')
   two.warnings.extend(['both', 'the second'])
@@ -111,6 +112,7 @@ def test_merges_from_one_read_are_told_a_line_each():
     'merge         norm of the merged task vector  density',
     'average       13',
     'ties-scale=1  5                               0.5000',
+    "restore average: orbax.restore('out')",
     'warning: both',
     'warning: the second',
   ]

@@ -2,16 +2,14 @@
 
   python -m experiments.scale_study --preset=cpu
 
-A seed takes about 1,600 CPU seconds: 14 minutes on two free cores. With
-three, by `--set=seeds=0,1,2`, it made `experiments/results/cpu`: 664 different
-merges; 9 of 300 gates failed; at N = 8, mean over methods and bases and over
-the categories that pass everywhere, held-in was 0.32 of the expert for s and
-0.42 for m, held-out 1.21 and 1.32 of the base.
+A seed takes about 900 CPU seconds: 9 minutes on two cores. With three, by
+`--set=seeds=0,1,2`, it made `experiments/results/cpu`: 812 different merges; 9
+of 300 gates failed; at N = 8, mean over methods and bases and over the
+categories that pass everywhere, held-in was 0.33 of the expert for s and 0.43
+for m, held-out 1.22 and 1.33 of the base.
 
-Of the hyperparameters λ alone is chosen on validation data; `full` chooses the
-density and the drop rate as well. Experts are not merged by themselves, as
-`full` does for the merging law: that would be 8 subsets to merge and to score
-beside the 10 that there are.
+Experts are not merged by themselves, as `full` does for the merging law: that
+would be 8 subsets to merge and to score beside the 10 that there are.
 """
 
 from experiments.scale_study.study_config import (

@@ -56,6 +56,13 @@ def trained(monkeypatch):
   return counted
 
 
+@pytest.fixture
+def copied(undisturbed, tmp_path):
+  """The study in a folder of its own, to be changed."""
+  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
+  return small_study.study(tmp_path, undisturbed.config.tasks)
+
+
 def test_the_analysis_reads_what_a_study_writes(undisturbed):
   root = undisturbed.folder.root
   made = cells.load(root / 'cells.jsonl')
@@ -116,11 +123,9 @@ def test_nothing_is_done_twice(undisturbed, trained, monkeypatch):
 
 @pytest.mark.parametrize('kept', ['', 'all but one line', 'half of a line'])
 def test_a_subset_that_is_not_whole_is_merged_again(
-  undisturbed, trained, tmp_path, monkeypatch, kept
+  copied, trained, monkeypatch, kept
 ):
-  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
-  study = small_study.study(tmp_path, undisturbed.config.tasks)
-  path = study.folder.cells(ARM, '2.0')
+  path = copied.folder.cells(ARM, '2.0')
   whole, made = path.read_text(), cells.load(path)
   first, second, *_ = whole.splitlines(keepends=True)
   path.write_text(
@@ -130,9 +135,9 @@ def test_a_subset_that_is_not_whole_is_merged_again(
     }.get(kept, kept)
   )
   with pytest.raises(ValueError, match='nothing to report yet'):
-    study.report()
+    copied.report()
   monkeypatch.setattr(grid, 'subset_cells', lambda *_: made)
-  study.run_part(ARM.name, ['merge'])
+  copied.run_part(ARM.name, ['merge'])
   assert path.read_text() == whole
   assert not trained
 
@@ -223,46 +228,40 @@ def test_a_copied_model_is_compared_once_with_what_was_scored(
 
 
 @pytest.mark.parametrize('name', ['base', 'multitask', 'experts/sentiment'])
-def test_models_that_are_trained_anew_are_scored_anew(
-  undisturbed, tmp_path, name
-):
-  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
-  study = small_study.study(tmp_path, undisturbed.config.tasks)
-  size, (subset,) = study.size('xs'), grid.subsets_of(study.size('xs'), 0)
-  record = folder.read_json(study.folder.score(ARM, name))
-  path = tmp_path / record['checkpoint']
+def test_models_that_are_trained_anew_are_scored_anew(copied, name):
+  size = copied.size('xs')
+  (subset,) = grid.subsets_of(size, 0)
+  record = folder.read_json(copied.folder.score(ARM, name))
+  path = copied.folder.root / record['checkpoint']
   params = size.load(path)
   params['final_norm']['scale'] *= -2  # what was likely is not any more
   shutil.rmtree(path)
   with train.resume.Saved(path, {}) as saved:
     saved.save(50, {'params': params})
   with pytest.raises(ValueError, match=f'Remove scores/{ARM.name} and cells/'):
-    study.run_part(ARM.name, ['evaluate'])
+    copied.run_part(ARM.name, ['evaluate'])
   if name != 'multitask':  # which is not merged
     with pytest.raises(ValueError, match=f'Remove scores/{ARM.name} and'):
       grid.subset_cells(size, ARM, subset, '')
   assert grid.is_done(size, ARM, subset)
-  study.folder.score(ARM, name).unlink()
+  copied.folder.score(ARM, name).unlink()
   assert not grid.is_done(size, ARM, subset)
-  study.run_part(ARM.name, ['evaluate'])
+  copied.run_part(ARM.name, ['evaluate'])
   assert not grid.is_done(size, ARM, subset)
-  study.run_part(ARM.name, ['merge'])
+  copied.run_part(ARM.name, ['merge'])
   assert grid.is_done(size, ARM, subset)
 
 
 @pytest.mark.parametrize('name', ['base', 'multitask', 'experts/sentiment'])
-def test_cells_are_done_with_the_scores_they_were_made_with(
-  undisturbed, tmp_path, name
-):
+def test_cells_are_done_with_the_scores_they_were_made_with(copied, name):
   """All of which a cell repeats: its ratios are of them."""
-  shutil.copytree(undisturbed.folder.root, tmp_path, dirs_exist_ok=True)
-  study = small_study.study(tmp_path, undisturbed.config.tasks)
-  size, (subset,) = study.size('xs'), grid.subsets_of(study.size('xs'), 0)
+  size = copied.size('xs')
+  (subset,) = grid.subsets_of(size, 0)
   assert grid.is_done(size, ARM, subset)
-  record = folder.read_json(study.folder.score(ARM, name))
+  record = folder.read_json(copied.folder.score(ARM, name))
   task = next(iter(record['test']))
   record['test'][task][0] += 0.125
-  folder.write_json(study.folder.score(ARM, name), record)
+  folder.write_json(copied.folder.score(ARM, name), record)
   assert not grid.is_done(size, ARM, subset)
 
 

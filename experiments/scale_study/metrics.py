@@ -16,8 +16,8 @@ def is_right(
   """Decides which examples are answered correctly.
 
   Rank classification (Sanh et al., 2022, arXiv 2110.08207) takes the candidate
-  that the model finds most likely, the first of equals; a model that cannot
-  tell, because a likelihood is NaN, is wrong. Free text is right if greedy
+  that the model finds most likely; a model that cannot tell, because two are
+  equally likely or a likelihood is NaN, is wrong. Free text is right if greedy
   decoding would write exactly the answer: it departs from the answer at its
   first wrong token, so one forward pass over both decides.
 
@@ -29,14 +29,14 @@ def is_right(
   Returns:
     bool [examples].
   """
-  examples = np.arange(len(questions.dataset))
-  # NaN comes last in any order; here it is to be the best.
-  sortable = np.where(np.isnan(likelihoods), np.inf, likelihoods)
-  order = np.lexsort((-sortable, questions.example))
-  best = order[np.searchsorted(questions.example, examples)]
-  is_text = np.bincount(questions.example, minlength=len(examples)) == 1
-  known = ~np.isnan(likelihoods)[best]
-  return known & np.where(is_text, greedy[best], questions.right[best])
+  examples = len(questions.dataset)
+  best = np.full((2, examples), -np.inf)  # of wrong and of right candidates
+  which = questions.right.astype(int), questions.example
+  np.maximum.at(best, which, likelihoods)
+  wrong, right = best
+  is_text = np.bincount(questions.example, minlength=examples) == 1
+  first = np.searchsorted(questions.example, np.arange(examples))
+  return (right > wrong) & (greedy[first] | ~is_text)
 
 
 def rouge_l(written: str, reference: str) -> float:

@@ -31,10 +31,10 @@ def ask(*right):
 
 
 def test_the_likeliest_candidate_is_the_answer():
-  questions = ask([False, True], [True, False, False], [True, False])
-  likelihoods = np.array([-3.0, -2.0, -5.0, -9.0, -4.0, -1.0, -1.0])
-  greedy = np.zeros(7, bool)
-  # The second prefers a wrong one; of equals the first is taken.
+  questions = ask([False, True], [True, False, False], [True, False, True])
+  likelihoods = np.array([-3.0, -2.0, -5.0, -9.0, -4.0, -1.0, -2.0, -1.0])
+  greedy = np.zeros(8, bool)
+  # The second prefers a wrong one; the third has two that are right.
   right = metrics.is_right(questions, likelihoods, greedy)
   np.testing.assert_array_equal(right, [True, False, True])
 
@@ -42,12 +42,13 @@ def test_the_likeliest_candidate_is_the_answer():
 def test_a_model_that_cannot_tell_is_wrong():
   """Wherever the right candidate stands."""
   two = [True, False], [False, True]
-  questions = ask(*two, *two, [True, False], [True])
+  questions = ask(*two, *two, *two, [True, False], [True])
   nan = np.nan
-  # The right one known, the wrong one, and neither.
-  pairs = [(-1.0, nan), (nan, -1.0), (nan, -1.0), (-1.0, nan), (nan, nan)]
+  # The right one known, the wrong one, both alike, and neither.
+  pairs = [(-1.0, nan), (nan, -1.0), (nan, -1.0), (-1.0, nan)]
+  pairs += [(-1.0, -1.0), (-1.0, -1.0), (nan, nan)]
   likelihoods = np.array([*np.ravel(pairs), nan])
-  right = metrics.is_right(questions, likelihoods, np.ones(11, bool))
+  right = metrics.is_right(questions, likelihoods, np.ones(15, bool))
   assert not right.any()
 
 

@@ -212,7 +212,8 @@ def _plan(arguments: argparse.Namespace) -> None:
   warnings = []
   if arguments.model:
     model = described.model(arguments.model)
-    plan = described.make_plan(model, methods, count, **what)
+    what['stacked_axes'] = what['stacked_axes'] or model.stacked_axes
+    plan = described.make_plan(model.specs, methods, count, **what)
     print(
       f'{arguments.model}: {model.parameters:,} parameters in bfloat16; a base '
       f'and {count} experts'

@@ -122,7 +122,7 @@ def model(name: str) -> Decoder:
 
 
 def make_plan(
-  decoder: Decoder,
+  specs: Mapping[str, jax.ShapeDtypeStruct],
   methods: Sequence[Any],
   experts: int,
   *,
@@ -137,13 +137,13 @@ def make_plan(
   """Plans to merge experts of a described model, read beside their base.
 
   Args:
-    decoder: the model.
+    specs: shape and dtype of every leaf by its path, for all models alike.
     methods: the rules, one for each merge that is made from one read.
     experts: how many experts there are.
     mesh: a mesh with Auto axes. Its devices are not used.
     hosts: over how many hosts they are spread; as they say themselves if None.
-    memory_budget: see `merge_checkpoints`, as for all that follow.
-    stacked_axes: as the model has them if None.
+    memory_budget: for a host's share of the models.
+    stacked_axes: as `merge_checkpoints` has them, as are all that follow.
     overrides: merges leaves differently.
     dtype: of the merged leaves.
     partition_rules: partition specs.
@@ -151,22 +151,22 @@ def make_plan(
   Returns:
     The plan.
   """
-  specs = decoder.specs
   shapes = {path: spec.shape for path, spec in specs.items()}
-  stacks = tree.stacked_axes(stacked_axes or decoder.stacked_axes, shapes)
+  stacks = tree.stacked_axes(stacked_axes, shapes)
   groups = scopes.group(methods, overrides, shapes)
   merged = {path for _, paths in groups for path in paths}
-  converted = job.floating(dtype) or _DTYPE
+  converted = job.floating(dtype)
 
-  def leaf(path: str, models: int, dtype: jnp.dtype) -> costs.Leaf:
-    stored = (_DTYPE,) * models
-    return costs.Leaf(path, shapes[path], stored, dtype, stacks.get(path, ()))
+  def leaf(path: str, models: int, dtype: jnp.dtype | None) -> costs.Leaf:
+    stored = (specs[path].dtype,) * models
+    stacked = stacks.get(path, ())
+    return costs.Leaf(path, shapes[path], stored, dtype or stored[0], stacked)
 
   planned = [
     (rules, [leaf(path, 1 + experts, converted) for path in paths])
     for rules, paths in groups
   ]
-  if copied := [leaf(path, 1, _DTYPE) for path in specs if path not in merged]:
+  if copied := [leaf(path, 1, None) for path in specs if path not in merged]:
     planned.append(((), copied))
   return planner.make_plan(
     planned,

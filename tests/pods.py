@@ -35,11 +35,12 @@ def main(model: str, names: list[str]) -> None:
   for name in names or METHODS:
     start = time.perf_counter()
     plan = described.make_plan(
-      decoder,
+      decoder.specs,
       [eval(METHODS[name], {'mk': mk})],
       experts,
       mesh=mesh,
       hosts=hosts,
+      stacked_axes=decoder.stacked_axes,
     )
     kernels = compiled.compile_kernels(plan)
     facts = {

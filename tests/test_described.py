@@ -72,11 +72,13 @@ class TestModels:
 
 class TestPlan:
   def plan(self, name='1b', **options):
+    decoder = described.model(name)
     return described.make_plan(
-      described.model(name),
+      decoder.specs,
       [mk.ties()],
       2,
       mesh=sharding.make_mesh({'fsdp': 8}),
+      stacked_axes=decoder.stacked_axes,
       **options,
     )
 

@@ -1,4 +1,4 @@
-"""Compiles training, scoring and writing for a pod that is not there.
+"""Compiles training, scoring, writing and merging for a pod that is not there.
 
   python -m experiments.scale_study.compile_pod
 
@@ -6,10 +6,12 @@ For models of 1B to 64B parameters on 512 simulated devices, the mesh of the
 preset `pod` twice, without a single array, it prints how much memory a device
 needs. These are the programs of the preset: its batch, its length, its way to
 compute. Experts and the multitask model are trained by the first; answers are
-scored by the second, or written out by the third.
+scored by the second, or written out by the third. Merging holds the base and
+all merges of a subset, which are made of one read, beside the largest kernel.
 """
 
 from concurrent import futures
+import itertools
 import math
 from typing import Any
 
@@ -25,10 +27,13 @@ from experiments.scale_study import (
   packing,
   shapes,
   sharding,
+  stored,
   train,
 )
 from experiments.scale_study.configs.pod import CONFIG
+from experiments.scale_study.merge_points import candidates
 from experiments.scale_study.model import ModelConfig
+from mergekit_jax import compiled, described, tree
 from mergekit_jax.sharding import make_mesh
 
 # What is asked is how XLA divides the program and what it keeps in memory; how
@@ -89,9 +94,35 @@ def written(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
   return lowered.compile(_COMPILER_OPTIONS)
 
 
-def device_bytes(compiled: jax.stages.Compiled) -> int:
+def merging(config: ModelConfig, mesh: Mesh) -> int:
+  """Memory that the merges of a subset of all experts need on each device."""
+  leaves, _ = tree.flatten({stored.ROOT: model.abstract_params(config)})
+  merges = [*itertools.chain(*candidates(CONFIG).values())]
+  plan = described.make_plan(
+    leaves,
+    [merge.rule() for merge in merges],
+    len(CONFIG.categories),
+    mesh=mesh,
+    memory_budget=CONFIG.memory_budget,
+    stacked_axes=model.STACKED_AXES,
+    partition_rules=sharding.PARTITION_RULES,
+  )
+  kernels = compiled.compile_kernels(plan)
+  of_model = sum(
+    math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf, place in zip(
+      leaves.values(),
+      jax.tree.leaves(sharding.shardings(leaves, mesh)),
+      strict=True,
+    )
+  )
+  largest = max(kernel.device_bytes for kernel in kernels)
+  return (1 + len(merges)) * of_model + largest
+
+
+def device_bytes(program: jax.stages.Compiled) -> int:
   """Memory that a program needs on each device."""
-  memory: Any = compiled.memory_analysis()
+  memory: Any = program.memory_analysis()
   return (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
@@ -123,15 +154,15 @@ def main(argv: list[str]) -> None:
     f'{CONFIG.batch} texts of {CONFIG.length} tokens on {said}; GB on each '
     'device:'
   )
-  print('size  training  scoring  writing')
+  print('size  training  scoring  writing  merging')
 
   def line(name: str) -> str:
     config = shapes.computed(shapes.SIZES[name], CONFIG)
-    needed = (
-      device_bytes(phase(config, mesh)) / 1e9
-      for phase in (training, scored, written)
-    )
-    return '{:>4}  {:8.2f}  {:7.2f}  {:7.2f}'.format(name, *needed)
+    phases = (training, scored, written)
+    needed = [device_bytes(phase(config, mesh)) for phase in phases]
+    needed.append(merging(config, mesh))
+    gigabytes = (count / 1e9 for count in needed)
+    return '{:>4}  {:8.2f}  {:7.2f}  {:7.2f}  {:7.2f}'.format(name, *gigabytes)
 
   with futures.ThreadPoolExecutor(2) as pool:
     for text in pool.map(line, shapes.SIZES):

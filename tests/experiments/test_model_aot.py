@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 
-def test_training_scoring_and_writing_fit_the_devices_of_a_pod():
+def test_every_phase_fits_the_devices_of_a_pod():
   process = subprocess.run(
     [sys.executable, '-m', 'experiments.scale_study.compile_pod'],
     env=os.environ | {'XLA_FLAGS': ''},
@@ -20,11 +20,13 @@ def test_training_scoring_and_writing_fit_the_devices_of_a_pod():
   for name, *gigabytes in map(str.split, rows):
     needed[name] = [float(number) for number in gigabytes]
   assert list(needed) == ['1b', '8b', '24b', '64b']
-  for name, (training, scoring, writing) in needed.items():
+  for name, (training, scoring, writing, merging) in needed.items():
     # Parameters and two statistics in float32, divided among 32 · 8 devices.
     parameters = 4 * int(name.removesuffix('b')) / 256
     assert 3 * 0.98 * parameters < training < 16
     assert 0.98 * parameters < scoring < 16
     assert 0.98 * parameters < writing < 16
+    # The base and twelve merges.
+    assert 13 * 0.98 * parameters < merging < 16
   # The partitioner says this where it has to gather a whole array.
   assert 'full rematerialization' not in process.stderr

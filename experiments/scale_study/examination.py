@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.scale_study import metrics, model, packing
+from experiments.scale_study.analysis.cells import category
 from experiments.scale_study.model import ModelConfig, Params
 from experiments.scale_study.packing import Group, ROWS
 from experiments.scale_study.tasks import batches
@@ -117,7 +118,7 @@ class Examination:
       key
       for key in self._questions
       if key[0] == split
-      and (categories is None or key[1].partition('/')[0] in categories)
+      and (categories is None or category(key[1]) in categories)
     )
     answers = self._answers(params, keys) if keys else ()
     return {

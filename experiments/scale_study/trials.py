@@ -1,5 +1,6 @@
 """What is asked of each merge of a subset, and what came of it."""
 
+import collections
 from collections.abc import Mapping
 import dataclasses
 import statistics
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.scale_study.analysis.cells import category
 from experiments.scale_study.examination import Score
 from experiments.scale_study.merge_points import candidates, fixed, Merge, swept
 from experiments.scale_study.model import Params
@@ -147,9 +149,11 @@ def swept_of(size: Size, subset: Subset) -> list[Merge]:
 
 
 def _kept(scores: Mapping[str, Score], own: Mapping[str, float]) -> float:
-  """Mean over tasks of merge ÷ expert; an expert that fails counts little."""
+  """Mean over categories of merge ÷ expert; one that fails counts little."""
+  sizes = collections.Counter(map(category, scores))
   return statistics.fmean(
-    score.value / max(own[task], 0.05) for task, score in scores.items()
+    (score.value / max(own[task], 0.05) for task, score in scores.items()),
+    [1 / sizes[category(task)] for task in scores],
   )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
+import statistics
 from typing import Any, Literal
 
 from experiments.scale_study.analysis import bases, methods
@@ -125,6 +126,15 @@ class Gate:
 def category(task: str) -> str:
   """Returns the category of a task."""
   return task.partition('/')[0]
+
+
+def category_scores(scores: Scores, tasks: Iterable[str]) -> dict[str, float]:
+  """Returns the mean score of each category over its tasks that have one."""
+  groups: dict[str, list[float]] = {}
+  for task in tasks:
+    if task in scores:
+      groups.setdefault(category(task), []).append(scores[task])
+  return {name: statistics.fmean(group) for name, group in groups.items()}
 
 
 def load(path: Path) -> tuple[Cell, ...]:

@@ -36,7 +36,7 @@ _CELL = Cell(
     'inference/b': 0.5,
     'completion': 0.6,
   },
-  expert={'topic/a': 0.8, 'topic/b': 0.8, 'sentiment': 0.8},
+  expert={'topic/a': 1.0, 'topic/b': 0.6, 'sentiment': 0.8},
   base_scores={
     'topic/a': 0.4,
     'topic/b': 0.2,
@@ -66,19 +66,19 @@ _ALL = frozenset(
 @pytest.mark.parametrize(
   ('measure', 'expected'),
   [
-    # topic (3/4 + 1/2) / 2 = 5/8, sentiment 3/4; paraphrase is not merged.
+    # topic 0.5 / 0.8 = 5/8, sentiment 3/4; paraphrase is not merged.
     (measures.held_in, (5 / 8 + 3 / 4) / 2),
-    # topic (1/2 + 1/4) / 2 = 3/8, sentiment 5/8.
+    # topic 0.3 / 0.8 = 3/8, sentiment 5/8.
     (measures.held_in_base, (3 / 8 + 5 / 8) / 2),
-    # topic (1 + 3/4) / 2 = 7/8, sentiment 1/2.
+    # topic 0.7 / 0.8 = 7/8, sentiment 1/2.
     (measures.held_in_multitask, (7 / 8 + 1 / 2) / 2),
     # topic (0.5 − 0.3) / (0.8 − 0.3), sentiment (0.6 − 0.5) / (0.8 − 0.5).
     (measures.corrected, (0.4 + 1 / 3) / 2),
-    # inference (1.5 + 1) / 2, completion 1.2.
-    (measures.held_out, (1.25 + 1.2) / 2),
-    # inference (1.25 + 1) / 2, completion 1.5.
-    (measures.held_out_multitask, (1.125 + 1.5) / 2),
-    (measures.over_multitask, (1.25 + 1.2) / 2 - (1.125 + 1.5) / 2),
+    # inference 0.55 / 0.45, completion 1.2.
+    (measures.held_out, (11 / 9 + 1.2) / 2),
+    # inference 0.5 / 0.45, completion 1.5.
+    (measures.held_out_multitask, (10 / 9 + 1.5) / 2),
+    (measures.over_multitask, (11 / 9 + 1.2) / 2 - (10 / 9 + 1.5) / 2),
     (measures.drift, 0.1),
     (measures.loss, 1.5),
     (measures.loss_of_all, 2.5),
@@ -99,7 +99,7 @@ def test_guessing_is_measured_like_a_merge():
 def test_what_may_not_be_counted_is_left_out():
   countable = frozenset(('sentiment', 'inference'))
   assert measures.held_in(_CELL, countable) == pytest.approx(3 / 4)
-  assert measures.held_out(_CELL, countable) == pytest.approx(1.25)
+  assert measures.held_out(_CELL, countable) == pytest.approx(11 / 9)
   assert math.isnan(measures.held_in(_CELL, frozenset(('paraphrase',))))
 
 
@@ -193,6 +193,15 @@ def test_a_ratio_needs_no_gate_but_something_to_divide_by():
     cells = (_CELL, dataclasses.replace(zero, **changes))
     assert Results(cells, ()).with_ratio == {arm: _ALL}
     assert _reasons(*_GATES, cells=cells) == {}
+
+
+def test_a_data_set_that_was_not_learned_is_no_category_that_was_not():
+  """One of two may score 0: what is divided by is the mean of both."""
+  one = {**_CELL.expert, 'topic/b': 0.0}
+  for expert, left in ((one, _ALL), ({**one, 'topic/a': 0.3}, _ALL - {'topic'})):
+    cell = dataclasses.replace(_CELL, expert=expert)
+    assert Results((cell,), _GATES).countable == {('s', 'pretrained'): left}
+    assert Results((cell,), ()).with_ratio == {('s', 'pretrained'): _ALL}
 
 
 def test_a_curve_leaves_out_what_its_own_examples_cannot_show():

@@ -25,6 +25,7 @@ from experiments.scale_study.analysis.cells import (
   ALL,
   BASES,
   category,
+  category_scores,
   Cell,
   Gate,
   METHODS,
@@ -56,14 +57,17 @@ class Exclusion(NamedTuple):
 
 def without_gain(cell: Cell) -> dict[str, str]:
   """Returns the categories in which a merge has nothing to keep, and why."""
+  held_in, held_out = cell.merged_tasks, cell.held_out
+  expert = category_scores(cell.expert, held_in)
+  base = category_scores(cell.base_scores, (*held_in, *held_out))
   return {
-    category(task): 'an expert has no gain to keep over its base'
-    for task in cell.merged_tasks
-    if cell.expert[task] <= cell.base_scores[task]
+    name: 'an expert has no gain to keep over its base'
+    for name, score in expert.items()
+    if score <= base[name]
   } | {
-    category(task): 'the base scores 0: nothing to divide by'
-    for task in cell.held_out
-    if cell.base_scores[task] <= 0
+    name: 'the base scores 0: nothing to divide by'
+    for name in map(category, held_out)
+    if base[name] <= 0
   }
 
 
@@ -112,15 +116,15 @@ class Results:
   def with_ratio(self) -> Countable:
     """The categories that have a ratio, by size and base, gates or not."""
     without = {
-      (cell.size, cell.base, category(task))
+      (cell.size, cell.base, name)
       for cell in self.cells
       if cell.split == 'test' and cell.n >= FEWEST_MERGED
       for tasks, below in (
         (cell.merged_tasks, cell.expert),
         (cell.held_out, cell.base_scores),
       )
-      for task in tasks
-      if below[task] <= 0
+      for name, score in category_scores(below, tasks).items()
+      if score <= 0
     }
     return {
       arm: frozenset(name for name in names if (*arm, name) not in without)

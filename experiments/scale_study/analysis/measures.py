@@ -4,15 +4,22 @@ As in arXiv 2410.03617 (Yadav et al., 2025), held-in scores are divided by those
 of the task's own expert and held-out scores by those of the base, so that 1.0
 is as good as what was merged. The unmerged base alone often keeps half of an
 expert's score; `corrected` therefore asks what part of the expert's *gain* is
-kept. All take the categories that may be counted and return NaN where the
-merge has none of them.
+kept. Scores are averaged within a category before they are divided: the expert
+of a category that passed its gates may hardly have learned one of its data
+sets, and would divide by nearly nothing. All take the categories that may be
+counted and return NaN where the merge has none of them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 import math
 import statistics
 
-from experiments.scale_study.analysis.cells import category, Cell, Scores
+from experiments.scale_study.analysis.cells import (
+  category,
+  category_scores,
+  Cell,
+  Scores,
+)
 
 Categories = frozenset[str]
 Measure = Callable[[Cell, Categories], float]
@@ -49,15 +56,14 @@ def over_multitask(cell: Cell, countable: Categories) -> float:
 
 
 def corrected(cell: Cell, countable: Categories) -> float:
-  """(Merge − base) ÷ (expert − base), the part of the expert's gain kept.
-
-  Scores are averaged within a category first: a data set that the base has
-  solved already would divide by nearly nothing.
-  """
+  """(Merge − base) ÷ (expert − base), the part of the expert's gain kept."""
+  tasks = _counted(cell.merged_tasks, countable)
+  merge, base, expert = (
+    category_scores(of, tasks)
+    for of in (cell.scores, cell.base_scores, cell.expert)
+  )
   return _mean(
-    (_score(cell.scores, tasks) - _score(cell.base_scores, tasks))
-    / (_score(cell.expert, tasks) - _score(cell.base_scores, tasks))
-    for tasks in _by_category(cell.merged_tasks, countable).values()
+    (merge[name] - base[name]) / (expert[name] - base[name]) for name in merge
   )
 
 
@@ -86,18 +92,15 @@ def guessing(chance: Scores) -> tuple[Measure, Measure]:
     chance: score of guessing, by category.
   """
 
-  def ratio(scores: Scores, tasks: list[str], countable: Categories) -> float:
-    return _mean(
-      chance[name] / _score(scores, tasks)
-      for name, tasks in _by_category(tasks, countable).items()
-      if name in chance
-    )
+  def ratio(
+    scores: Scores, tasks: Iterable[str], countable: Categories
+  ) -> float:
+    below = category_scores(scores, _counted(tasks, countable))
+    return _mean(chance[name] / below[name] for name in below if name in chance)
 
   return (
     lambda cell, countable: ratio(cell.expert, cell.merged_tasks, countable),
-    lambda cell, countable: ratio(
-      cell.base_scores, list(cell.held_out), countable
-    ),
+    lambda cell, countable: ratio(cell.base_scores, cell.held_out, countable),
   )
 
 
@@ -107,26 +110,13 @@ def _ratio(
   tasks: Iterable[str],
   countable: Categories,
 ) -> float:
-  if not numerator:
-    return math.nan
-  return _mean(
-    _mean(numerator[task] / denominator[task] for task in tasks)
-    for tasks in _by_category(tasks, countable).values()
-  )
+  counted = _counted(tasks, countable)
+  above, below = (category_scores(x, counted) for x in (numerator, denominator))
+  return _mean(above[name] / below[name] for name in above)
 
 
-def _by_category(
-  tasks: Iterable[str], countable: Categories
-) -> Mapping[str, list[str]]:
-  groups: dict[str, list[str]] = {}
-  for task in tasks:
-    if category(task) in countable:
-      groups.setdefault(category(task), []).append(task)
-  return groups
-
-
-def _score(scores: Scores, tasks: Iterable[str]) -> float:
-  return _mean(scores[task] for task in tasks)
+def _counted(tasks: Iterable[str], countable: Categories) -> list[str]:
+  return [task for task in tasks if category(task) in countable]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -9,7 +9,12 @@ import numpy as np
 from experiments.scale_study.analysis import names
 from experiments.scale_study.analysis.aggregate import Grid, Results
 from experiments.scale_study.analysis.bootstrap import mean
-from experiments.scale_study.analysis.cells import category, Cell, Scores
+from experiments.scale_study.analysis.cells import (
+  category,
+  category_scores,
+  Cell,
+  Scores,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +136,8 @@ def _text(table: Table) -> str:
 
 
 def _score(cell: Cell, scores: Scores, name: str) -> float:
-  """Mean over the tasks of a category that there are scores of."""
   tasks = (*cell.held_in, *cell.held_out)
-  return _mean(
-    scores[task] for task in tasks if category(task) == name and task in scores
-  )
+  return category_scores(scores, tasks).get(name, np.nan)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -33,7 +33,7 @@ def bases(size: Size, seed: int) -> None:
   texts = batches.corpus_batches(
     size.source, batch=config.batch, length=config.corpus_length, seed=seed
   )
-  params = size.train(
+  size.train(
     size.base(arms[0]),
     model.create(size.shape, jax.random.key(seed)),
     texts,
@@ -43,7 +43,7 @@ def bases(size: Size, seed: int) -> None:
   if INSTRUCTION_TUNED in config.bases:
     size.train(
       size.base(arms[1]),
-      params,
+      size.load(size.base(arms[0])),
       size.examples(size.source.instruction, seed),
       config.instruction_steps,
       config.instruction_rate,

@@ -41,15 +41,15 @@ class Saved:
   def __exit__(self, *error: Any) -> None:
     self._manager.close()
 
-  def restore(self, state: T) -> T:
-    """The newest state, placed as `state` is; `state` if there is none.
+  def step(self) -> int | None:
+    """Returns the step of the newest state, None if there is none.
 
     Raises:
       ValueError: if the directory holds the state of another training.
     """
     step = self._manager.latest_step()
     if step is None:
-      return state
+      return None
     found = self._manager.metadata(step).custom_metadata or {}
     differing = [
       f'{key} is {found.get(key)!r} there and {value!r} here'
@@ -63,6 +63,13 @@ class Saved:
         'remove this one and, in a study, scores/ and cells/ of its arm, which '
         'are of the model that it holds.'
       )
+    return step
+
+  def restore(self, state: T) -> T:
+    """The newest state, placed as `state` is; `state` if there is none."""
+    step = self.step()
+    if step is None:
+      return state
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     restored: Any = self._manager.restore(
       step, args=ocp.args.StandardRestore(like)

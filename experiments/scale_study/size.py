@@ -108,9 +108,9 @@ class Size:
     examples: Iterator[batches.Batch],
     steps: int,
     rate: float,
-  ) -> model.Params:
-    """Trains a model, or what is left to train of it."""
-    state, _ = train(
+  ) -> None:
+    """Trains a model into its checkpoint, or what is left to train of it."""
+    train(
       self.shape,
       params,
       examples,
@@ -120,7 +120,6 @@ class Size:
       directory=path,
       mesh=self.mesh,
     )
-    return state['params']
 
   def examples(
     self, datasets: Sequence[Dataset], seed: int

@@ -126,7 +126,7 @@ def train(
   directory: Path | None = None,
   save_every: int = 10,
   mesh: Mesh | None = None,
-) -> tuple[TrainState, np.ndarray]:
+) -> tuple[TrainState | None, np.ndarray]:
   """Trains on one batch a step, with warm-up and cosine decay.
 
   Args:
@@ -145,7 +145,8 @@ def train(
       `params` lie.
 
   Returns:
-    The final state, and the losses of the steps that this call took, float32.
+    The final state, and the losses of the steps that this call took, float32;
+    of a training that was finished before, None and no losses.
 
   Raises:
     ValueError: if there are too few batches, or `directory` holds another
@@ -162,10 +163,14 @@ def train(
     if mesh is not None:
       stack.enter_context(jax.set_mesh(mesh))
       params = sharding.place(params, mesh)
-    state, saved = initial_state(params), None
+    saved = None
     if directory is not None:
       identity = _identity(config, params, first, steps, peak_rate)
       saved = stack.enter_context(resume.Saved(directory, identity))
+      if saved.step() == steps:
+        return None, losses[0]
+    state = initial_state(params)
+    if saved:
       state = saved.restore(state)
     done = int(state['step'])
     trained = stack.enter_context(progress.bar(steps, label, 'step', done))

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import inspect
+import itertools
 from logging import WARNING
 import os
 import sys
@@ -209,7 +210,6 @@ def _plan(arguments: argparse.Namespace) -> None:
     count = flags.number_of_experts(arguments)
   merges = flags.seeded(arguments, what.pop('methods'), count)
   methods = [rule for rule, _ in merges.values()]
-  warnings = []
   if arguments.model:
     model = described.model(arguments.model)
     what['stacked_axes'] = what['stacked_axes'] or model.stacked_axes
@@ -218,9 +218,11 @@ def _plan(arguments: argparse.Namespace) -> None:
       f'{arguments.model}: {model.parameters:,} parameters in bfloat16; a base '
       f'and {count} experts'
     )
+    numbers = range(len(methods))
+    warnings = [doubts.of_plan(plan, count, number) for number in numbers]
   else:
     made = job.make_job(methods, experts, base, **what)
-    plan, warnings = made.plan, doubts.warnings_of(made)
+    plan, warnings = made.plan, doubts.of_job(made)
   kernels = []
   if arguments.model or arguments.compile:
     kernels = compiled.compile_kernels(plan)
@@ -229,7 +231,7 @@ def _plan(arguments: argparse.Namespace) -> None:
       plan, hosts=arguments.hosts, bandwidth=bandwidth, kernels=kernels
     )
   )
-  for warning in warnings:
+  for warning in dict.fromkeys(itertools.chain(*warnings)):
     print(f'warning: {warning}')
 
 

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mergekit_jax import drive
-from mergekit_jax.block import Block
+from mergekit_jax import drive, questions
 from mergekit_jax.plan import READ_AHEAD, WRITE_BEHIND
 from mergekit_jax.rule import scope_of
 from mergekit_jax.slices import ELEMENTS, is_sliced
@@ -91,26 +90,18 @@ class Costs:
   def _asked(self, rule: Any, leaf: Leaf) -> tuple[int, int]:
     """The rounds of a rule, and the bytes of the partials of a layer slice."""
     rank = len(leaf.shape) - len(leaf.stacked)
-    key = (id(rule), rank, len(leaf.sources))
-    if key not in self._partials:
-      values = jax.ShapeDtypeStruct((2,) * rank, jnp.float32)
-      count = len(leaf.sources) - self.has_base
-      block = Block(
-        values if self.has_base else None,
-        [values] * count,
-        jax.ShapeDtypeStruct((2,), jnp.uint32),
-        (0,) * rank,
-        values.shape,
-        (),
-        values.dtype,
-      )
-      partials = drive.questions(rule, block)
+    known = (id(rule), rank, len(leaf.sources))
+    if known not in self._partials:
+      experts = len(leaf.sources) - self.has_base
+      key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+      block = questions.stand_in(rank, experts, self.has_base, key)
+      partials = questions.asked(rule, block)
       sizes = [
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(partial))
         for partial in partials
       ]
-      self._partials[key] = len(partials), max(sizes, default=0)
-    return self._partials[key]
+      self._partials[known] = len(partials), max(sizes, default=0)
+    return self._partials[known]
 
   def of(
     self,

@@ -1,18 +1,19 @@
-"""What of the sources is worth a warning before anything is read."""
+"""What is worth a warning before anything is read: of sources and rules."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import re
 from typing import Any, TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from mergekit_jax import roots, tree
+from mergekit_jax import questions, roots, tree
 from mergekit_jax.checkpoint.remote import real_path
 
 if TYPE_CHECKING:
   from mergekit_jax.job import Job
+  from mergekit_jax.plan import Plan
   from mergekit_jax.reading import Model
 
 # Elements from which on a matrix of whole numbers may hold weights.
@@ -26,8 +27,53 @@ _COPY = re.compile(
 )
 
 
-def warnings_of(job: Job) -> list[str]:
-  """All warnings that need nothing but the structure of the base."""
+def of_job(job: Job) -> list[list[str]]:
+  """All warnings that need no values of the models, of each merge."""
+  shared = _of_sources(job)
+  experts = len(job.experts)
+  return [
+    [*of_plan(job.plan, experts, number), *shared]
+    for number in range(job.plan.merges)
+  ]
+
+
+def of_plan(plan: Plan, experts: int, number: int) -> list[str]:
+  """Of a merge, by its number, that may take several layers for one."""
+  groups = [
+    (
+      scope.rules[number],
+      {t.path: t.shape for t in scope.tensors if not t.stacked},
+    )
+    for scope in plan.scopes
+    if scope.rules
+  ]
+  return unstacked(groups, experts)
+
+
+def unstacked(
+  groups: Iterable[tuple[Any, Mapping[str, tuple[int, ...]]]], experts: int
+) -> list[str]:
+  """Of leaves that may hold several layers but are merged as one.
+
+  Args:
+    groups: rules, and the shapes by path of what each merges unstacked.
+    experts: how many are merged.
+  """
+  paths = []
+  for rule, shapes in groups:
+    found = [path for path in shapes if tree.looks_stacked(path, shapes[path])]
+    if found and questions.tells_layers_apart(rule, experts):
+      paths += found
+  if not paths:
+    return []
+  return [
+    f'{len(paths)} tensors below "layers", such as {paths[0]}, are merged as '
+    'one tensor each. If they hold stacked layers, give their axis by '
+    'stacked_axes; for thresholds of a tensor and random masks that matters.'
+  ]
+
+
+def _of_sources(job: Job) -> list[str]:
   specs = job.models[0].checkpoint.specs
   paths = job.models[0].paths
   read = {path: specs[paths[path]] for path in paths}
@@ -44,6 +90,7 @@ def warnings_of(job: Job) -> list[str]:
     *left_out(job.left_out, job.root, 'in the output'),
     *of_copied(read, job.copied),
     *of_merged({path: read[path].shape for path in merged}, job.root),
+    *_wide({path: read[path] for path in merged}),
   ]
 
 
@@ -111,6 +158,15 @@ def of_merged(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
     shapes: of the merged leaves by path.
     root: where the parameters begin.
   """
+  return [
+    *_copies(shapes, root),
+    *_adapters([*shapes]),
+    *_statistics(shapes),
+  ]
+
+
+def _copies(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
+  """Of parts of the model that may be copies of others."""
   parts: dict[str, dict[str, tuple[int, ...]]] = {}
   for path, shape in shapes.items():
     name, _, rest = path[len(root) + 1 if root else 0 :].partition('/')
@@ -122,33 +178,54 @@ def of_merged(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
     for like, other in parts.items()
     if other == part and not _COPY.search(like)
   }
-  warnings = [
+  return [
     f'{name} is called like a copy of {like}, and has its paths and shapes. It '
     'is merged, and counts wherever a total goes over the whole model. If it '
     'should not, keep it as the base has it: override '
     f"'{f'{root}/' if root else ''}{name}/.*' by 'base'."
     for name, like in copies.items()
   ]
-  if factors := [path for path in shapes if _LORA.fullmatch(path)]:
-    warnings.append(
-      f'{len(factors)} leaves are factors of LoRA adapters: {_some(factors)}. '
-      'Each is merged by itself, and the product of merged factors is not the '
-      'merge of the products: put the adapters into their models first.'
-    )
+
+
+def _adapters(paths: Sequence[str]) -> list[str]:
+  factors = [path for path in paths if _LORA.fullmatch(path)]
+  if not factors:
+    return []
+  return [
+    f'{len(factors)} leaves are factors of LoRA adapters: {_some(factors)}. '
+    'Each is merged by itself, and the product of merged factors is not the '
+    'merge of the products: put the adapters into their models first.'
+  ]
+
+
+def _statistics(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+  """Of running statistics, which are no weights."""
   statistics = [
     path
     for path, shape in shapes.items()
     if (found := _VARIANCE.fullmatch(path))
     and shapes.get(f'{found[1]}mean{found[2]}') == shape
   ]
-  if statistics:
-    warnings.append(
-      f'{len(statistics)} leaves look like running variances, of BatchNorm '
-      f'perhaps, with means beside them: {_some(statistics)}. They are merged '
-      'as weights are, and what adds task vectors may bring a variance below '
-      "0. Keep both as the base has them, by overriding them by 'base'."
-    )
-  return warnings
+  if not statistics:
+    return []
+  return [
+    f'{len(statistics)} leaves look like running variances, of BatchNorm '
+    f'perhaps, with means beside them: {_some(statistics)}. They are merged as '
+    'weights are, and what adds task vectors may bring a variance below 0. '
+    "Keep both as the base has them, by overriding them by 'base'."
+  ]
+
+
+def _wide(leaves: Mapping[str, Any]) -> list[str]:
+  """Of float64, of which rules see no more than float32 holds."""
+  paths = [path for path, leaf in leaves.items() if leaf.dtype.itemsize == 8]
+  if not paths:
+    return []
+  return [
+    f'{len(paths)} leaves are stored in float64: {_some(paths)}. Models are '
+    'rounded to float32 before they are merged, so what experts changed by '
+    'less than that is lost, also where the output is float64.'
+  ]
 
 
 def of_copied(leaves: Mapping[str, Any], copied: Sequence[str]) -> list[str]:

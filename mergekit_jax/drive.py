@@ -211,63 +211,6 @@ def _open_question(method, answers, rank, experts, has_base) -> Step:
   return reached[0]
 
 
-def questions(method: Any, block: Block) -> list[PyTree]:
-  """What a rule asks, round by round, found without data.
-
-  Args:
-    method: a rule.
-    block: a block of arrays or of `jax.ShapeDtypeStruct`s.
-
-  Returns:
-    The partials of every round, as `jax.ShapeDtypeStruct`s: nothing for
-    elementwise and random rules, one round for Gram rules, two for TIES. A
-    round is a full read before the last one.
-
-  Raises:
-    ValueError: if the rule needs a base and the block has none.
-  """
-  asked = []
-  answers = []
-  while True:
-    reached = jax.eval_shape(advance, method, block, answers)
-    if reached.partials is None:
-      return asked
-    asked.append(reached.partials)
-    with jax.enable_x64(True):
-      totals = jax.eval_shape(
-        functools.partial(jax.tree.map, widen), reached.partials
-      )
-      answers.append(
-        jax.eval_shape(
-          functools.partial(answer, method, block), totals, answers
-        )
-      )
-
-
-def is_random(method: Any, experts: int) -> bool:
-  """Whether a rule draws random numbers, found without data.
-
-  Args:
-    method: a rule.
-    experts: how many it merges.
-  """
-  values = jax.ShapeDtypeStruct((2, 2), jnp.float32)
-  without_key = Block(
-    base=values,
-    experts=[values] * experts,
-    key=None,
-    origin=(0, 0),
-    whole=values.shape,
-    stacked=(),
-    dtype=values.dtype,
-  )
-  try:
-    questions(method, without_key)
-  except NoKeyError:
-    return True
-  return False
-
-
 def run(method: Any, blocks: Sequence[Block]) -> list[jax.Array]:
   """Merges whole tensors that share one scope, all of them in memory.
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from absl import logging
 from jax.sharding import PartitionSpec
 
-from mergekit_jax import checks, drive, methods, sharding
+from mergekit_jax import checks, methods, questions, sharding
 
 _T = TypeVar('_T')
 
@@ -124,7 +124,7 @@ def seeded(
   seeds = [checks.seed('seed', seed) for seed in arguments.seed or [0]]
   merges = {}
   for name, rule in methods.items():
-    if len(seeds) == 1 or not drive.is_random(rule, experts):
+    if len(seeds) == 1 or not questions.is_random(rule, experts):
       merges[name] = rule, seeds[0]
       continue
     for seed in seeds:

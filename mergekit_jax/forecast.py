@@ -15,7 +15,6 @@ import numpy as np
 from mergekit_jax.compiled import Kernel
 from mergekit_jax.plan import Plan
 from mergekit_jax.report import readable
-from mergekit_jax.tree import looks_stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,8 @@ def describe(
   """
   tensors = [t for scope in plan.scopes for t in scope.tensors]
   copied = sum(len(s.tensors) for s in plan.scopes if not s.rules)
-  units = sum(len(t.boxes) * s.reads(t) for s in plan.scopes for t in s.tensors)
+  boxes = sum(len(tensor.boxes) for tensor in tensors)
+  reads = sum(len(t.boxes) * s.reads(t) for s in plan.scopes for t in s.tensors)
   busiest = host_bytes(plan, hosts)
   spread = busiest.read < plan.bytes_read
   of_host = lambda count: f', {readable(count)} on a host' if spread else ''
@@ -117,7 +117,8 @@ def describe(
   lines = [
     *_rows(plan),
     f'mesh: {axes}, on {number} host{"s" if number > 1 else ""}',
-    f'{len(tensors) - copied} tensors merged, {copied} copied, {units} units',
+    f'{len(tensors) - copied} tensors merged, {copied} copied, '
+    f'in {boxes} boxes and {reads} reads of a box',
     f'rounds: {plan.rounds}',
     f'bytes read: {readable(plan.bytes_read)}{of_host(busiest.read)}',
     f'bytes written: {readable(plan.bytes_written)}{of_host(busiest.written)}',
@@ -130,7 +131,6 @@ def describe(
       f'compressed chunks: up to {worst.amplification:.2f} bytes decoded for '
       f'each byte used ({worst.path})'
     )
-  lines += [f'warning: {w}' for w in unstacked_warnings(plan)]
   if kernels:
     lines += _compiled(kernels, plan.mesh)
   if bandwidth:
@@ -139,25 +139,6 @@ def describe(
       f'{readable(busiest.read)} at {readable(bandwidth)}/s on a host'
     )
   return '\n'.join(lines)
-
-
-def unstacked_warnings(plan: Plan) -> list[str]:
-  """Warns of leaves that may hold several layers but are merged as one."""
-  paths = [
-    tensor.path
-    for scope in plan.scopes
-    for tensor in scope.tensors
-    if scope.rules
-    and not tensor.stacked
-    and looks_stacked(tensor.path, tensor.shape)
-  ]
-  if not paths:
-    return []
-  return [
-    f'{len(paths)} tensors below "layers", such as {paths[0]}, are merged as '
-    'one tensor each. If they hold stacked layers, give their axis by '
-    'stacked_axes; for thresholds of a tensor and random masks that matters.'
-  ]
 
 
 def _rows(plan: Plan) -> list[str]:

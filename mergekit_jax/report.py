@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 import dataclasses
 import json
 import math
 from typing import Any
 
 from etils import epath
-import jax
 import numpy as np
 
 from mergekit_jax.checkpoint import files
@@ -53,7 +52,8 @@ class MergeReport:
     ratios: what the method reported, over the whole model: of all entries, or
       of those that count, not a mean of the tensors' ratios.
     warnings: what the user should know.
-    rounds: full reads before the last one.
+    rounds: of totals that the rules ask; each is a read of all boxes but of
+      those that hold all that the totals are about.
     units_done: boxes that this run merged or copied.
     units_resumed: boxes that an earlier, unfinished run had merged or copied.
     bytes_read: bytes that this run took from the sources.
@@ -92,7 +92,7 @@ class MergeReport:
     """A summary for people."""
     lines = [
       f'{len(self.tensors)} tensors merged, {len(self.copied)} copied, '
-      f'{self.units_done} units'
+      f'{self.units_done} boxes'
       + (f' and {self.units_resumed} resumed' if self.units_resumed else ''),
       f'read {readable(self.bytes_read)}, '
       f'wrote {readable(self.bytes_written)} in {self.seconds:.1f} s; '
@@ -102,7 +102,7 @@ class MergeReport:
       lines.append(f'{name}: {value}')
     if self.restore:
       lines.append(f'restore: {self.restore}')
-    return '\n'.join([*lines, *(f'warning: {w}' for w in self.warnings)])
+    return '\n'.join([*lines, *_warned(self.warnings, 'the report')])
 
   def overall(self) -> dict[str, str]:
     """Norms and ratios over the whole model, as text."""
@@ -146,7 +146,7 @@ def comparison(reports: Mapping[str, MergeReport]) -> str:
     [
       f'{len(of_all)} merges of {len(of_all[0].tensors)} tensors, '
       f'{len(of_all[0].copied)} copied'
-      + (f', {resumed} units resumed' if resumed else ''),
+      + (f', {resumed} boxes resumed' if resumed else ''),
       f'read {readable(max(report.bytes_read for report in of_all))}, '
       f'wrote {readable(sum(report.bytes_written for report in of_all))} in '
       f'{max(report.seconds for report in of_all):.1f} s; peak memory '
@@ -161,9 +161,17 @@ def comparison(reports: Mapping[str, MergeReport]) -> str:
         for name, report in [*reports.items()][:1]
         if report.restore
       ),
-      *(f'warning: {warning}' for warning in warnings),
+      *_warned(warnings, 'the reports'),
     ]
   )
+
+
+def _warned(warnings: Collection[str], where: str) -> list[str]:
+  """Says that there were warnings, which are logged as they come up."""
+  if not warnings:
+    return []
+  number = f'{len(warnings)} warning{"s" if len(warnings) > 1 else ""}'
+  return [f'{number}: in the log, and in {where}']
 
 
 def report_path(output: epath.PathLike) -> epath.Path:
@@ -178,143 +186,6 @@ def is_report(path: epath.Path) -> bool:
     return 'provenance' in json.loads(path.read_text())
   except (OSError, ValueError, TypeError):
     return False
-
-
-def add_sums(
-  records: Iterable[Mapping[str, Any]],
-) -> dict[str, dict[str, Any]]:
-  """Adds up what `stream.run` recorded of the units of each merged tensor."""
-  sums: dict[str, Any] = {}
-  for record in records:
-    if 'sums' in record:
-      path, new = record['path'], jax.tree.map(np.asarray, record['sums'])
-      old = sums.get(path)
-      sums[path] = new if old is None else jax.tree.map(np.add, old, new)
-  return sums
-
-
-def tensor_report(
-  path: str, shape: tuple[int, ...], sums: Mapping[str, Any]
-) -> TensorReport:
-  """Turns sums into norms and ratios."""
-  squares = np.atleast_1d(np.asarray(sums['experts']))
-  rounding = np.atleast_1d(np.asarray(sums['rounding']))
-  with np.errstate(all='ignore'):
-    explained = np.where(squares > 0, np.sqrt(rounding / squares), 0.0)
-  ratio_of = lambda counts: _ratio(*_parts(counts, math.prod(shape)))
-  return TensorReport(
-    path,
-    shape,
-    float(np.sqrt(sums['base'])),
-    np.sqrt(squares).tolist(),
-    float(np.sqrt(sums['merged'])),
-    explained.tolist(),
-    jax.tree.map(ratio_of, sums['flags'], is_leaf=_has_whole),
-  )
-
-
-def model_ratios(
-  shapes: Mapping[str, tuple[int, ...]], sums: Mapping[str, Any]
-) -> dict[str, float]:
-  """What was reported of the tensors that report it, as one ratio a name.
-
-  Args:
-    shapes: of the merged tensors.
-    sums: from `add_sums`, of the same tensors.
-  """
-  totals: dict[str, np.ndarray] = {}
-  for path, shape in shapes.items():
-    for name, counts in sums[path]['flags'].items():
-      total = totals.setdefault(name, np.zeros(2))
-      for each in jax.tree.leaves(counts, is_leaf=_has_whole):
-        total += _parts(each, math.prod(shape))
-  return {name: _ratio(*total) for name, total in totals.items()}
-
-
-def _has_whole(counts: Any) -> bool:
-  """Whether counts say themselves of how many entries they are."""
-  return isinstance(counts, dict) and counts.keys() == {'part', 'whole'}
-
-
-def _parts(counts: Any, size: int) -> tuple[float, float]:
-  """How many entries were counted, and of how many; of all by default."""
-  if _has_whole(counts):
-    return float(counts['part']), float(counts['whole'])
-  return float(counts), float(size)
-
-
-def _ratio(part: float, whole: float) -> float:
-  return float(part / whole) if whole else 0.0
-
-
-def unmoved_warnings(
-  tensors: list[TensorReport], names: list[str], copied: Sequence[str]
-) -> list[str]:
-  """Warns of experts that are the base.
-
-  Args:
-    tensors: the reports.
-    names: what to call the experts.
-    copied: the leaves that are copied from the base, whatever experts have.
-  """
-  unseen = ''
-  if copied:
-    unseen = f' {len(copied)} leaves, such as {copied[0]}, were not compared.'
-  return [
-    f'{name} is the base in every merged tensor: all its task vectors are 0.'
-    + unseen
-    for i, name in enumerate(names)
-    if tensors and not any(t.task_vector_norms[i] for t in tensors)
-  ]
-
-
-def distance_warnings(
-  tensors: list[TensorReport], names: list[str]
-) -> list[str]:
-  """Warns of experts that are as far from the base as another model may be.
-
-  Args:
-    tensors: the reports.
-    names: what to call the experts.
-  """
-  base = math.hypot(*(t.base_norm for t in tensors))
-  warnings = []
-  for i, name in enumerate(names):
-    distance = math.hypot(*(t.task_vector_norms[i] for t in tensors))
-    if distance > base:
-      warnings.append(
-        f'{name}: its task vector is longer than the base, {distance:.4g} and '
-        f'{base:.4g}. It may not have been fine-tuned from this base.'
-      )
-  return warnings
-
-
-def rounding_warnings(
-  tensors: list[TensorReport], names: list[str], dtypes: list[str]
-) -> list[str]:
-  """Warns of experts that were stored too coarsely for their task vector.
-
-  Args:
-    tensors: the reports.
-    names: what to call the experts.
-    dtypes: the dtypes in which they are stored.
-
-  Returns:
-    A sentence for every expert that has a tensor of which rounding could
-    explain more than half.
-  """
-  warnings = []
-  for i, (name, dtype) in enumerate(zip(names, dtypes, strict=True)):
-    worst = [t for t in tensors if t.rounding[i] > 0.5]
-    if worst:
-      example = max(worst, key=lambda t: t.rounding[i])
-      warnings.append(
-        f'{name}: in {len(worst)} of {len(tensors)} tensors the rounding of '
-        f'{dtype} could explain more than half of the task vector (most in '
-        f'{example.path}: {example.rounding[i]:.0%}). Save experts of short '
-        'fine-tunes in float32.'
-      )
-  return warnings
 
 
 def _finite(value: Any) -> Any:

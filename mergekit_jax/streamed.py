@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import functools
+import itertools
 import time
 from typing import Any
 
@@ -14,8 +15,8 @@ from etils import epath
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from mergekit_jax import doubts, provenance, reading, stream, summary
 from mergekit_jax import plan as plans
-from mergekit_jax import provenance, reading, stream, summary
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import write_checkpoint
 from mergekit_jax.checkpoint.stage import Stage, staged
@@ -141,6 +142,8 @@ def merge_checkpoints(
   )
   for each in outputs:
     each.demand_possible(job, options, overwrite, resume)
+  warnings = doubts.of_job(job)
+  _log(itertools.chain(*warnings))
   facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]
   with contextlib.ExitStack() as stack:
     stages = [
@@ -154,12 +157,19 @@ def merge_checkpoints(
       )
       for each, fact in zip(outputs, facts, strict=True)
     ]
-    stream = functools.partial(_stream, job, stages, allow_nonfinite)
-    _write(job, outputs, stages, facts, options, stream)
-    done = _done(stages)
+    # The units that need not be read for any output.
+    done = frozenset.intersection(*(frozenset(each.done) for each in stages))
+    _write(job, outputs, stages, facts, options, done, allow_nonfinite)
     merged = {
       each.name: summary.report(
-        job, each, stage, fact, done, time.perf_counter() - start, format
+        job,
+        each,
+        stage,
+        described=fact,
+        warnings=warnings[each.number],
+        done=done,
+        seconds=time.perf_counter() - start,
+        format=format,
       )
       for each, stage, fact in zip(outputs, stages, facts, strict=True)
     }
@@ -170,11 +180,16 @@ def merge_checkpoints(
       stage.publish(functools.partial(report.save, file))
     for stage in stages:
       stage.clear_replaced()  # which takes a while, other than what follows
+  known = {*itertools.chain(*warnings)}
+  found = itertools.chain(*(each.warnings for each in merged.values()))
+  _log(warning for warning in found if warning not in known)
+  return merged if isinstance(output, Mapping) else merged['']
+
+
+def _log(warnings: Iterable[str]) -> None:
   if jax.process_index() == 0:
-    warnings = [w for each in merged.values() for w in each.warnings]
     for warning in dict.fromkeys(warnings):
       logging.warning('%s', warning)
-  return merged if isinstance(output, Mapping) else merged['']
 
 
 def _write(
@@ -183,9 +198,10 @@ def _write(
   stages: Sequence[Stage],
   facts: Sequence[Mapping[str, Any]],
   options: Mapping[str, Any],
-  stream_into: Callable[[Sequence[CheckpointSink]], None],
+  done: frozenset[int],
+  allow_nonfinite: bool,
 ) -> None:
-  """Streams all merges into their stages."""
+  """Streams all merges into their stages, but for the units that are done."""
   units = [unit.number for unit in job.plan.units() if unit.written]
   # The memory of a second unit goes to the compressed copy of the first.
   behind = 0 if options['compression'] else plans.WRITE_BEHIND
@@ -197,7 +213,7 @@ def _write(
       sinks.append(
         CheckpointSink(keys, stage.done, write, stage.record, behind)
       )
-    stream_into(sinks)
+    _stream(job, stages, sinks, done, allow_nonfinite)
     for stage in stages:
       stage.demand_recorded(units)
 
@@ -236,19 +252,14 @@ def _written(
   stage.seal()
 
 
-def _done(stages: Sequence[Stage]) -> frozenset[int]:
-  """The units that need not be read for any output."""
-  return frozenset.intersection(*(frozenset(stage.done) for stage in stages))
-
-
 def _stream(
   job: Job,
   stages: Sequence[Stage],
-  allow_nonfinite: bool,
   sinks: Sequence[CheckpointSink],
+  done: frozenset[int],
+  allow_nonfinite: bool,
 ) -> None:
   """Merges all units, and makes sure that the sources stayed as they were."""
-  done = _done(stages)
   with progress(job.plan, done) as advanced:
     stream.run(
       job.plan,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import functools
+import itertools
 import os
 from typing import Any
 
@@ -17,6 +18,8 @@ from mergekit_jax import (
   checks,
   doubts,
   provenance,
+  questions,
+  scopes,
   sharding,
   stream,
 )
@@ -101,7 +104,7 @@ def sweep(
     told = {'allow_nonfinite': allow_nonfinite}
     provenance.demand_agreement(job, methods, seeds, overrides, told)
     if jax.process_index() == 0:
-      for warning in doubts.warnings_of(job):
+      for warning in dict.fromkeys(itertools.chain(*doubts.of_job(job))):
         logging.warning('%s', warning)
     trees = _streamed(job, [seeds[name] for name in methods], allow_nonfinite)
   else:
@@ -110,6 +113,11 @@ def sweep(
         'mesh and partition_rules are for checkpoints; the merge of trees is '
         'sharded as they are.'
       )
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    block = questions.stand_in(2, len(experts), base is not None, key)
+    for method in methods.values():
+      scopes.demand_rule('A method is a rule', method)
+      questions.asked(method, block)  # raises if one does not fit the others
     trees = (
       merge(
         method,

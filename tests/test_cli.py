@@ -333,7 +333,9 @@ class TestMain:
     }
     kernel = rows['params/dense/kernel']
     assert re.search(r'\[16, 24\] +- +1 +3 ', kernel)
-    assert '2 tensors merged, 1 copied, 7 units' in printed
+    assert (
+      '2 tensors merged, 1 copied, in 3 boxes and 7 reads of a box' in printed
+    )
     assert 'rounds: 2\n' in printed
     # Two leaves of three models three times, and the copied one once.
     bytes_read = 3 * 3 * 4 * (16 * 24 + 7 * 5) + 12

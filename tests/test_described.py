@@ -185,7 +185,10 @@ class TestProgram:
     ]
     assert rows['params/norm/scale'] == [*('1', '[2048]', '-', '1', '1', '-')]
     assert 'mesh: fsdp=64, on 16 hosts' in lines
-    assert '183 tensors merged, 0 copied, 183 units' in lines
+    assert (
+      '183 tensors merged, 0 copied, in 183 boxes and 183 reads of a box'
+      in lines
+    )
     (compiled,) = [line for line in lines if line.startswith('kernels: ')]
     assert 'for 64 devices (cpu), with 0 all-gather' in compiled
     # The vectors, 41 of 2048, are read by every host.

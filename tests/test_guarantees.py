@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import drive
+from mergekit_jax import drive, questions
 from tests import cases, compare, drivers, models
 
 SEED = 5
@@ -352,9 +352,9 @@ class TestCompilation:
 
   def test_rounds(self, any_case):
     block = sharded_block((16, 24), experts=any_case.experts)
-    assert len(drive.questions(any_case.rule, block)) == any_case.rounds
+    assert len(questions.asked(any_case.rule, block)) == any_case.rounds
     stacked = sharded_block((4, 16, 8), (0,), any_case.experts)
-    assert len(drive.questions(any_case.rule, stacked)) == any_case.rounds
+    assert len(questions.asked(any_case.rule, stacked)) == any_case.rounds
 
 
 class TestDegenerate:

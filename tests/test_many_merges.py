@@ -262,6 +262,30 @@ class TestSweep:
       mk.sweep({'mean': mk.average()}, [path], None, len)
     assert 'not in the output: statistics' in caplog.text
 
+  def test_says_where_layers_may_be_stacked(self, tmp_path, caplog):
+    tree = {'layers': {'w': np.ones((2, 3))}}
+    path = checkpoints.save(tmp_path / 'one', tree)
+    with caplog.at_level('WARNING', logger='absl'):
+      mk.sweep({'dare': mk.dare(0.5)}, [path], path, len)
+    assert '1 tensors below "layers", such as layers/w' in caplog.text
+
+  @pytest.mark.parametrize(
+    'wrong, message',
+    [(mk.ties, 'method'), (mk.ties(weights=(1, 1, 1)), 'weights')],
+    ids=['not called', 'weights of three'],
+  )
+  def test_refuses_a_merge_before_another_is_evaluated(self, wrong, message):
+    evaluated = []
+    trees = [{'w': np.float32([x])} for x in (0, 1, 2)]
+    with pytest.raises(ValueError, match=message):
+      mk.sweep(
+        {'good': mk.ties(), 'wrong': wrong},
+        trees[1:],
+        trees[0],
+        evaluated.append,
+      )
+    assert not evaluated
+
   def test_names_the_merge_whose_evaluation_fails(self):
     def evaluate(tree):
       if tree['w'] > 1:

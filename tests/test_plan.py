@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import costs, drive, forecast, job, planner, sharding
+from mergekit_jax import costs, forecast, job, planner, questions, sharding
 from tests import checkpoints
 
 FLOAT32 = jnp.dtype('float32')
@@ -558,13 +558,13 @@ class TestLinear:
   def test_rules_are_traced_once(self, monkeypatch):
     """20,000 tensors, and a rule is traced no more often than for two."""
     calls = collections.Counter()
-    questions = drive.questions
+    asked = questions.asked
 
     def spy(*arguments):
-      calls['questions'] += 1
-      return questions(*arguments)
+      calls['asked'] += 1
+      return asked(*arguments)
 
-    monkeypatch.setattr(drive, 'questions', spy)
+    monkeypatch.setattr(questions, 'asked', spy)
     rule = mk.ties(scope='tensor')
     for size in (2, 20_000):
       calls.clear()
@@ -572,7 +572,7 @@ class TestLinear:
       planned = planner.make_plan(
         scopes, mesh_of('eight'), memory_budget=2**30, has_base=True
       )
-      assert calls['questions'] == 1
+      assert calls['asked'] == 1
       assert sum(1 for _ in planned.units()) == size
       assert planned.bytes_read == size * 3 * 4 * 64 * 64
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mergekit_jax import report
+from mergekit_jax import report, summary
 
 
 def tensor(path='a', norms=(3.0, 4.0), merge=5.0, rounding=(0.0, 0.0)):
@@ -45,7 +45,7 @@ def sums(**changes):
 
 def test_a_tensor():
   """Norms are roots of sums of squares; a task vector of 0 has no rounding."""
-  found = report.tensor_report('a', (4, 2), sums())
+  found = summary.tensor_report('a', (4, 2), sums())
   assert found.base_norm == 6
   assert found.task_vector_norms == [4, 0] and found.merge_norm == 5
   assert found.rounding == [0.5, 0]
@@ -53,7 +53,7 @@ def test_a_tensor():
   assert found.ratios == {'density': [0.25, 1.0], 'sign_conflict': 0.25}
   # Without a task vector all of 0 / 0 is nothing.
   nothing = sums(flags={'sign_conflict': {'part': 0.0, 'whole': 0.0}})
-  empty = report.tensor_report('a', (0,), nothing)
+  empty = summary.tensor_report('a', (0,), nothing)
   assert empty.ratios == {'sign_conflict': 0}
 
 
@@ -63,7 +63,7 @@ def test_units_add_up():
     {'path': 'b'},
     {'path': 'a', 'sums': {'merged': 2.0, 'experts': [3.0, 4.0]}},
   ]
-  found = report.add_sums(records)
+  found = summary.add_sums(records)
   assert [*found] == ['a'] and found['a']['merged'] == 3
   assert found['a']['experts'][0] == 4 and found['a']['experts'][1] == 6
 
@@ -76,7 +76,7 @@ def test_ratios_of_a_model_are_of_all_entries():
   large = {
     'flags': {'density': [0.0, 3.0], 'conflict': {'part': 0, 'whole': 3}}
   }
-  found = report.model_ratios(
+  found = summary.model_ratios(
     {'a': (1,), 'b': (3, 3)}, {'a': small, 'b': large}
   )
   # (1 + 1 + 0 + 3) of two experts' 10 elements.
@@ -106,23 +106,22 @@ def test_merges_from_one_read_are_told_a_line_each():
   )
   said = report.comparison({'average': one, 'ties-scale=1': of_two})
   assert said.splitlines() == [
-    '2 merges of 2 tensors, 0 copied, 1 units resumed',
+    '2 merges of 2 tensors, 0 copied, 1 boxes resumed',
     'read 1.0 MiB, wrote 2.0 MiB in 2.0 s; peak memory 0 B',
     'norms of the task vectors: 5 5',
     'merge         norm of the merged task vector  density',
     'average       13',
     'ties-scale=1  5                               0.5000',
     "restore average: orbax.restore('out')",
-    'warning: both',
-    'warning: the second',
+    '2 warnings: in the log, and in the reports',
   ]
 
 
 def test_an_expert_that_is_the_base_is_named():
   tensors = [tensor(norms=(0.0, 0.0)), tensor(norms=(0.0, 2.0))]
-  (warning,) = report.unmoved_warnings(tensors, ['one', 'two'], [])
+  (warning,) = summary.unmoved_warnings(tensors, ['one', 'two'], [])
   assert warning.startswith('one is the base in every merged tensor')
-  assert report.unmoved_warnings([], ['one', 'two'], []) == []
+  assert summary.unmoved_warnings([], ['one', 'two'], []) == []
 
 
 def test_rounding_of_more_than_half_is_named_where_it_is_worst():
@@ -131,7 +130,7 @@ def test_rounding_of_more_than_half_is_named_where_it_is_worst():
     tensor('bad', rounding=(0.51, 0.1)),
     tensor('worst', rounding=(0.9, 0.1)),
   ]
-  (warning,) = report.rounding_warnings(
+  (warning,) = summary.rounding_warnings(
     tensors, ['one', 'two'], ['bfloat16', 'float32']
   )
   assert warning.startswith('one: in 2 of 3 tensors the rounding of bfloat16')

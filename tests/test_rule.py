@@ -14,10 +14,9 @@ from mergekit_jax.drive import (
   advance,
   answer,
   Block,
-  is_random,
   on_layers,
-  questions,
 )
+from mergekit_jax.questions import asked, is_random
 from mergekit_jax.rule import needs_of, scope_of, step
 from mergekit_jax.widths import wide_add
 from tests import checkpoints
@@ -67,7 +66,7 @@ class TestTogether:
 
     sums = 10 * np.arange(1, 5)
     np.testing.assert_array_equal(merge(rule_from(rule)), sums * lengths)
-    assert len(questions(rule_from(rule), block_of())) == 3
+    assert len(asked(rule_from(rule), block_of())) == 3
 
   def test_nested(self):
     def rule(t):
@@ -79,7 +78,7 @@ class TestTogether:
       return jnp.stack([a, b, c, d])
 
     np.testing.assert_array_equal(merge(rule_from(rule)), [20, 20, 52, 52])
-    assert len(questions(rule_from(rule), block_of())) == 2
+    assert len(asked(rule_from(rule), block_of())) == 2
 
   def test_of_nothing(self):
     def rule(t):
@@ -447,7 +446,7 @@ class TestRule:
     """A rule without totals need not be a generator."""
     rule = rule_from(lambda t: t.experts[1] - t.experts[0])
     np.testing.assert_array_equal(merge(rule), np.full(4, 4))
-    assert len(questions(rule, block_of())) == 0
+    assert len(asked(rule, block_of())) == 0
 
   def test_scalar_result_fills_the_tensor(self):
     rule = rule_from(lambda t: jnp.float32(3))

@@ -419,6 +419,15 @@ class TestOutput:
     assert len(report.warnings) == len(warned)
     assert all(w in r for w, r in zip(warned, report.warnings, strict=True))
 
+  def test_warns_of_float64(self):
+    """Of which a task vector is lost that float32 does not see beside it."""
+    base = self.save('base', {'w': np.ones(3)})
+    expert = self.save('expert', {'w': np.ones(3) + 1e-9})
+    report = self.average(base, expert)
+    unmoved, wide = report.warnings
+    assert 'all its task vectors are 0, in float32' in unmoved
+    assert wide.startswith('1 leaves are stored in float64: w.')
+
   def test_warns_of_complex_numbers_that_are_copied(self):
     numbers = np.full((2, 3), 1 + 2j, np.complex64)
     tree = {'params': {'filter': numbers, 'w': np.ones(3, np.float32)}}
@@ -871,14 +880,41 @@ class TestReport:
         overwrite=True,
         **options,
       )
-      stacked = {'layers/w': [0]} if options else {}
+      stacked = {'layers/w': [0]} if 'stacked_axes' in options else {}
       assert report.provenance['stacked_axes'] == stacked
       return [w for w in report.warnings if 'layers/w, are merged as one' in w]
 
+    masked = {'layers/.*': mk.dare(0.5)}
     for rule in (mk.ties(scope='tensor'), mk.dare(0.5)):
       assert len(warnings(rule)) == 1
       assert not warnings(rule, stacked_axes={'layers/.*': 0})
+      # What another rule merges does not count for it.
+      assert not warnings(rule, overrides={'layers/.*': mk.average()})
+    assert len(warnings(mk.average(), overrides=masked)) == 1
     assert not warnings(mk.ties()) and not warnings(mk.average())
+
+  def test_what_models_say_is_logged_first_and_once(
+    self, tmp_path, caplog, monkeypatch
+  ):
+    """Before hours of reading; what only the merge can tell, after them."""
+    tree = {'layers': {'w': np.ones((2, 3), np.float32)}}
+    path = checkpoints.save(tmp_path / 'one', tree)
+    run, before = stream.run, []
+
+    def watched(*arguments, **options):
+      before.extend(record.getMessage() for record in caplog.records)
+      return run(*arguments, **options)
+
+    monkeypatch.setattr(stream, 'run', watched)
+    with caplog.at_level('WARNING', logger='absl'):
+      report = mk.merge_checkpoints(
+        mk.dare(0.5), base=path, experts=[path], output=tmp_path / 'out'
+      )
+    (unstacked,) = before
+    assert 'layers/w, are merged as one' in unstacked
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == unstacked and 'is the base in every' in said[1]
+    assert sorted(said) == sorted(report.warnings)
 
   def test_without_a_base(self, saved, tmp_path):
     """Norms are those of the models."""
@@ -915,7 +951,7 @@ class TestReport:
     (warning,) = report.warnings
     assert warning.startswith(f'experts[1] ({paths[2]})')
     assert 'rounding of bfloat16' in warning and 'params/kernel' in warning
-    assert warning in report.table()
+    assert '1 warning: in the log, and in the report' in report.table()
     (tensor,) = report.tensors
     # The rounding that is all of it, measured.
     rounded = np.linalg.norm(

@@ -35,6 +35,7 @@ TUNED = {
   'held_in': [(0.91, 0.86), (0.95, 0.88), (0.96, 0.92), (1.00, 0.93)],
   'held_out': [(1.03, 1.05), (1.06, 1.03), (1.05, 1.18), (1.00, 1.09)],
 }
+NAMES = ('1B', '8B', '24B', '64B')
 
 
 @pytest.fixture(scope='module')
@@ -78,6 +79,22 @@ def test_by_number_and_size(panels):
   *_, held_in, held_out = panels['by_number_and_size']
   for panel, name in ((held_in, 'held_in'), (held_out, 'held_out')):
     assert {*PRETRAINED[name], *TUNED[name]} <= curves(panel)
+
+
+@pytest.mark.parametrize('name', ['held_out_by_number', 'by_number_and_size'])
+def test_the_paper_is_drawn_to_the_scale_of_this_study(panels, name):
+  """Panels are in rows of two, the last of which is the paper's."""
+  for column in (panels[name][::2], panels[name][1::2]):
+    *_, theirs = column
+    assert len({panel.get_ylim() for panel in column}) == 1
+    low, high = theirs.get_ylim()
+    heights = [
+      text.xyann[1] for text in theirs.texts if text.get_text() in NAMES
+    ]
+    assert len(heights) >= 3 and low < min(heights) and max(heights) < high
+    # Letters of 8 points in panels of 2.9 inches or a little less.
+    apart = np.diff(sorted(heights)) / (high - low)
+    assert apart.min() * 2.3 * 72 > 8
 
 
 def test_methods_compared(panels):

@@ -26,15 +26,16 @@ def draw_held_out(grid: Grid) -> Picture:
     measures.held_out, lambda means: mean(means, axis=-4)
   )
   multitask = mean(grid.means(measures.held_out_multitask), (0, 2, 3))
-  figure, axes = style.panels(2, len(grid.bases), sharey='row')
+  figure, axes = style.panels(2, len(grid.bases), sharey=True)
   for b, base in enumerate(grid.bases):
     ours, theirs = axes[:, b]
     series = {m: part(held_out, b, j) for j, m in enumerate(grid.methods)}
     marks.lines(ours, grid.ns, series, style.METHOD_LOOKS)
     marks.level(ours, multitask[b], **_MULTITASK)
-    marks.paper_lines(theirs, 'held_out', [base])
     style.count_ticks(ours, grid.ns)
     style.beside_paper(ours, theirs, base, 'base', names.HELD_OUT)
+  for theirs, base in zip(axes[1], grid.bases, strict=True):
+    marks.paper_lines(theirs, 'held_out', [base])
   style.legend(
     figure,
     [
@@ -60,7 +61,7 @@ def draw_by_size(grid: Grid) -> Picture:
     ('held_in', measures.held_in, measures.held_in_multitask),
     ('held_out', measures.held_out, measures.held_out_multitask),
   )[: 1 + grid.has_held_out]
-  figure, axes = style.panels(len(grid.sizes) + 1, len(columns))
+  figure, axes = style.panels(len(grid.sizes) + 1, len(columns), sharey='col')
   for column, (name, measure, multitask) in enumerate(columns):
     title = name.replace('_', '-')
     merged = grid.estimate(measure, lambda means: mean(means, axis=-2))
@@ -75,16 +76,12 @@ def draw_by_size(grid: Grid) -> Picture:
       style.count_ticks(panel, grid.ns)
       parameters = names.amount(grid.results.sizes[size])
       style.title(panel, f'{size} ({parameters}): {title}')
-    marks.paper_lines(axes[-1, column], name, list(style.BASE_LOOKS))
     style.title(axes[-1, column], f'The paper: {title}')
-    for panel in axes[1:-1, column]:
-      panel.sharey(axes[0, column])
-    # Sharing takes over the limits of the first, without what others show.
-    axes[0, column].autoscale(axis='y')
     for panel in axes[:, column]:
       style.reference(panel, 1, ('expert', 'base')[column])
       label = (names.HELD_IN, names.HELD_OUT)[column]
       panel.set_ylabel(label, fontsize=style.NORMAL)
+    marks.paper_lines(axes[-1, column], name, list(style.BASE_LOOKS))
   style.legend(
     figure,
     [

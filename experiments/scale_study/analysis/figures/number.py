@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from experiments.scale_study.analysis import measures, names, paper
+from experiments.scale_study.analysis import (
+  effects,
+  measures,
+  names,
+  paper,
+  verdicts,
+)
 from experiments.scale_study.analysis.aggregate import BASE, Grid, SIZE
 from experiments.scale_study.analysis.bootstrap import Estimate, mean
 from experiments.scale_study.analysis.figures import marks, style
@@ -56,6 +62,7 @@ def draw_held_out(grid: Grid) -> Picture:
 
 def draw_by_size(grid: Grid) -> Picture:
   """Draws held-in and held-out, a row of panels a size, a line a base."""
+  reading = _cost_reading(grid)
   grid = grid.alike(SIZE, BASE)
   columns = (
     ('held_in', measures.held_in, measures.held_in_multitask),
@@ -95,7 +102,7 @@ def draw_by_size(grid: Grid) -> Picture:
   return Picture(
     'by_number_and_size',
     'Held-in and held-out by number of experts, for every size',
-    _cost_reading(grid),
+    reading,
     'Mean over methods. Dotted lines are what the base reaches of the '
     'experts’ scores without any merge, those of dots and dashes what a guess '
     f'does; the mark at their end is of the base. {left_out(grid)}'
@@ -145,7 +152,7 @@ def _held_out_reading(
 def _cost_reading(grid: Grid) -> str:
   if len(grid.ns) == 1:
     return f'Only N = {grid.ns[0]} was run.'
-  means = grid.means(measures.held_in)
+  means = grid.alike(SIZE, BASE).means(measures.held_in)
   lost = mean(means[..., 0] - means[..., -1], axis=(-2, -1))
   costs = [
     f'{names.number(float(cost))} at {size}'
@@ -156,7 +163,23 @@ def _cost_reading(grid: Grid) -> str:
     return 'No category may be counted.'
   return (
     f'Going from {grid.ns[0]} to {grid.ns[-1]} experts costs '
-    f'{names.join(costs)} of held-in, mean over bases and methods.'
+    f'{names.join(costs)} of held-in, mean over bases and methods. '
+    f'{_shrinking(grid)}'
+  )
+
+
+def _shrinking(grid: Grid) -> str:
+  """Says what finding 4 is, which has more categories than the picture."""
+  effect = effects.loss_shrinks(grid, measures.held_in)
+  verdict = verdicts.judge('4', effect, 'validated', 'ratio')
+  if np.isnan(verdict.effect):
+    return f'Sizes cannot be compared: {verdict.reason}.'
+  less = names.interval(
+    verdict.effect, verdict.low, verdict.high, signed=True, digits=3
+  )
+  return (
+    'Finding 4, of what may be counted at every size for each base alone, is '
+    f'{verdict.verdict}: {less} {verdict.unit}; {verdict.reason}.'
   )
 
 

@@ -14,6 +14,7 @@ from experiments.scale_study.analysis.bootstrap import Estimate
 from experiments.scale_study.analysis.figures import (
   base_quality,
   drift,
+  findings,
   marks,
   methods,
   number,
@@ -265,6 +266,69 @@ def test_findings_are_drawn_if_one_has_an_effect():
   nothing = [dataclasses.replace(v, effect=np.nan) for v in judged]
   left = {picture.name for picture in figures.draw_all(study, nothing, [])}
   assert left == drawn - {'findings'}
+
+
+def _verdict(finding, outcome, effect, low, high, reason=''):
+  return verdicts.Verdict(
+    finding, '', 'validated', 'ratio', outcome, reason, effect, low, high
+  )
+
+
+def test_the_opposite_of_a_finding_looks_like_nothing_else():
+  """Nor is it found where too few seeds say so."""
+  picture = findings.draw(
+    [
+      _verdict('1', 'supported', 0.2, 0.1, 0.3),
+      _verdict('2', 'not supported', -0.2, -0.5, 0.1),
+      _verdict('4', 'not supported', -0.2, -0.3, -0.1),
+      _verdict('5', 'not testable', -0.2, -0.3, -0.1, 'needs N ≥ 3'),
+    ]
+  )
+  axes = picture.figure.axes
+  assert [panel.get_title(loc='left') for panel in axes] == [
+    'Finding 1: supported',
+    'Finding 2: not supported',
+    'Finding 4: not supported,\nthe opposite found',
+    'Finding 5: not testable',
+  ]
+  assert len({panel.lines[0].get_color() for panel in axes}) == 4
+  assert picture.reading == (
+    'Supported: 1. Not supported: 2. Not supported, the opposite found: 4. '
+    'Not testable (needs N ≥ 3): 5.'
+  )
+
+
+def test_no_panel_of_findings_is_blank():
+  nothing = (np.nan, np.nan, np.nan)
+  picture = findings.draw(
+    [
+      _verdict('1', 'supported', 0.2, 0.1, 0.3),
+      _verdict('2', 'not testable', *nothing, 'needs two sizes'),
+      _verdict('3a', 'supported', 0.2, 0.1, 0.3),
+      _verdict('3b', 'not testable', *nothing, 'needs N ≥ 6'),
+      _verdict('4', 'not testable', *nothing, 'needs two sizes'),
+      _verdict('5', 'not supported', 0.2, -0.1, 0.3),
+    ]
+  )
+  titles = [panel.get_title(loc='left') for panel in picture.figure.axes]
+  assert [title.partition(':')[0] for title in titles] == [
+    'Finding 1',
+    'Finding 3a',
+    'Finding 5',
+  ]
+  assert picture.reading.endswith(
+    'Not testable (needs two sizes): 2 and 4. Not testable (needs N ≥ 6): 3b.'
+  )
+
+
+@pytest.mark.parametrize('seeds', [1, 3])
+def test_bars_are_not_those_of_differences(seeds):
+  study = made_up_grid.study(sizes={'s': 100}, ns=(2,), seeds=seeds)
+  for draw in (size.draw, base_quality.draw, methods.draw, number.draw_by_size):
+    assert (
+      'Bars are of each mean alone; differences are paired by seed and are '
+      'under Findings. '
+    ) in draw(study.grid()).caption
 
 
 def test_colours_are_said_again_by_marks(panels):

@@ -190,12 +190,58 @@ def test_a_sweep_is_read_by_method_and_chosen_with_each_seed():
 
   scale, _ = sweep.draw_all(_swept(study, value))
   assert (
-    'is 0.5 to 1 with Task arithmetic at N = 8 and 0.5 to 1 with TIES at N = 8.'
+    'With 8 experts, the scale λ that is best on validation examples, by base '
+    'and seed, is 0.5 to 1 at s for Task arithmetic; 0.5 to 1 at s for TIES.'
   ) in scale.reading
   # Seed 0 misses 0.6 − 0.4, seed 1 nothing.
-  assert 'each base and seed misses 0.100 of held-in' in scale.reading
+  assert 'base and seed misses 0.100 of held-in' in scale.reading
   # Two seeds and one subset: no interval, and no bar.
   assert 'no bar' in scale.caption
+
+
+def test_a_sweep_is_one_picture_of_all_sizes_and_the_most_experts():
+  study = made_up_grid.study(
+    sizes={'s': 121_000, 'm': 372_000},
+    bases=['pretrained'],
+    methods=['ties'],
+    ns=[2, 8],
+    sweeps=True,
+  )
+  best = {('s', 8): 0.1, ('m', 8): 0.5}
+
+  def value(cell):
+    """Of two experts it would be 0.2; elsewhere of a curve it is 0.4."""
+    place = cell.hyperparameters.get('density')
+    return 0.6 if place == best.get((cell.size, cell.n), 0.2) else 0.4
+
+  pictures = {p.name: p for p in sweep.draw_all(_swept(study, value))}
+  assert [*pictures] == ['sweep_scale', 'sweep_density']
+  density = pictures['sweep_density']
+  assert 'is 0.1 at s and 0.5 at m for TIES with scale 1.' in density.reading
+  (panel,) = density.figure.axes
+  # Densities 0.1, 0.2 and 0.5, on test and on validation examples.
+  curves = [
+    (line.get_linestyle(), line.get_color(), line.get_ydata())
+    for line in panel.lines
+    if len(line.get_ydata()) == 3
+  ]
+  solid, dashed = (
+    {color: [*y] for style, color, y in curves if style == drawn}
+    for drawn in ('-', '--')
+  )
+  assert [*solid] == [*dashed] and len(curves) == 4
+  for split in (solid, dashed):
+    assert [*split.values()] == [
+      pytest.approx([0.6, 0.4, 0.4]),
+      pytest.approx([0.4, 0.4, 0.6]),
+    ]
+  (legend,) = density.figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == [
+    's (121k)',
+    'm (372k)',
+    'test',
+    'validation',
+  ]
 
 
 def test_a_sweep_compares_bases_over_the_same_categories():
@@ -237,7 +283,9 @@ def test_a_sweep_shows_its_intervals():
     for bars in picture.figure.axes[0].collections
     for segment in bars.get_segments()
   }
-  assert drawn == {(p.low, p.high) for p in sweep_points(study)}
+  assert drawn == {
+    (p.low, p.high) for p in sweep_points(study) if p.split == 'test'
+  }
 
 
 @pytest.mark.parametrize(

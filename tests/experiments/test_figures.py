@@ -14,6 +14,7 @@ from experiments.scale_study.analysis.bootstrap import Estimate
 from experiments.scale_study.analysis.figures import (
   base_quality,
   drift,
+  findings,
   marks,
   methods,
   number,
@@ -35,6 +36,7 @@ TUNED = {
   'held_in': [(0.91, 0.86), (0.95, 0.88), (0.96, 0.92), (1.00, 0.93)],
   'held_out': [(1.03, 1.05), (1.06, 1.03), (1.05, 1.18), (1.00, 1.09)],
 }
+NAMES = ('1B', '8B', '24B', '64B')
 
 
 @pytest.fixture(scope='module')
@@ -78,6 +80,22 @@ def test_by_number_and_size(panels):
   *_, held_in, held_out = panels['by_number_and_size']
   for panel, name in ((held_in, 'held_in'), (held_out, 'held_out')):
     assert {*PRETRAINED[name], *TUNED[name]} <= curves(panel)
+
+
+@pytest.mark.parametrize('name', ['held_out_by_number', 'by_number_and_size'])
+def test_the_paper_is_drawn_to_the_scale_of_this_study(panels, name):
+  """Panels are in rows of two, the last of which is the paper's."""
+  for column in (panels[name][::2], panels[name][1::2]):
+    *_, theirs = column
+    assert len({panel.get_ylim() for panel in column}) == 1
+    low, high = theirs.get_ylim()
+    heights = [
+      text.xyann[1] for text in theirs.texts if text.get_text() in NAMES
+    ]
+    assert len(heights) >= 3 and low < min(heights) and max(heights) < high
+    # Letters of 8 points in panels of 2.9 inches or a little less.
+    apart = np.diff(sorted(heights)) / (high - low)
+    assert apart.min() * 2.3 * 72 > 8
 
 
 def test_methods_compared(panels):
@@ -172,12 +190,58 @@ def test_a_sweep_is_read_by_method_and_chosen_with_each_seed():
 
   scale, _ = sweep.draw_all(_swept(study, value))
   assert (
-    'is 0.5 to 1 with Task arithmetic at N = 8 and 0.5 to 1 with TIES at N = 8.'
+    'With 8 experts, the scale λ that is best on validation examples, by base '
+    'and seed, is 0.5 to 1 at s for Task arithmetic; 0.5 to 1 at s for TIES.'
   ) in scale.reading
   # Seed 0 misses 0.6 − 0.4, seed 1 nothing.
-  assert 'each base and seed misses 0.100 of held-in' in scale.reading
+  assert 'base and seed misses 0.100 of held-in' in scale.reading
   # Two seeds and one subset: no interval, and no bar.
   assert 'no bar' in scale.caption
+
+
+def test_a_sweep_is_one_picture_of_all_sizes_and_the_most_experts():
+  study = made_up_grid.study(
+    sizes={'s': 121_000, 'm': 372_000},
+    bases=['pretrained'],
+    methods=['ties'],
+    ns=[2, 8],
+    sweeps=True,
+  )
+  best = {('s', 8): 0.1, ('m', 8): 0.5}
+
+  def value(cell):
+    """Of two experts it would be 0.2; elsewhere of a curve it is 0.4."""
+    place = cell.hyperparameters.get('density')
+    return 0.6 if place == best.get((cell.size, cell.n), 0.2) else 0.4
+
+  pictures = {p.name: p for p in sweep.draw_all(_swept(study, value))}
+  assert [*pictures] == ['sweep_scale', 'sweep_density']
+  density = pictures['sweep_density']
+  assert 'is 0.1 at s and 0.5 at m for TIES with scale 1.' in density.reading
+  (panel,) = density.figure.axes
+  # Densities 0.1, 0.2 and 0.5, on test and on validation examples.
+  curves = [
+    (line.get_linestyle(), line.get_color(), line.get_ydata())
+    for line in panel.lines
+    if len(line.get_ydata()) == 3
+  ]
+  solid, dashed = (
+    {color: [*y] for style, color, y in curves if style == drawn}
+    for drawn in ('-', '--')
+  )
+  assert [*solid] == [*dashed] and len(curves) == 4
+  for split in (solid, dashed):
+    assert [*split.values()] == [
+      pytest.approx([0.6, 0.4, 0.4]),
+      pytest.approx([0.4, 0.4, 0.6]),
+    ]
+  (legend,) = density.figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == [
+    's (121k)',
+    'm (372k)',
+    'test',
+    'validation',
+  ]
 
 
 def test_a_sweep_compares_bases_over_the_same_categories():
@@ -219,7 +283,9 @@ def test_a_sweep_shows_its_intervals():
     for bars in picture.figure.axes[0].collections
     for segment in bars.get_segments()
   }
-  assert drawn == {(p.low, p.high) for p in sweep_points(study)}
+  assert drawn == {
+    (p.low, p.high) for p in sweep_points(study) if p.split == 'test'
+  }
 
 
 @pytest.mark.parametrize(
@@ -248,6 +314,69 @@ def test_findings_are_drawn_if_one_has_an_effect():
   nothing = [dataclasses.replace(v, effect=np.nan) for v in judged]
   left = {picture.name for picture in figures.draw_all(study, nothing, [])}
   assert left == drawn - {'findings'}
+
+
+def _verdict(finding, outcome, effect, low, high, reason=''):
+  return verdicts.Verdict(
+    finding, '', 'validated', 'ratio', outcome, reason, effect, low, high
+  )
+
+
+def test_the_opposite_of_a_finding_looks_like_nothing_else():
+  """Nor is it found where too few seeds say so."""
+  picture = findings.draw(
+    [
+      _verdict('1', 'supported', 0.2, 0.1, 0.3),
+      _verdict('2', 'not supported', -0.2, -0.5, 0.1),
+      _verdict('4', 'not supported', -0.2, -0.3, -0.1),
+      _verdict('5', 'not testable', -0.2, -0.3, -0.1, 'needs N ≥ 3'),
+    ]
+  )
+  axes = picture.figure.axes
+  assert [panel.get_title(loc='left') for panel in axes] == [
+    'Finding 1: supported',
+    'Finding 2: not supported',
+    'Finding 4: not supported,\nthe opposite found',
+    'Finding 5: not testable',
+  ]
+  assert len({panel.lines[0].get_color() for panel in axes}) == 4
+  assert picture.reading == (
+    'Supported: 1. Not supported: 2. Not supported, the opposite found: 4. '
+    'Not testable (needs N ≥ 3): 5.'
+  )
+
+
+def test_no_panel_of_findings_is_blank():
+  nothing = (np.nan, np.nan, np.nan)
+  picture = findings.draw(
+    [
+      _verdict('1', 'supported', 0.2, 0.1, 0.3),
+      _verdict('2', 'not testable', *nothing, 'needs two sizes'),
+      _verdict('3a', 'supported', 0.2, 0.1, 0.3),
+      _verdict('3b', 'not testable', *nothing, 'needs N ≥ 6'),
+      _verdict('4', 'not testable', *nothing, 'needs two sizes'),
+      _verdict('5', 'not supported', 0.2, -0.1, 0.3),
+    ]
+  )
+  titles = [panel.get_title(loc='left') for panel in picture.figure.axes]
+  assert [title.partition(':')[0] for title in titles] == [
+    'Finding 1',
+    'Finding 3a',
+    'Finding 5',
+  ]
+  assert picture.reading.endswith(
+    'Not testable (needs two sizes): 2 and 4. Not testable (needs N ≥ 6): 3b.'
+  )
+
+
+@pytest.mark.parametrize('seeds', [1, 3])
+def test_bars_are_not_those_of_differences(seeds):
+  study = made_up_grid.study(sizes={'s': 100}, ns=(2,), seeds=seeds)
+  for draw in (size.draw, base_quality.draw, methods.draw, number.draw_by_size):
+    assert (
+      'Bars are of each mean alone; differences are paired by seed and are '
+      'under Findings. '
+    ) in draw(study.grid()).caption
 
 
 def test_colours_are_said_again_by_marks(panels):
@@ -315,6 +444,34 @@ def test_above_the_base_is_counted_with_intervals_as_well():
   reading = number.draw_held_out(grid).reading
   assert reading.startswith('8 of 8 groups')
   assert 'held-out tasks, 6 with all of their interval' in reading
+
+
+def test_costs_are_read_with_the_verdict_on_finding_4():
+  """At topic nothing is lost at any size; one base fails its gate."""
+  study = made_up_grid.study(failing=[('s', 'instruction-tuned', 'topic')])
+  cells = tuple(
+    dataclasses.replace(
+      cell, scores={**cell.scores, 'topic': cell.expert['topic']}
+    )
+    for cell in study.cells
+  )
+  grid = dataclasses.replace(study, cells=cells).grid()
+  # Of the pretrained base topic is one category of eight: on average over bases
+  # 0.03 less is lost in 15 of 16.
+  assert number.draw_by_size(grid).reading == (
+    'Going from 2 to 8 experts costs 0.16 at s, 0.13 at m and 0.10 at l of '
+    'held-in, mean over bases and methods. Finding 4, of what may be counted '
+    'at every size for each base alone, is supported: +0.028 (+0.028 to '
+    '+0.028) less lost from N = 2 to 8, per doubling; the interval lies above '
+    '0.'
+  )
+
+
+def test_one_size_has_no_verdict_on_finding_4():
+  grid = made_up_grid.study(sizes={'s': 100}, ns=(2, 4)).grid()
+  assert number.draw_by_size(grid).reading.endswith(
+    'Sizes cannot be compared: needs two sizes; only s was run.'
+  )
 
 
 def test_scores_mark_what_is_not_testable():

@@ -141,10 +141,8 @@ def test_every_file_is_written(folder):
     'held_out_by_number',
     'by_number_and_size',
     'methods_compared',
-    'sweep_scale_s',
-    'sweep_scale_m',
-    'sweep_density_s',
-    'sweep_density_m',
+    'sweep_scale',
+    'sweep_density',
     'drift',
     'merging_law',
   }
@@ -167,7 +165,7 @@ def test_the_page_needs_nothing_else(page):
 def test_every_picture_is_in_the_page(page, folder):
   sources = page.values('img', 'src')
   files = {path.read_bytes() for path in (folder / 'figures').glob('*.png')}
-  assert len(sources) == len(files) == 13
+  assert len(sources) == len(files) == 11
   for source in sources:
     kind, _, data = source.partition(',')
     assert kind == 'data:image/png;base64'
@@ -306,7 +304,7 @@ def test_panels_that_share_an_axis_show_all_levels():
   ]
   grid = dataclasses.replace(study, cells=tuple(cells)).grid()
   figure = number.draw_by_size(grid).figure
-  for panel in figure.axes[:4]:
+  for panel in figure.axes:
     low, high = panel.get_ylim()
     for line in panel.lines:
       assert low <= np.nanmin(line.get_ydata())
@@ -346,7 +344,7 @@ def test_a_browser_shows_every_picture_at_phone_width(folder, tmp_path):
   page, console = _browse(tmp_path, tmp_path / 'frame.html')
   assert console == []
   seen = json.loads(page.partition('<pre>')[2].partition('</pre>')[0])
-  assert len(seen['images']) == 13
+  assert len(seen['images']) == 11
   for natural, shown in seen['images']:
     assert natural >= 700 and shown >= 300
   # A scroll bar may take some of the 390.

@@ -20,6 +20,7 @@ experts disturb each other: so A (or T) may have either sign.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
@@ -137,52 +138,33 @@ def fit(
     method: for the record.
     tasks: for the record.
   """
-  what = (base, method)
   fitted = ~np.isnan(losses) & (ks <= FITTED_UP_TO)
   ready = np.sum(fitted, axis=1) >= 2
   if not ready.any():
     return Fit(
-      *what,
+      base,
+      method,
       'none',
       tasks,
       f'needs two numbers of experts up to {FITTED_UP_TO} at one size',
     )
   fitted &= ready[:, None]
-  scale = parameters / parameters.min()
-  if ready.sum() >= 3:
-    form, note = 'all sizes', ''
-    free_b = np.any(fitted, axis=0).sum() >= 3
-    if not free_b:
-      note = 'b = 0: two numbers of experts cannot tell it from A'
-    solution, undetermined = _solve(losses, scale, ks, fitted, free_b)
-    predicted = law(solution, scale[:, None], ks)
-    named = _named(_NAMES, solution)
-    free = len(_NAMES) if free_b else len(_NAMES) - 1
-  else:
-    form = 'each size'
-    note = f'{ready.sum()} of 3 sizes: the law of all sizes is not settled'
-    tails, floors = _lines(losses, 1 / ks, fitted)
-    predicted = floors[:, None] + tails[:, None] / ks
-    undetermined = ()
-    named = {
-      **_named([f'F({size})' for size in sizes], floors),
-      **_named([f'T({size})' for size in sizes], tails),
-    }
-    free = len(named)
   asked = ~np.isnan(losses) & ~fitted & ready[:, None]
-  slopes, starts = _lines(losses, np.log(ks), fitted)
-  straight = starts[:, None] + slopes[:, None] * np.log(ks)
-  last = np.where(fitted, ks, 0).argmax(axis=1)
-  unchanged = np.broadcast_to(
-    losses[np.arange(len(losses)), last][:, None], losses.shape
-  )
+  if ready.sum() >= 3:
+    scale = parameters / parameters.min()
+    solved = _of_all_sizes(losses, scale, ks, fitted)
+  else:
+    solved = _of_each_size(losses, ks, fitted, sizes)
+  predicted = solved.predicted
+  unchanged, straight = _plain_forecasts(losses, ks, fitted)
   return Fit(
-    *what,
-    form,
+    base,
+    method,
+    solved.form,
     tasks,
-    note,
-    named,
-    undetermined,
+    solved.note,
+    solved.parameters,
+    solved.undetermined,
     points=tuple(
       Point(
         sizes[i], int(ks[j]), *_numbers(losses, predicted, (i, j)), bool(used)
@@ -192,7 +174,7 @@ def fit(
     ),
     r_squared=(
       r_squared(losses[fitted], predicted[fitted])
-      if fitted.sum() > free
+      if fitted.sum() > solved.free
       else np.nan
     ),
     r_squared_predicted=r_squared(losses[asked], predicted[asked]),
@@ -245,6 +227,67 @@ def _fits(grid: Grid) -> Iterator[Fit]:
       method=method,
       tasks=tasks,
     )
+
+
+class _Solved(NamedTuple):
+  """A law with its numbers.
+
+  Attributes:
+    form: as in `Fit`.
+    note: as in `Fit`.
+    parameters: by name.
+    undetermined: names of parameters.
+    free: how many parameters were fitted.
+    predicted: loss by the law, [sizes, ks].
+  """
+
+  form: str
+  note: str
+  parameters: dict[str, float]
+  undetermined: tuple[str, ...]
+  free: int
+  predicted: np.ndarray
+
+
+def _of_all_sizes(losses, scale, ks, fitted) -> _Solved:
+  """One law of size and number of experts."""
+  free_b = np.any(fitted, axis=0).sum() >= 3
+  solution, undetermined = _solve(losses, scale, ks, fitted, free_b)
+  return _Solved(
+    'all sizes',
+    '' if free_b else 'b = 0: two numbers of experts cannot tell it from A',
+    _named(_NAMES, solution),
+    undetermined,
+    len(_NAMES) if free_b else len(_NAMES) - 1,
+    law(solution, scale[:, None], ks),
+  )
+
+
+def _of_each_size(losses, ks, fitted, sizes) -> _Solved:
+  """A law of the number of experts for every size."""
+  tails, floors = _lines(losses, 1 / ks, fitted)
+  parameters = {
+    **_named([f'F({size})' for size in sizes], floors),
+    **_named([f'T({size})' for size in sizes], tails),
+  }
+  ready = np.any(fitted, axis=1).sum()
+  return _Solved(
+    'each size',
+    f'{ready} of 3 sizes: the law of all sizes is not settled',
+    parameters,
+    (),
+    len(parameters),
+    floors[:, None] + tails[:, None] / ks,
+  )
+
+
+def _plain_forecasts(losses, ks, fitted) -> tuple[np.ndarray, np.ndarray]:
+  """No change after the last k fitted, and a line in log k; [sizes, ks]."""
+  last = np.where(fitted, ks, 0).argmax(axis=1)
+  unchanged = losses[np.arange(len(losses)), last][:, None]
+  slopes, starts = _lines(losses, np.log(ks), fitted)
+  straight = starts[:, None] + slopes[:, None] * np.log(ks)
+  return np.broadcast_to(unchanged, losses.shape), straight
 
 
 def _solve(

@@ -27,7 +27,7 @@ def draw_all(
   """Draws scores, findings, the paper's figures, then sweeps, drift, law.
 
   What compares bases or sizes is left out where there is one, and so are the
-  findings where none is testable, and held-out tasks where there are none.
+  findings where none has an effect, and held-out tasks where there are none.
   """
   tables = scores_of(results)
   if tables:

@@ -1,7 +1,7 @@
 """The five findings at a glance: every effect, its interval and its parts."""
 
 from collections.abc import Sequence
-import textwrap
+import math
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -12,34 +12,43 @@ from experiments.scale_study.analysis.figures import style
 from experiments.scale_study.analysis.figures.picture import Picture
 from experiments.scale_study.analysis.verdicts import Verdict
 
+_OPPOSITE = 'not supported, the opposite found'
 _COLORS = {
   'supported': '#0072b2',
   'not supported': '#d55e00',
+  _OPPOSITE: '#cc79a7',
   'not testable': '#9ca3af',
 }
 _SHOWN = ('1', '2', '3a', '3b', '4', '5')
 
 
 def draw(verdicts: Sequence[Verdict]) -> Picture:
-  """Draws a panel a finding, a row a setting and measure."""
-  figure, axes = style.panels(3, 2, height=2.2)
-  for panel, finding in zip(axes.flat, _SHOWN, strict=True):
-    rows = [verdict for verdict in verdicts if verdict.finding == finding]
-    style.title(panel, f'Finding {finding}: {rows[0].verdict}')
-    if all(np.isnan(verdict.effect) for verdict in rows):
-      panel.axis('off')
-      panel.text(0, 0.8, textwrap.fill(rows[0].reason, 40), va='top')
-    else:
-      _draw_rows(panel, rows)
+  """Draws a panel a finding with an effect, a row a setting and measure."""
+  shown = [verdict for verdict in verdicts if verdict.finding in _SHOWN]
+  present = [verdict for verdict in shown if not np.isnan(verdict.effect)]
+  drawn = sorted({verdict.finding for verdict in present})
+  columns = min(2, len(drawn))
+  figure, axes = style.panels(
+    math.ceil(len(drawn) / columns), columns, height=2.2
+  )
+  for panel, finding in zip(axes.flat, drawn, strict=False):
+    rows = [verdict for verdict in shown if verdict.finding == finding]
+    outcome = _outcome(rows[0]).replace(', ', ',\n')
+    style.title(panel, f'Finding {finding}: {outcome}')
+    _draw_rows(panel, rows)
+  for panel in axes.flat[len(drawn) :]:
+    panel.remove()
+  outcomes = {_outcome(verdict) for verdict in present}
   handles = [
     style.handle(outcome, color=color, marker='o')
     for outcome, color in _COLORS.items()
+    if outcome in outcomes
   ]
   style.legend(figure, handles)
   return Picture(
     'findings',
     'The five findings at a glance',
-    _reading(verdicts),
+    _reading([verdict for verdict in shown if verdict.is_main]),
     'Right of 0 is the paper’s side. Large marks are the effects with 95 % '
     'intervals, small ones their parts (sizes, bases or methods). The first '
     'row is the verdict; ratio is merge ÷ expert, of the categories whose '
@@ -52,7 +61,7 @@ def draw(verdicts: Sequence[Verdict]) -> Picture:
 
 def _draw_rows(panel: Axes, rows: Sequence[Verdict]) -> None:
   for y, verdict in enumerate(reversed(rows)):
-    color = _COLORS[verdict.verdict]
+    color = _COLORS[_outcome(verdict)]
     parts = [part.effect for part in verdict.parts]
     below = [y - 0.24] * len(parts)
     panel.scatter(parts, below, s=9, alpha=0.45, linewidths=0, color=color)
@@ -71,14 +80,19 @@ def _label(verdict: Verdict) -> str:
   return f'{verdict.setting}, {verdict.measure}'
 
 
+def _outcome(verdict: Verdict) -> str:
+  opposite = verdict.verdict == 'not supported' and verdict.high < 0
+  return _OPPOSITE if opposite else verdict.verdict
+
+
 def _reading(verdicts: Sequence[Verdict]) -> str:
-  outcomes: dict[str, list[str]] = {}
-  for verdict in verdicts:
-    if verdict.is_main and verdict.finding in '12345':
-      outcomes.setdefault(verdict.verdict, []).append(verdict.finding)
-  said = [
-    f'{outcome}: {names.join(outcomes[outcome])}'
-    for outcome in _COLORS
-    if outcome in outcomes
-  ]
-  return f'{"; ".join(said).capitalize()}.'
+  said: dict[str, list[str]] = {}
+  for verdict in sorted(verdicts, key=lambda v: [*_COLORS].index(_outcome(v))):
+    outcome = _outcome(verdict)
+    if outcome == 'not testable':
+      outcome += f' ({verdict.reason})'
+    said.setdefault(outcome, []).append(verdict.finding)
+  return ' '.join(
+    f'{outcome[0].upper()}{outcome[1:]}: {names.join(findings)}.'
+    for outcome, findings in said.items()
+  )

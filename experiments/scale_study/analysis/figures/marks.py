@@ -106,7 +106,8 @@ def paper_lines(axes: Axes, measure: str, bases: Sequence[str]) -> None:
   """Draws what the paper reports: N = 2, N = 8, multitask; a line a size.
 
   Args:
-    axes: the panel.
+    axes: the panel; names of sizes are placed by its limits, so it comes last
+      of those that share them.
     measure: 'held_in' or 'held_out'.
     bases: whose lines.
   """
@@ -122,11 +123,14 @@ def paper_lines(axes: Axes, measure: str, bases: Sequence[str]) -> None:
     axes.plot(place, end, **look, markerfacecolor='white')
   style.count_ticks(axes, paper.NS)
   axes.set_xticks([*paper.NS, place], [*map(str, paper.NS), 'multitask'])
-  axes.set_xlim(min(paper.NS) - 1.3, place + 1.9)
+  # Room for the name of the reference.
+  axes.set_xlim(min(paper.NS) - 2, place + 1.9)
   low, high = axes.get_ylim()
-  for row, end, y in zip(
-    rows, ends, apart(ends, 0.08 * (high - low)), strict=True
-  ):
+  gap = 0.08 * (high - low)
+  heights = apart(ends, gap)
+  # Above the panel is its title.
+  heights -= max(heights.max() + gap / 2 - high, 0)
+  for row, end, y in zip(rows, ends, heights, strict=True):
     axes.annotate(
       row.size,
       (place + 0.2, end),
@@ -135,6 +139,7 @@ def paper_lines(axes: Axes, measure: str, bases: Sequence[str]) -> None:
       fontsize=style.SMALL,
       color=style.BASE_LOOKS[row.base]['color'],
       arrowprops={'arrowstyle': '-', 'color': '#d1d5db', 'linewidth': 0.8},
+      bbox={'facecolor': 'white', 'linewidth': 0, 'pad': 0.3},
     )
 
 

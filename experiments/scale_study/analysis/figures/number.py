@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from experiments.scale_study.analysis import measures, names, paper
+from experiments.scale_study.analysis import (
+  effects,
+  measures,
+  names,
+  paper,
+  verdicts,
+)
 from experiments.scale_study.analysis.aggregate import BASE, Grid, SIZE
 from experiments.scale_study.analysis.bootstrap import Estimate, mean
 from experiments.scale_study.analysis.figures import marks, style
@@ -26,15 +32,16 @@ def draw_held_out(grid: Grid) -> Picture:
     measures.held_out, lambda means: mean(means, axis=-4)
   )
   multitask = mean(grid.means(measures.held_out_multitask), (0, 2, 3))
-  figure, axes = style.panels(2, len(grid.bases), sharey='row')
+  figure, axes = style.panels(2, len(grid.bases), sharey=True)
   for b, base in enumerate(grid.bases):
     ours, theirs = axes[:, b]
     series = {m: part(held_out, b, j) for j, m in enumerate(grid.methods)}
     marks.lines(ours, grid.ns, series, style.METHOD_LOOKS)
     marks.level(ours, multitask[b], **_MULTITASK)
-    marks.paper_lines(theirs, 'held_out', [base])
     style.count_ticks(ours, grid.ns)
     style.beside_paper(ours, theirs, base, 'base', names.HELD_OUT)
+  for theirs, base in zip(axes[1], grid.bases, strict=True):
+    marks.paper_lines(theirs, 'held_out', [base])
   style.legend(
     figure,
     [
@@ -55,12 +62,13 @@ def draw_held_out(grid: Grid) -> Picture:
 
 def draw_by_size(grid: Grid) -> Picture:
   """Draws held-in and held-out, a row of panels a size, a line a base."""
+  reading = _cost_reading(grid)
   grid = grid.alike(SIZE, BASE)
   columns = (
     ('held_in', measures.held_in, measures.held_in_multitask),
     ('held_out', measures.held_out, measures.held_out_multitask),
   )[: 1 + grid.has_held_out]
-  figure, axes = style.panels(len(grid.sizes) + 1, len(columns))
+  figure, axes = style.panels(len(grid.sizes) + 1, len(columns), sharey='col')
   for column, (name, measure, multitask) in enumerate(columns):
     title = name.replace('_', '-')
     merged = grid.estimate(measure, lambda means: mean(means, axis=-2))
@@ -75,16 +83,12 @@ def draw_by_size(grid: Grid) -> Picture:
       style.count_ticks(panel, grid.ns)
       parameters = names.amount(grid.results.sizes[size])
       style.title(panel, f'{size} ({parameters}): {title}')
-    marks.paper_lines(axes[-1, column], name, list(style.BASE_LOOKS))
     style.title(axes[-1, column], f'The paper: {title}')
-    for panel in axes[1:-1, column]:
-      panel.sharey(axes[0, column])
-    # Sharing takes over the limits of the first, without what others show.
-    axes[0, column].autoscale(axis='y')
     for panel in axes[:, column]:
       style.reference(panel, 1, ('expert', 'base')[column])
       label = (names.HELD_IN, names.HELD_OUT)[column]
       panel.set_ylabel(label, fontsize=style.NORMAL)
+    marks.paper_lines(axes[-1, column], name, list(style.BASE_LOOKS))
   style.legend(
     figure,
     [
@@ -98,7 +102,7 @@ def draw_by_size(grid: Grid) -> Picture:
   return Picture(
     'by_number_and_size',
     'Held-in and held-out by number of experts, for every size',
-    _cost_reading(grid),
+    reading,
     'Mean over methods. Dotted lines are what the base reaches of the '
     'experts’ scores without any merge, those of dots and dashes what a guess '
     f'does; the mark at their end is of the base. {left_out(grid)}'
@@ -148,7 +152,7 @@ def _held_out_reading(
 def _cost_reading(grid: Grid) -> str:
   if len(grid.ns) == 1:
     return f'Only N = {grid.ns[0]} was run.'
-  means = grid.means(measures.held_in)
+  means = grid.alike(SIZE, BASE).means(measures.held_in)
   lost = mean(means[..., 0] - means[..., -1], axis=(-2, -1))
   costs = [
     f'{names.number(float(cost))} at {size}'
@@ -159,7 +163,23 @@ def _cost_reading(grid: Grid) -> str:
     return 'No category may be counted.'
   return (
     f'Going from {grid.ns[0]} to {grid.ns[-1]} experts costs '
-    f'{names.join(costs)} of held-in, mean over bases and methods.'
+    f'{names.join(costs)} of held-in, mean over bases and methods. '
+    f'{_shrinking(grid)}'
+  )
+
+
+def _shrinking(grid: Grid) -> str:
+  """Says what finding 4 is, which has more categories than the picture."""
+  effect = effects.loss_shrinks(grid, measures.held_in)
+  verdict = verdicts.judge('4', effect, 'validated', 'ratio')
+  if np.isnan(verdict.effect):
+    return f'Sizes cannot be compared: {verdict.reason}.'
+  less = names.interval(
+    verdict.effect, verdict.low, verdict.high, signed=True, digits=3
+  )
+  return (
+    'Finding 4, of what may be counted at every size for each base alone, is '
+    f'{verdict.verdict}: {less} {verdict.unit}; {verdict.reason}.'
   )
 
 

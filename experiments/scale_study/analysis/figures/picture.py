@@ -35,13 +35,17 @@ class Picture(NamedTuple):
 def bars(results: Results) -> str:
   """Says what the bars of a study's figures are."""
   seeds = len(results.seeds)
+  alone = (
+    'Bars are of each mean alone; differences are paired by seed and are under '
+    'Findings.'
+  )
   if seeds >= MINIMUM_SEEDS:
-    return f'Bars are 95 % intervals over {seeds} seeds.'
+    return f'Bars are 95 % intervals over {seeds} seeds. {alone}'
   word = 'one seed was' if seeds == 1 else f'only {seeds} seeds were'
   return (
     f'Bars are 95 % intervals over subsets alone: {word} run, so that nothing '
     'is known about others. Where there is one subset there is no bar, nor '
-    'where a mean counts such an N; long ones leave the panel.'
+    f'where a mean counts such an N; long ones leave the panel. {alone}'
   )
 
 

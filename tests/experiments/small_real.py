@@ -13,7 +13,7 @@ from experiments.scale_study.tasks.wordnet.database import (
 )
 from tests.experiments import small_gguf
 
-SUBJECTS = ('animal', 'food', 'person', 'plant')
+SUBJECTS = ('animal', 'food', 'person', 'plant', 'time')
 TOPICS = ('games', 'graphics', 'mail', 'science', 'sound')
 # Each in two senses, of which the second is of the next subject.
 WORDS = {

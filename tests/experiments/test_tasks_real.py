@@ -102,6 +102,13 @@ def test_the_answer_is_what_the_texts_say(source, name):
     assert example.chance == CHANCE[name]
 
 
+def test_a_rare_sense_of_a_word_is_no_wrong_answer(source):
+  examples = _dataset(source, 'subject_of_word').examples('train', 0)
+  for example in itertools.islice(examples, 80):
+    usual = example.answer.strip()
+    assert f' {small_real.next_subject(usual)}' not in example.candidates
+
+
 @every_task
 def test_answers_are_one_token_and_examples_are_short(source, name):
   tokenizer = source.tokenizer

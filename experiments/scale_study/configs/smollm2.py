@@ -43,7 +43,7 @@ CONFIG = StudyConfig(
   ),
   sizes={'135m': Stored(instruction_tuned='smollm2')},
   bases=('instruction-tuned',),
-  seeds=(0, 1),
+  seeds=(0, 1, 2),
   length=LENGTH,
   batch=8,
   # One chunk: other numbers of steps compile another program.
@@ -58,13 +58,17 @@ CONFIG = StudyConfig(
   subsets=2,
   methods={
     'average': MethodGrid(),
-    'task_arithmetic': MethodGrid({'scale': 0.4}, {'scale': (0.4, 0.8)}),
-    'ties': MethodGrid({'density': 0.2, 'scale': 1.0}, {'scale': (1.0, 2.0)}),
+    'task_arithmetic': MethodGrid({'scale': 0.4}, {'scale': (0.4, 0.8, 1.2)}),
+    'ties': MethodGrid(
+      {'density': 0.2, 'scale': 1.0},
+      {'density': (0.2, 0.5), 'scale': (1.0, 2.0, 3.0)},
+    ),
     'dare_ties': MethodGrid(
-      {'drop_rate': 0.5, 'scale': 0.6}, {'scale': (0.6, 1.2)}
+      {'drop_rate': 0.5, 'scale': 0.6},
+      {'drop_rate': (0.5, 0.9), 'scale': (0.6, 1.2, 2.0)},
     ),
   },
   sweeps={},
-  # Seven merges of half a gigabyte each lie beside it.
+  # Sixteen merges of half a gigabyte each lie beside it.
   memory_budget='2GiB',
 )

@@ -74,13 +74,14 @@ def multiple_choice(words: Words) -> Dataset:
 
 
 def closed_book(words: Words) -> Dataset:
-  """The subject that WordNet puts a noun under."""
+  """The subject that WordNet puts a noun under; the others are of no sense."""
   nouns = [entry for entry in words.entries if entry.synset.subject]
   subjects = sorted({entry.synset.subject for entry in nouns})
 
   def subject_of_word(rng: random.Random, entry: Entry) -> Example:
     subject = entry.synset.subject
-    others = [other for other in subjects if other != subject]
+    meant = words.subjects(entry.word)
+    others = [other for other in subjects if other not in meant]
     options = (subject, *rng.sample(others, OPTIONS - 1))
     question = (
       f'What is meant by "{entry.word}": {asking.listed(rng, options)}?'

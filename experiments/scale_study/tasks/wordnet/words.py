@@ -98,6 +98,12 @@ class Words:
       and _is_short(sense.definition)
     ]
 
+  def subjects(self, word: str) -> set[str]:
+    """Returns the subjects of a noun's senses, the rare ones too."""
+    return {
+      sense.subject for sense in self._database.senses.get((word, 'n'), ())
+    }
+
   def synonyms(self, entry: Entry) -> list[str]:
     """Returns the other single words of a sense."""
     return [

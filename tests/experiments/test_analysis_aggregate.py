@@ -198,7 +198,10 @@ def test_a_ratio_needs_no_gate_but_something_to_divide_by():
 def test_a_data_set_that_was_not_learned_is_no_category_that_was_not():
   """One of two may score 0: what is divided by is the mean of both."""
   one = {**_CELL.expert, 'topic/b': 0.0}
-  for expert, left in ((one, _ALL), ({**one, 'topic/a': 0.3}, _ALL - {'topic'})):
+  for expert, left in (
+    (one, _ALL),
+    ({**one, 'topic/a': 0.3}, _ALL - {'topic'}),
+  ):
     cell = dataclasses.replace(_CELL, expert=expert)
     assert Results((cell,), _GATES).countable == {('s', 'pretrained'): left}
     assert Results((cell,), ()).with_ratio == {('s', 'pretrained'): _ALL}

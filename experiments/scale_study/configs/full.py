@@ -16,8 +16,8 @@ about what is done:
 A seed of s takes about 1,070 CPU seconds, of m 2,670, of l and of xl 5,000. All
 of it made `experiments/results/full`: 588 of 600 gates pass, and all five
 findings get a verdict; at N = 8, mean over methods and bases and over the
-categories that pass everywhere, held-in was 0.32 of the expert for s, 0.46 for
-m, 0.51 for l and 0.49 for xl, held-out 1.17, 1.40, 1.40 and 1.30 of the base.
+categories that pass everywhere, held-in was 0.26 of the expert for s, 0.39 for
+m, 0.43 for l and 0.41 for xl, held-out 1.17, 1.39, 1.40 and 1.29 of the base.
 """
 
 from experiments.scale_study.study_config import (

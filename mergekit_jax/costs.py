@@ -48,7 +48,7 @@ class Leaf:
 
 
 class Costs:
-  """Host memory of a unit, and the largest seen so far."""
+  """Host memory of a unit."""
 
   def __init__(
     self,
@@ -65,7 +65,6 @@ class Costs:
     self.has_base = has_base
     self.decoding_bytes = decoding_bytes
     self.merges = merges
-    self.most: tuple[int, str] = (0, '')
     held = collections.Counter(d.process_index for d in mesh.devices.flat)
     self.hosts = hosts or len(held)
     # Of the host that holds most of them.

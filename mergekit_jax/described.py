@@ -152,8 +152,9 @@ def make_plan(
     The plan.
   """
   shapes = {path: spec.shape for path, spec in specs.items()}
-  stacks = tree.stacked_axes(stacked_axes, shapes)
-  groups = scopes.group(methods, overrides, shapes)
+  floating = tree.merged_shapes(specs)
+  stacks = tree.stacked_axes(stacked_axes, floating)
+  groups = scopes.group(methods, overrides, floating)
   merged = {path for _, paths in groups for path in paths}
   converted = job.floating(dtype)
 

@@ -45,7 +45,6 @@ class Job:
   """A merge that has been checked and planned; nothing has been read yet.
 
   Attributes:
-    methods: the rules, one for each merge that is made from one read.
     models: the sources, the base first if there is one.
     root: where the parameters begin in the output.
     plan: the plan. Its paths are those of the output.
@@ -54,7 +53,6 @@ class Job:
     fingerprints: {name: fingerprint} of the sources as they were opened.
   """
 
-  methods: tuple[Any, ...]
   models: tuple[Model, ...]
   root: str
   plan: plans.Plan
@@ -214,7 +212,6 @@ def make_job(
   if plan.rounds and hosts is None:
     sharding.host_device()
   return Job(
-    tuple(methods),
     tuple(models),
     root,
     plan,

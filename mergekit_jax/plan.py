@@ -2,9 +2,10 @@
 
 A *unit* is a box of one tensor, read from every model at once. The boxes tile
 the tensor; each is spread evenly over the mesh, and what does not divide
-becomes smaller boxes, so that nothing is ever padded. Several merges of the
-same models share every read. The plan is made from shapes alone, is linear in
-the number of tensors, and is what `mergekit-jax plan` prints.
+becomes smaller boxes, so that nothing is ever padded. A *tiling* is the boxes
+of a tensor, or of some of its layers if these have totals of their own. Several
+merges of the same models share every read. The plan is made from shapes alone,
+is linear in the number of tensors, and is what `mergekit-jax plan` prints.
 """
 
 from __future__ import annotations
@@ -104,16 +105,17 @@ class Scope:
       default=0,
     )
 
-  def layers(self) -> Iterator[list[tuple[Tensor, Box]]]:
+  def tilings(self) -> Iterator[tuple[Tensor, list[Box]]]:
     """The boxes of each tensor, by layers if these have totals of their own."""
     apart = any(scope_of(rule) == 'tensor' for rule in self.rules)
     for tensor in self.tensors:
-      layers = collections.defaultdict(list)
+      boxes_of = collections.defaultdict(list)
       for box in tensor.boxes:
         axes = tensor.stacked if apart else ()
-        held = [(box.origin[i], box.shape[i]) for i in axes]
-        layers[tuple(held)].append((tensor, box))
-      yield from layers.values()
+        layers = tuple((box.origin[i], box.shape[i]) for i in axes)
+        boxes_of[layers].append(box)
+      for boxes in boxes_of.values():
+        yield tensor, boxes
 
 
 def answered_at_once(rule: Any, tensor: Tensor) -> bool:
@@ -128,23 +130,23 @@ class Unit:
   Attributes:
     number: its place in the whole plan.
     scope: the number of its scope.
-    layers: the number of the layers it belongs to, over the whole plan: the
+    tiling: the number of the tiling it belongs to, over the whole plan: the
       boxes that share their totals under `scope='tensor'`.
     tensor: the tensor.
     box: the box.
     rounds_left: how often the box is read again; after the last read it is
       written. A rule asks its totals in the last rounds before that.
-    ends_layers: whether its layers are complete after it, in this round.
+    ends_tiling: whether its tiling is complete after it, in this round.
     ends_scope: whether its scope is.
   """
 
   number: int
   scope: int
-  layers: int
+  tiling: int
   tensor: Tensor
   box: Box
   rounds_left: int
-  ends_layers: bool
+  ends_tiling: bool
   ends_scope: bool
 
   @property
@@ -188,29 +190,27 @@ class Plan:
       done: numbers of units whose output is written already. They are left out,
         and so are the rounds of groups that have nothing else to write.
     """
-    number = layer = 0
+    number = first = 0
     for scope_number, scope in enumerate(self.scopes):
-      layers = list(enumerate(scope.layers(), layer))
-      layer += len(layers)
-      for group in [layers] if scope.spans_tensors else ([l] for l in layers):
-        reads = [scope.reads(boxes[0][0]) for _, boxes in group]
+      tilings = list(enumerate(scope.tilings(), first))
+      first += len(tilings)
+      for group in [tilings] if scope.spans_tensors else ([t] for t in tilings):
+        reads = [scope.reads(tensor) for _, (tensor, _) in group]
         units = []
         for rounds_left in reversed(range(max(reads))):
-          for (of, boxes), own_reads in zip(group, reads, strict=True):
-            if rounds_left >= own_reads:
-              continue
-            for tensor, box in boxes:
-              ends_layers = box is boxes[-1][1]
+          for (tiling, (tensor, boxes)), own in zip(group, reads, strict=True):
+            for box in boxes if rounds_left < own else ():
+              ends_tiling = box is boxes[-1]
               units.append(
                 Unit(
                   number,
                   scope_number,
-                  of,
+                  tiling,
                   tensor,
                   box,
                   rounds_left,
-                  ends_layers,
-                  ends_layers and of == group[-1][0],
+                  ends_tiling,
+                  ends_tiling and tiling == group[-1][0],
                 )
               )
               number += 1

@@ -77,14 +77,16 @@ def make_plan(
     merges=merges,
     hosts=hosts,
   )
-  cuts: dict[Any, Tensor] = {}
+  # Of leaves that are alike, the first stands for its cost.
+  cuts: dict[Any, tuple[Tensor, int]] = {}
 
   def cut(rules: tuple[Any, ...], leaf: Leaf) -> Tensor:
     spec = given.get(leaf.path)
     key = (*map(id, rules), dataclasses.replace(leaf, path=''), spec)
     if key not in cuts:
       cuts[key] = _cut(rules, leaf, spec, costs)
-    return dataclasses.replace(cuts[key], path=leaf.path)
+    tensor, _ = cuts[key]
+    return dataclasses.replace(tensor, path=leaf.path)
 
   planned = []
   for rules, leaves in scopes:
@@ -92,11 +94,14 @@ def make_plan(
     planned.append(
       Scope(rules, rounds, tuple(cut(rules, leaf) for leaf in leaves))
     )
-  most, leaf = costs.most
-  if most > memory_budget:
+  largest, most = max(
+    cuts.values(), key=operator.itemgetter(1), default=(None, 0)
+  )
+  if largest and most > memory_budget:
     raise ValueError(
       f'memory_budget={memory_budget:,} bytes is too small: the smallest unit '
-      f'of {leaf} takes {most:,} bytes. Give at least that.'
+      f'of {largest.path} {largest.shape} takes {most:,} bytes. Give at least '
+      'that.'
     )
   return Plan(tuple(planned), merges, mesh, has_base, most, memory_budget)
 
@@ -106,8 +111,8 @@ def _cut(
   leaf: Leaf,
   spec: PartitionSpec | None,
   costs: Costs,
-) -> Tensor:
-  """Cuts one leaf into boxes."""
+) -> tuple[Tensor, int]:
+  """Cuts one leaf into boxes; gives the host memory that one takes, too."""
   if spec is None:
     # What is not spread, every host reads: on many, smaller parts are worth it.
     smallest = _SMALLEST_PART // leaf.itemsize // costs.hosts
@@ -135,7 +140,7 @@ def _cut(
     for axis, size in enumerate(box.shape)
     if axis not in leaf.stacked
   )
-  return Tensor(
+  tensor = Tensor(
     leaf.path,
     leaf.shape,
     leaf.sources,
@@ -145,6 +150,7 @@ def _cut(
     whole_layers,
     _amplification(leaf, extents),
   )
+  return tensor, costs.of(rules, leaf, extents, math.prod(shards))
 
 
 def _cuttable(leaf: Leaf, rules: Sequence[Any]) -> list[int]:
@@ -187,13 +193,6 @@ def _extents(
     reads = 1 + max(costs.rounds(rule, [leaf]) for rule in asking)
     if reads * _amplification(leaf, pieces) < _amplification(leaf, extents):
       extents = pieces
-  costs.most = max(
-    costs.most,
-    (
-      costs.of(rules, leaf, extents, math.prod(shards)),
-      f'{leaf.path} {leaf.shape}',
-    ),
-  )
   return extents
 
 

@@ -157,13 +157,13 @@ class _Merging:
       return None
     of_model = scope_of(rule) == 'model'
     known = self._answers[
-      ('scope', unit.scope) if of_model else ('layers', unit.layers)
+      ('scope', unit.scope) if of_model else ('tiling', unit.tiling)
     ]
     if unit.written:
       return programs.merge(rule, block, _narrowed(known))
     partials = programs.partials[len(known)](rule, block, _narrowed(known))
     self._totals = self._added(self._totals, partials)
-    if unit.ends_scope if of_model else unit.ends_layers:
+    if unit.ends_scope if of_model else unit.ends_tiling:
       known.append(_answer(rule, block, self._totals, known))
       self._totals = None
     return None

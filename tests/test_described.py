@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -99,6 +100,18 @@ class TestPlan:
     }
     assert {t.dtype for t in merged.tensors} == {jnp.dtype('float32')}
     assert {t.dtype for t in copied.tensors} == {jnp.dtype('bfloat16')}
+
+  def test_whole_numbers_are_copied(self):
+    specs = {
+      'step': jax.ShapeDtypeStruct((), jnp.int32),
+      'w': jax.ShapeDtypeStruct((8, 8), jnp.float32),
+    }
+    mesh = sharding.make_mesh({'fsdp': 8})
+    merged, copied = described.make_plan(
+      specs, [mk.average()], 2, mesh=mesh
+    ).scopes
+    assert [tensor.path for tensor in merged.tensors] == ['w']
+    assert [tensor.path for tensor in copied.tensors] == ['step']
 
   def test_hosts(self):
     """A host of two devices has a quarter to hold, and larger boxes fit."""

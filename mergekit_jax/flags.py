@@ -37,6 +37,7 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
         "'.*/embedding:base' or '.*/mlp/.*:density=0.5'."
       )
     regex, change = found.groups()
+    _demand_new('override', regex, overrides)
     if change == 'base':
       overrides[regex] = 'base'
     elif arguments.sweep or len(merges) > 1:
@@ -52,6 +53,7 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
   stacked = {}
   for rule in arguments.stacked_axes:
     regex, axes = _split(rule, 'stacked_axes', '.*/layers/.*=1')
+    _demand_new('stacked_axes', regex, stacked)
     stacked[regex] = tuple(_integer('stacked_axes', a) for a in axes.split(','))
   axes = _mesh_axes(arguments.mesh) if arguments.mesh else None
   return {
@@ -271,6 +273,7 @@ def _partition_rules(rules: Sequence[str]) -> dict[str, Any] | None:
   specs = {}
   for rule in rules:
     regex, axes = _split(rule, 'partition_rules', '.*/kernel=fsdp,-')
+    _demand_new('partition_rules', regex, specs)
     entries = [
       None if axis == '-' else tuple(axis.split('+'))
       for axis in axes.split(',')
@@ -287,6 +290,12 @@ def _mesh_axes(text: str) -> dict[str, int]:
       raise ValueError(f'--mesh {text!r} names the axis {name!r} twice.')
     axes[name] = _integer('mesh', size)
   return axes
+
+
+def _demand_new(flag: str, regex: str, given: Collection[str]) -> None:
+  """Raises ValueError if a flag names an expression for the second time."""
+  if regex in given:
+    raise ValueError(f'--{flag} names {regex!r} twice; give it once.')
 
 
 def _split(text: str, flag: str, example: str) -> tuple[str, str]:

@@ -506,6 +506,21 @@ class TestCommandLine:
   def test_an_option_that_is_given_twice(self, given):
     self.check('scale was given twice', '--method=ties', *given)
 
+  @pytest.mark.parametrize(
+    'flag, rules',
+    [
+      ('override', ['.*/emb:base', '.*/emb:density=0.5']),
+      ('stacked_axes', ['.*/emb=0', '.*/emb=1']),
+      ('partition_rules', ['.*/emb=-,fsdp', '.*/emb=fsdp']),
+    ],
+  )
+  def test_an_expression_that_is_given_twice(self, flag, rules):
+    """The first match wins, and the last one must not replace it."""
+    message = f"--{flag} names '.*/emb' twice; give it once."
+    self.check(message, '--method=ties', f'--{flag}', *rules)
+    apart = [x for rule in rules for x in (f'--{flag}', rule)]
+    self.check(message, '--method=ties', *apart)
+
   def test_a_value_that_is_swept_twice(self):
     self.check('same merge twice', '--method=ties', '--sweep=scale=0.3,0.30')
 

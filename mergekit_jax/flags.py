@@ -177,7 +177,7 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
     choices = [items for option, items in sweeps if option in own]
     wanted += math.prod(map(len, choices))
     for chosen in itertools.product(*choices):
-      options = _set_options(make, arguments) | _options(make, ','.join(chosen))
+      options = _set_options(make, arguments, chosen)
       parts = [name] if len(arguments.method) > 1 else []
       rule = merges['-'.join([*parts, *chosen])] = make(**options)
       # 0.3 and 0.30 are two names of one value.
@@ -201,13 +201,15 @@ def _doubt(method: str, given: Collection[str]) -> None:
 
 
 def _set_options(
-  make: Callable[..., Any], arguments: argparse.Namespace
+  make: Callable[..., Any],
+  arguments: argparse.Namespace,
+  swept: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """What --set says of the options that a method has, and --weights."""
+  """What --set and a sweep say of a method's options, and --weights."""
   items = [
     item for item in _set_items(arguments) if _has(make, _option_of(item))
   ]
-  options = _options(make, ','.join(items))
+  options = _options(make, ','.join([*items, *swept]))
   if arguments.weights:
     texts = ','.join(arguments.weights).split(',')
     options['weights'] = tuple(_number('weights', text) for text in texts)
@@ -254,7 +256,7 @@ def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
     if name in options:
       raise ValueError(
         f'{name} was given twice, as {options[name]!r} and as {value!r}. Give '
-        'an option once in --set, --sweep or an --override.'
+        'an option once in --set or --sweep, and once in an --override.'
       )
     options[name] = _value(value)
   return options

@@ -500,6 +500,7 @@ class TestCommandLine:
       ['--set', 'scale=0.3', 'scale=0.5'],
       ['--set', 'scale=0.3', '--set', 'scale=0.5'],
       ['--sweep', 'scale=0.3,0.5', '--sweep', 'scale=1'],
+      ['--set', 'scale=7', '--sweep', 'scale=0.1,0.2'],
       ['--override', '.*:scale=1,scale=2'],
     ],
   )

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from jax.core import Tracer
+import jax.numpy as jnp
 import numpy as np
 
 _UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'g': 10**9, 't': 10**12}
@@ -26,17 +27,18 @@ def _is_traced(x: Any) -> bool:
 
 
 def number(name: str, value: Any) -> Any:
-  """Returns the value, a Python int as a float; ValueError if not a number.
+  """Returns the value, a Python int as a float; ValueError if not real.
 
-  One type for all Python numbers: `scale=2` and `scale=2.0` compile once.
+  One type for all Python numbers: `scale=2` and `scale=2.0` compile once. Of
+  arrays, traced ones too, the dtype says it.
   """
-  if _is_traced(value) or isinstance(
-    value, (jax.Array, np.ndarray, np.generic)
-  ):
-    return value
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
-    raise ValueError(f'{name}={value!r} was given; give a number.')
-  return float(value)
+  if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+    kinds = (np.integer, np.floating)
+    if any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+      return value
+  elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    return float(value)
+  raise ValueError(f'{name}={value!r} was given; give a real number.')
 
 
 def one(name: str, value: Any) -> Any:

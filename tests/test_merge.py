@@ -660,10 +660,32 @@ class TestErrors:
     call = lambda: mk.merge(make(np.full(5, 0.5)), EXPERTS, BASE, key=0)
     self.fails(rf'{name} is an array of shape \(5,\); .* one number', call)
 
-  @pytest.mark.parametrize('value', ['0.5', True, None, [0.5]])
+  @pytest.mark.parametrize(
+    'value',
+    [
+      *('0.5', True, None, [0.5], 0.5j, np.str_('0.5')),
+      *(np.bool_(True), np.complex64(0.5), np.array(0.5, object)),
+      *(jnp.array(True), jnp.array([0.5 + 1j])),
+    ],
+    ids=repr,
+  )
   def test_numbers(self, value):
-    self.fails('scale=.*give a number', lambda: mk.ties(scale=value))
-    self.fails('density=.*give a number', lambda: mk.ties(density=value))
+    real = 'give a real number'
+    self.fails(f'scale=.*{real}', lambda: mk.ties(scale=value))
+    self.fails(f'density=.*{real}', lambda: mk.ties(density=value))
+    self.fails(f'weight=.*{real}', lambda: mk.task_arithmetic(weights=[value]))
+
+  @pytest.mark.parametrize('dtype', ['bool', 'complex64'])
+  def test_traced_numbers(self, dtype):
+    made = lambda value: jax.tree.leaves(mk.task_arithmetic(value))
+    value = np.ones((), dtype)
+    self.fails('give a real number', lambda: jax.jit(made)(value))
+    self.fails('give a real number', lambda: jax.vmap(made)(value[None]))
+
+  @pytest.mark.parametrize('dtype', ['int8', 'uint32', 'float16', 'bfloat16'])
+  def test_numbers_of_every_size(self, dtype):
+    merged = mk.merge(mk.task_arithmetic(jnp.ones((), dtype)), EXPERTS, BASE)
+    compare.same_bits(merged, mk.merge(mk.task_arithmetic(), EXPERTS, BASE))
 
   @pytest.mark.parametrize('value', [float('nan'), float('inf')])
   def test_finite(self, value):

@@ -653,6 +653,46 @@ class TestOutput:
     arguments = {'experts': [path], 'output': link / below}
     refused(ValueError, 'lie in each other', overwrite=True, **arguments)
 
+  @pytest.mark.parametrize('format', ['safetensors', 'orbax'])
+  def test_lies_in_another_output(self, refused, merge, tmp_path, format):
+    """Which could not be overwritten any more."""
+    merge(output=tmp_path / 'done', format=format)
+    for below in ('x', 'x/y'):
+      output = tmp_path / 'done' / below
+      message = f'lies in {tmp_path / "done"}, which is a checkpoint'
+      refused(ValueError, message, output=output, overwrite=True)
+    merge(output=tmp_path / 'done', format=format, overwrite=True)
+
+  def test_lies_beside_the_step_of_another_output(
+    self, refused, merge, tmp_path
+  ):
+    source, done = tmp_path / 'source', tmp_path / 'done'
+    with ocp.CheckpointManager(source, item_names=('items',)) as steps:
+      steps.save(0, args=ocp.args.Composite(items=ocp.args.PyTreeSave(BASE)))
+    merge(base=source, output=done)
+    assert [path.name for path in done.iterdir()] == ['0']
+    refused(ValueError, f'lies in {done}, which', output=done / 'x')
+
+  def test_lies_in_a_step(self, refused, merge, tmp_path):
+    manager = tmp_path / 'manager'
+    with ocp.CheckpointManager(manager, item_names=('items',)) as steps:
+      steps.save(0, args=ocp.args.Composite(items=ocp.args.PyTreeSave(BASE)))
+    for step in (manager / '0', manager / '0' / 'items'):
+      refused(ValueError, f'lies in {step}, which', output=step / 'out')
+    merge(output=manager / 'merged')
+
+  def test_lies_where_other_things_lie(self, merge, tmp_path):
+    """Also if the first of them is a model that was downloaded there."""
+    model = tmp_path / 'all' / 'model.safetensors'
+    model.parent.mkdir()
+    checkpoints.save_safetensors(model, {'w': np.ones(3, np.float32)})
+    merge(output=tmp_path / 'all' / 'one')
+    merge(output=tmp_path / 'all' / 'other')
+    # The report is of an output that was moved.
+    (tmp_path / 'all' / 'one').rename(tmp_path / 'moved')
+    (tmp_path / 'all' / 'one').mkdir()
+    merge(output=tmp_path / 'all' / 'one' / 'x')
+
   @pytest.mark.parametrize('layout', ['safetensors', 'orbax'])
   def test_holds_what_an_input_links_to(self, layout, refused, tmp_path):
     """As a directory with another tokenizer does, or a step that is a link."""

@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from mergekit_jax import checks
-from mergekit_jax.checkpoint import FORMATS, orbax_layout
+from mergekit_jax.checkpoint import FORMATS, orbax_layout, orbax_write
 from mergekit_jax.checkpoint.remote import (
   as_path,
   demand_possible_output,
@@ -57,9 +57,9 @@ class Output:
         put several in their places.
 
     Raises:
-      ValueError: if an option belongs to another format, the output and a
-        source lie in each other, it lies in another checkpoint, or it would be
-        taken for a step of others.
+      ValueError: if an option belongs to another format, the format cannot hold
+        the tree, the output and a source lie in each other, it lies in another
+        checkpoint, or it would be taken for a step of others.
       FileExistsError: if the output exists, or another file where its report
         is to lie.
     """
@@ -73,6 +73,8 @@ class Output:
           f'{name}={value!r} was given, which is an option of {other}, but the '
           f'output is {format}. Leave it out, or give format={other!r}.'
         )
+    if format == 'orbax':
+      orbax_write.demand_storable(job.output_specs())
     for source in job.models:
       read = source.checkpoint
       # Its files may be links into the output.

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cli, flags, job, sharding, verify
+from mergekit_jax import cli, flags, job, sharding, streamed, verify
 from mergekit_jax.checkpoint import source
 from tests import checkpoints, models
 
@@ -402,6 +402,24 @@ class TestArguments:
 
   def test_format(self, refused):
     refused(ValueError, "format='gguf' was given", format='gguf')
+
+  def test_an_empty_leaf_in_orbax(self, refused, merge, tmp_path, monkeypatch):
+    """No option leaves it out; it is refused before a stage is made."""
+    model = tmp_path / 'model.safetensors'
+    checkpoints.save_safetensors(model, {'a': np.ones(2), 'z': np.ones((0, 3))})
+    merge(base=None, experts=[model])
+    what_to_do = 'Write safetensors, or take it out of the base'
+    monkeypatch.setattr(streamed, 'staged', pytest.fail)
+    for overrides in (None, {'z': 'base'}):
+      message = refused(
+        *(ValueError, 'z is empty (shape (0, 3)), and Orbax cannot store'),
+        base=model,
+        experts=[model],
+        format='orbax',
+        output=tmp_path / 'new',
+        overrides=overrides,
+      )
+      assert what_to_do in message
 
   def test_mesh_larger_than_the_devices(self):
     with pytest.raises(ValueError) as caught:

@@ -15,10 +15,14 @@ from typing import Any
 
 import jax
 from jax.core import Tracer
+import jax.numpy as jnp
 import numpy as np
 
 _UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'g': 10**9, 't': 10**12}
 _UNITS |= {'ki': 2**10, 'mi': 2**20, 'gi': 2**30, 'ti': 2**40}
+
+# Weights that are divided by their sum: from 1e-30 to 1e30 in any dtype.
+_ORDINARY = (2.0**-100, 2.0**100)
 
 
 def _is_traced(x: Any) -> bool:
@@ -26,17 +30,18 @@ def _is_traced(x: Any) -> bool:
 
 
 def number(name: str, value: Any) -> Any:
-  """Returns the value, a Python int as a float; ValueError if not a number.
+  """Returns the value, a Python int as a float; ValueError if not real.
 
-  One type for all Python numbers: `scale=2` and `scale=2.0` compile once.
+  One type for all Python numbers: `scale=2` and `scale=2.0` compile once. Of
+  arrays, traced ones too, the dtype says it.
   """
-  if _is_traced(value) or isinstance(
-    value, (jax.Array, np.ndarray, np.generic)
-  ):
-    return value
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
-    raise ValueError(f'{name}={value!r} was given; give a number.')
-  return float(value)
+  if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+    kinds = (np.integer, np.floating)
+    if any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+      return value
+  elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    return float(value)
+  raise ValueError(f'{name}={value!r} was given; give a real number.')
 
 
 def one(name: str, value: Any) -> Any:
@@ -113,7 +118,7 @@ def weights(values: Any, at_least: float = -math.inf) -> Any:
 
   Raises:
     ValueError: unless all are finite numbers and none is below `at_least`; if
-      negative weights are refused, one must be above zero.
+      negative weights are refused, one must be above zero, and none far from 1.
   """
   if values is None:
     return None
@@ -133,7 +138,25 @@ def weights(values: Any, at_least: float = -math.inf) -> Any:
     some = functools.reduce(np.logical_or, values, False)
     if at_least == 0 and not np.all(some):
       raise ValueError('All weights are 0; give at least one above 0.')
+    if at_least == 0:
+      _demand_ordinary(values)
   return values
+
+
+def _demand_ordinary(values: Sequence[Any]) -> None:
+  """Refuses weights with which float32 does not hold all that is made of them.
+
+  Sums, their reciprocals, and products with parameters: below 1e-38 they become
+  0, above 3e38 infinite.
+  """
+  low, high = _ORDINARY
+  for value in values:
+    sizes = np.asarray(value, np.float64)
+    if np.any((sizes != 0) & ((sizes < low) | (sizes > high))):
+      raise ValueError(
+        f'weights={values!r} were given; give 0, or numbers between 1e-30 and '
+        '1e30: only their ratios matter.'
+      )
 
 
 def experts(given: Any) -> list[Any]:

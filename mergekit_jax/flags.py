@@ -37,6 +37,7 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
         "'.*/embedding:base' or '.*/mlp/.*:density=0.5'."
       )
     regex, change = found.groups()
+    _demand_new('override', regex, overrides)
     if change == 'base':
       overrides[regex] = 'base'
     elif arguments.sweep or len(merges) > 1:
@@ -52,6 +53,7 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
   stacked = {}
   for rule in arguments.stacked_axes:
     regex, axes = _split(rule, 'stacked_axes', '.*/layers/.*=1')
+    _demand_new('stacked_axes', regex, stacked)
     stacked[regex] = tuple(_integer('stacked_axes', a) for a in axes.split(','))
   axes = _mesh_axes(arguments.mesh) if arguments.mesh else None
   return {
@@ -175,7 +177,7 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
     choices = [items for option, items in sweeps if option in own]
     wanted += math.prod(map(len, choices))
     for chosen in itertools.product(*choices):
-      options = _set_options(make, arguments) | _options(make, ','.join(chosen))
+      options = _set_options(make, arguments, chosen)
       parts = [name] if len(arguments.method) > 1 else []
       rule = merges['-'.join([*parts, *chosen])] = make(**options)
       # 0.3 and 0.30 are two names of one value.
@@ -199,13 +201,15 @@ def _doubt(method: str, given: Collection[str]) -> None:
 
 
 def _set_options(
-  make: Callable[..., Any], arguments: argparse.Namespace
+  make: Callable[..., Any],
+  arguments: argparse.Namespace,
+  swept: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """What --set says of the options that a method has, and --weights."""
+  """What --set and a sweep say of a method's options, and --weights."""
   items = [
     item for item in _set_items(arguments) if _has(make, _option_of(item))
   ]
-  options = _options(make, ','.join(items))
+  options = _options(make, ','.join([*items, *swept]))
   if arguments.weights:
     texts = ','.join(arguments.weights).split(',')
     options['weights'] = tuple(_number('weights', text) for text in texts)
@@ -252,7 +256,7 @@ def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
     if name in options:
       raise ValueError(
         f'{name} was given twice, as {options[name]!r} and as {value!r}. Give '
-        'an option once in --set, --sweep or an --override.'
+        'an option once in --set or --sweep, and once in an --override.'
       )
     options[name] = _value(value)
   return options
@@ -271,6 +275,7 @@ def _partition_rules(rules: Sequence[str]) -> dict[str, Any] | None:
   specs = {}
   for rule in rules:
     regex, axes = _split(rule, 'partition_rules', '.*/kernel=fsdp,-')
+    _demand_new('partition_rules', regex, specs)
     entries = [
       None if axis == '-' else tuple(axis.split('+'))
       for axis in axes.split(',')
@@ -287,6 +292,12 @@ def _mesh_axes(text: str) -> dict[str, int]:
       raise ValueError(f'--mesh {text!r} names the axis {name!r} twice.')
     axes[name] = _integer('mesh', size)
   return axes
+
+
+def _demand_new(flag: str, regex: str, given: Collection[str]) -> None:
+  """Raises ValueError if a flag names an expression for the second time."""
+  if regex in given:
+    raise ValueError(f'--{flag} names {regex!r} twice; give it once.')
 
 
 def _split(text: str, flag: str, example: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import itertools
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 from etils import epath
 
 from mergekit_jax import checks
-from mergekit_jax.checkpoint import FORMATS, orbax_layout
+from mergekit_jax.checkpoint import FORMATS, orbax_layout, orbax_write
 from mergekit_jax.checkpoint.remote import (
   as_path,
   demand_possible_output,
+  is_local,
   real_path,
 )
-from mergekit_jax.checkpoint.replace import check_destination
+from mergekit_jax.checkpoint.replace import (
+  check_destination,
+  holds_nothing_else,
+)
 from mergekit_jax.job import Job
 from mergekit_jax.report import is_report, report_path
 
@@ -52,8 +57,9 @@ class Output:
         put several in their places.
 
     Raises:
-      ValueError: if an option belongs to another format, the output and a
-        source lie in each other, or it would be taken for a step of others.
+      ValueError: if an option belongs to another format, the format cannot hold
+        the tree, the output and a source lie in each other, it lies in another
+        checkpoint, or it would be taken for a step of others.
       FileExistsError: if the output exists, or another file where its report
         is to lie.
     """
@@ -67,6 +73,8 @@ class Output:
           f'{name}={value!r} was given, which is an option of {other}, but the '
           f'output is {format}. Leave it out, or give format={other!r}.'
         )
+    if format == 'orbax':
+      orbax_write.demand_storable(job.output_specs())
     for source in job.models:
       read = source.checkpoint
       # Its files may be links into the output.
@@ -78,6 +86,12 @@ class Output:
           'lie in each other. Give an output outside of all sources; sources '
           'are never written to.'
         )
+    if around := _checkpoint_around(self.path):
+      raise ValueError(
+        f'output={self.path} lies in {around}, which is a checkpoint. It '
+        'would not be replaced any more with something else in it: give a '
+        'directory outside of it.'
+      )
     if orbax_layout.would_be_step(self.path):
       parent = self.path.parent
       raise ValueError(
@@ -151,6 +165,22 @@ def _output(
   """
   real = real_path(as_path(path))
   return Output(number, name, method, real, checks.seed('seed', seed))
+
+
+def _checkpoint_around(path: epath.Path) -> epath.Path | None:
+  """The checkpoint in which an output would lie, if there is one.
+
+  Steps of a CheckpointManager and safetensors files may have other things
+  beside them, except in the output of a merge.
+  """
+  # Of an object store, where each look takes a while, the nearest alone.
+  for parent in path.parents if is_local(path) else [path.parent]:
+    with contextlib.suppress(PermissionError):  # of what is not the user's
+      if orbax_layout.is_part(parent) or (
+        is_report(report_path(parent)) and holds_nothing_else(parent)
+      ):
+        return parent
+  return None
 
 
 def _overlap(one: epath.Path, other: epath.Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+import re
 
 from absl.flags import argparse_flags
 
@@ -52,6 +53,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   check.add_argument('checkpoint')
 
   commands.add_parser('methods', help='print methods and options')
+  for command in (merge, plan):
+    # Later versions of Python do so themselves. In 3.11 what begins like
+    # --weights -0.5,1 or -1e-1 is taken for a flag.
+    command._negative_number_matcher = re.compile(r'-\.?\d')
   return parser.parse_args(argv[1:])
 
 

@@ -57,11 +57,10 @@ class CheckpointSink:
     self._wait(self._behind)
 
   def copy(self, loading: Loading) -> None:
-    dtype = loading.unit.tensor.dtype
     parts = zip(loading.parts, loading.buffers[0], strict=True)
     self._start(
       loading.unit,
-      [(p.index, b.astype(dtype, copy=False)) for p, b in parts if p.is_first],
+      [(p.index, b) for p, b in parts if p.is_first],
       {},
     )
     self._wait(0)  # before the buffers are read into again

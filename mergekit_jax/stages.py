@@ -229,9 +229,9 @@ def disjoint_mean(
     A stage: deltas, float32 `[*shape]` each, to one of these.
 
   Raises:
-    ValueError: if a weight is negative or not finite, `election` or `zero_mass`
-      is unknown or, as they are merged, there are not as many weights as
-      experts.
+    ValueError: if a weight is negative, not finite, or neither 0 nor between
+      1e-30 and 1e30, `election` or `zero_mass` is unknown or, as they are
+      merged, there are not as many weights as experts.
   """
   return DisjointMean(
     checks.weights(weights, at_least=0),

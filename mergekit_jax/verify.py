@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 import json
 import math
+from typing import Any
 
 from etils import epath
 import numpy as np
 
-from mergekit_jax.checkpoint import open_checkpoint
+from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
 from mergekit_jax.report import report_path
 from mergekit_jax.sink import checksum
 
@@ -41,33 +43,45 @@ def verify(output: epath.PathLike) -> list[str]:
       f'{report} is no report of a merge, or is damaged ({error}); restore it '
       'from a copy, or merge again.'
     ) from error
-  damage = [
-    f'{path}: {recorded:,} of its {math.prod(spec.shape):,} elements have a '
-    'checksum'
-    for path, spec in checkpoint.specs.items()
-    for recorded in [
-      sum(math.prod(shape) for _, shape, _ in checksums.get(path, []))
-    ]
-    if recorded != math.prod(spec.shape)
+  return [
+    sentence
+    for path in dict.fromkeys((*checkpoint.specs, *checksums))
+    for sentence in _damage(checkpoint, path, checksums.get(path, []))
   ]
-  for path, parts in checksums.items():
-    if path not in checkpoint.specs:
-      damage.append(f'{path}: missing')
+
+
+def _damage(
+  checkpoint: Checkpoint, path: str, parts: Sequence[Any]
+) -> Iterator[str]:
+  """Yields a sentence for everything that is wrong with one array.
+
+  Args:
+    checkpoint: the output.
+    path: the array.
+    parts: the origin, the shape and the checksum of each part of it.
+  """
+  if path not in checkpoint.specs:
+    yield f'{path}: missing'
+    return
+  spec = checkpoint.specs[path]
+  recorded = sum(math.prod(shape) for _, shape, _ in parts)
+  if recorded != math.prod(spec.shape):
+    yield (
+      f'{path}: {recorded:,} of its {math.prod(spec.shape):,} elements have a '
+      'checksum'
+    )
+  for origin, shape, expected in parts:
+    index = tuple(
+      slice(start, start + size)
+      for start, size in zip(origin, shape, strict=True)
+    )
+    block = np.empty(shape, spec.dtype)
+    try:
+      checkpoint.read_into(path, index, block).result()
+    except Exception as error:
+      yield f'{path}: the part at {origin} cannot be read: {error}'
       continue
-    for origin, shape, expected in parts:
-      index = tuple(
-        slice(start, start + size)
-        for start, size in zip(origin, shape, strict=True)
+    if checksum(block) != expected:
+      yield (
+        f'{path}: the part at {origin} of shape {shape} is not what was written'
       )
-      block = np.empty(shape, checkpoint.specs[path].dtype)
-      try:
-        checkpoint.read_into(path, index, block).result()
-      except Exception as error:
-        damage.append(f'{path}: the part at {origin} cannot be read: {error}')
-        continue
-      if checksum(block) != expected:
-        damage.append(
-          f'{path}: the part at {origin} of shape {shape} is not what was '
-          'written'
-        )
-  return damage

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cli, flags, job, sharding, verify
+from mergekit_jax import cli, flags, job, sharding, streamed, verify
 from mergekit_jax.checkpoint import source
 from tests import checkpoints, models
 
@@ -403,6 +403,24 @@ class TestArguments:
   def test_format(self, refused):
     refused(ValueError, "format='gguf' was given", format='gguf')
 
+  def test_an_empty_leaf_in_orbax(self, refused, merge, tmp_path, monkeypatch):
+    """No option leaves it out; it is refused before a stage is made."""
+    model = tmp_path / 'model.safetensors'
+    checkpoints.save_safetensors(model, {'a': np.ones(2), 'z': np.ones((0, 3))})
+    merge(base=None, experts=[model])
+    what_to_do = 'Write safetensors, or take it out of the base'
+    monkeypatch.setattr(streamed, 'staged', pytest.fail)
+    for overrides in (None, {'z': 'base'}):
+      message = refused(
+        *(ValueError, 'z is empty (shape (0, 3)), and Orbax cannot store'),
+        base=model,
+        experts=[model],
+        format='orbax',
+        output=tmp_path / 'new',
+        overrides=overrides,
+      )
+      assert what_to_do in message
+
   def test_mesh_larger_than_the_devices(self):
     with pytest.raises(ValueError) as caught:
       sharding.make_mesh({'fsdp': 8, 'tensor': 2})
@@ -500,11 +518,27 @@ class TestCommandLine:
       ['--set', 'scale=0.3', 'scale=0.5'],
       ['--set', 'scale=0.3', '--set', 'scale=0.5'],
       ['--sweep', 'scale=0.3,0.5', '--sweep', 'scale=1'],
+      ['--set', 'scale=7', '--sweep', 'scale=0.1,0.2'],
       ['--override', '.*:scale=1,scale=2'],
     ],
   )
   def test_an_option_that_is_given_twice(self, given):
     self.check('scale was given twice', '--method=ties', *given)
+
+  @pytest.mark.parametrize(
+    'flag, rules',
+    [
+      ('override', ['.*/emb:base', '.*/emb:density=0.5']),
+      ('stacked_axes', ['.*/emb=0', '.*/emb=1']),
+      ('partition_rules', ['.*/emb=-,fsdp', '.*/emb=fsdp']),
+    ],
+  )
+  def test_an_expression_that_is_given_twice(self, flag, rules):
+    """The first match wins, and the last one must not replace it."""
+    message = f"--{flag} names '.*/emb' twice; give it once."
+    self.check(message, '--method=ties', f'--{flag}', *rules)
+    apart = [x for rule in rules for x in (f'--{flag}', rule)]
+    self.check(message, '--method=ties', *apart)
 
   def test_a_value_that_is_swept_twice(self):
     self.check('same merge twice', '--method=ties', '--sweep=scale=0.3,0.30')
@@ -636,6 +670,46 @@ class TestOutput:
     link.symlink_to(path)
     arguments = {'experts': [path], 'output': link / below}
     refused(ValueError, 'lie in each other', overwrite=True, **arguments)
+
+  @pytest.mark.parametrize('format', ['safetensors', 'orbax'])
+  def test_lies_in_another_output(self, refused, merge, tmp_path, format):
+    """Which could not be overwritten any more."""
+    merge(output=tmp_path / 'done', format=format)
+    for below in ('x', 'x/y'):
+      output = tmp_path / 'done' / below
+      message = f'lies in {tmp_path / "done"}, which is a checkpoint'
+      refused(ValueError, message, output=output, overwrite=True)
+    merge(output=tmp_path / 'done', format=format, overwrite=True)
+
+  def test_lies_beside_the_step_of_another_output(
+    self, refused, merge, tmp_path
+  ):
+    source, done = tmp_path / 'source', tmp_path / 'done'
+    with ocp.CheckpointManager(source, item_names=('items',)) as steps:
+      steps.save(0, args=ocp.args.Composite(items=ocp.args.PyTreeSave(BASE)))
+    merge(base=source, output=done)
+    assert [path.name for path in done.iterdir()] == ['0']
+    refused(ValueError, f'lies in {done}, which', output=done / 'x')
+
+  def test_lies_in_a_step(self, refused, merge, tmp_path):
+    manager = tmp_path / 'manager'
+    with ocp.CheckpointManager(manager, item_names=('items',)) as steps:
+      steps.save(0, args=ocp.args.Composite(items=ocp.args.PyTreeSave(BASE)))
+    for step in (manager / '0', manager / '0' / 'items'):
+      refused(ValueError, f'lies in {step}, which', output=step / 'out')
+    merge(output=manager / 'merged')
+
+  def test_lies_where_other_things_lie(self, merge, tmp_path):
+    """Also if the first of them is a model that was downloaded there."""
+    model = tmp_path / 'all' / 'model.safetensors'
+    model.parent.mkdir()
+    checkpoints.save_safetensors(model, {'w': np.ones(3, np.float32)})
+    merge(output=tmp_path / 'all' / 'one')
+    merge(output=tmp_path / 'all' / 'other')
+    # The report is of an output that was moved.
+    (tmp_path / 'all' / 'one').rename(tmp_path / 'moved')
+    (tmp_path / 'all' / 'one').mkdir()
+    merge(output=tmp_path / 'all' / 'one' / 'x')
 
   @pytest.mark.parametrize('layout', ['safetensors', 'orbax'])
   def test_holds_what_an_input_links_to(self, layout, refused, tmp_path):

@@ -74,6 +74,10 @@ class TestParse:
         mk.task_arithmetic(0.4, [1, -0.5]),
       ),
       (
+        ['task_arithmetic', '--weights', '-0.5,1', '-1e-1', '-.25,-3'],
+        mk.task_arithmetic(weights=[-0.5, 1, -0.1, -0.25, -3]),
+      ),
+      (
         ['ties', '--set', 'density=0.3', '--set', 'scope=tensor,scale=2'],
         mk.ties(0.3, 2.0, scope='tensor'),
       ),

@@ -660,10 +660,32 @@ class TestErrors:
     call = lambda: mk.merge(make(np.full(5, 0.5)), EXPERTS, BASE, key=0)
     self.fails(rf'{name} is an array of shape \(5,\); .* one number', call)
 
-  @pytest.mark.parametrize('value', ['0.5', True, None, [0.5]])
+  @pytest.mark.parametrize(
+    'value',
+    [
+      *('0.5', True, None, [0.5], 0.5j, np.str_('0.5')),
+      *(np.bool_(True), np.complex64(0.5), np.array(0.5, object)),
+      *(jnp.array(True), jnp.array([0.5 + 1j])),
+    ],
+    ids=repr,
+  )
   def test_numbers(self, value):
-    self.fails('scale=.*give a number', lambda: mk.ties(scale=value))
-    self.fails('density=.*give a number', lambda: mk.ties(density=value))
+    real = 'give a real number'
+    self.fails(f'scale=.*{real}', lambda: mk.ties(scale=value))
+    self.fails(f'density=.*{real}', lambda: mk.ties(density=value))
+    self.fails(f'weight=.*{real}', lambda: mk.task_arithmetic(weights=[value]))
+
+  @pytest.mark.parametrize('dtype', ['bool', 'complex64'])
+  def test_traced_numbers(self, dtype):
+    made = lambda value: jax.tree.leaves(mk.task_arithmetic(value))
+    value = np.ones((), dtype)
+    self.fails('give a real number', lambda: jax.jit(made)(value))
+    self.fails('give a real number', lambda: jax.vmap(made)(value[None]))
+
+  @pytest.mark.parametrize('dtype', ['int8', 'uint32', 'float16', 'bfloat16'])
+  def test_numbers_of_every_size(self, dtype):
+    merged = mk.merge(mk.task_arithmetic(jnp.ones((), dtype)), EXPERTS, BASE)
+    compare.same_bits(merged, mk.merge(mk.task_arithmetic(), EXPERTS, BASE))
 
   @pytest.mark.parametrize('value', [float('nan'), float('inf')])
   def test_finite(self, value):
@@ -684,6 +706,29 @@ class TestErrors:
       batch = [jnp.array([1, -1]), jnp.array([1, 1])]
       self.fails('weights of 0 or more', functools.partial(make, batch))
     assert mk.task_arithmetic(weights=[1, -1])  # takes a task away
+
+  @pytest.mark.parametrize('make', [mk.average, mk.disjoint_mean])
+  @pytest.mark.parametrize('value', [1e-40, 1e-37, 1e38, 1e39, 1e300])
+  def test_weights_that_float32_cannot_work_with(self, make, value):
+    """Products with them, or reciprocals of their sum, became 0 or NaN."""
+    ratios = (
+      'give 0, or numbers between 1e-30 and 1e30: only their ratios matter'
+    )
+    self.fails(ratios, lambda: make([value] * 3))
+    self.fails(ratios, lambda: make([1, 0, value]))
+    self.fails(ratios, lambda: make([1, np.array([1, value])]))
+    if value < np.finfo(np.float32).max:
+      self.fails(ratios, lambda: make(jnp.array([value, 1.0])))
+
+  @pytest.mark.parametrize('value', [1e-30, 1e30 / 3])
+  @pytest.mark.parametrize('dtype', ['float32', 'float64'])
+  def test_weights_whose_ratios_alone_matter(self, value, dtype):
+    weights = value * np.array([3, 1, 0], dtype)
+    zeros, deltas = jnp.zeros(2), ([4.0, 1e-6], [8.0, 2e-6], [7.0, -1.0])
+    for method in (mk.average(weights), mk.ties(1.0, weights=weights)):
+      merged = mk.merge(method, [jnp.array(d) for d in deltas], zeros)
+      # By hand: (3 a + b) / 4.
+      np.testing.assert_allclose(merged, [5.0, 1.25e-6], rtol=1e-6)
 
   def test_names(self):
     self.fails(r"scope='tensr'.*'tensor'\?", lambda: mk.ties(scope='tensr'))

@@ -97,6 +97,19 @@ def test_a_leaf_that_nobody_recorded(merged):
   assert len(verify(merged)) == 2
 
 
+def test_all_that_is_wrong_with_one_leaf_is_named(merged):
+  report = merged.parent / 'out.report.json'
+  facts = json.loads(report.read_text())
+  facts['checksums']['params/b'] = [[[0], [2], 7], [[4], [2], 7]]
+  report.write_text(json.dumps(facts))
+  few, changed, unreadable = verify(merged)
+  assert few == 'params/b: 4 of its 5 elements have a checksum'
+  assert changed == (
+    'params/b: the part at [0] of shape [2] is not what was written'
+  )
+  assert unreadable.startswith('params/b: the part at [4] cannot be read: ')
+
+
 def test_a_report_whose_checksums_have_no_names(merged):
   report = merged.parent / 'out.report.json'
   report.write_text(json.dumps({'checksums': [1, 2]}))

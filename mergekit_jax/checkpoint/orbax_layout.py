@@ -72,6 +72,15 @@ def items_beside(item: epath.Path) -> list[str]:
   return [other.name for other in _items(item.parent) if other != item]
 
 
+def is_part(path: epath.Path) -> bool:
+  """Whether a directory is an item, a step or the top of a save.
+
+  A CheckpointManager's is none: other things may lie beside the steps.
+  """
+  # Of objects this asks for two; to list what is there may take long.
+  return any((path / name).is_file() for name in (ITEM_METADATA, STEP_METADATA))
+
+
 def would_be_step(path: epath.Path) -> bool:
   """Whether a CheckpointManager of the directory around takes it for a step."""
   return (

@@ -83,8 +83,7 @@ def write_orbax(
   path = epath.Path(path)
   if remote.is_local(path):
     path = path.absolute()
-  if not _arrays(specs):
-    raise ValueError('The tree to write has no jax.ShapeDtypeStruct leaf.')
+  demand_storable(specs)
   if compression is not None:
     checks.one_of('compression', compression, ['zstd'])
   like = like or source.OrbaxLayout()
@@ -143,7 +142,12 @@ class _KeptTemporaryPath(atomicity.AtomicRenameTemporaryPath):
     await super().finalize()
 
 
-def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def demand_storable(specs: Any) -> None:
+  """Raises ValueError if Orbax cannot store a tree.
+
+  Then there are no arrays, two have the same path or the same name in Orbax, or
+  one is empty.
+  """
   leaves, stored = [], {}
   for keys, leaf in jax.tree.leaves_with_path(specs):
     if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -161,9 +165,10 @@ def _arrays(specs: Any) -> dict[str, jax.ShapeDtypeStruct]:
     if 0 in leaf.shape:
       raise ValueError(
         f'{path} is empty (shape {leaf.shape}), and Orbax cannot store empty'
-        ' arrays. Leave it out, or write safetensors.'
+        ' arrays. Write safetensors, or take it out of the base.'
       )
-  return source.collect_specs(leaves)
+  if not source.collect_specs(leaves):
+    raise ValueError('The tree to write has no jax.ShapeDtypeStruct leaf.')
 
 
 def _registry(handler: ocp.type_handlers.TypeHandler) -> Any:

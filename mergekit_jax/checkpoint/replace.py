@@ -45,7 +45,7 @@ def check_destination(path: epath.Path, overwrite: bool, resume: bool) -> None:
       ' it is then replaced once the new one is complete.'
     )
   # A mistyped path must not cost somebody a home directory.
-  if not _holds_nothing_else(path):
+  if not holds_nothing_else(path):
     raise FileExistsError(
       f'{path} exists and is not a checkpoint and nothing else, so it is not'
       ' replaced. Give another path, or delete it yourself.'
@@ -56,7 +56,8 @@ def is_empty(path: epath.Path) -> bool:
   return path.is_dir() and not any(path.iterdir())
 
 
-def _holds_nothing_else(path: epath.Path) -> bool:
+def holds_nothing_else(path: epath.Path) -> bool:
+  """Whether a directory is a checkpoint that can be replaced as a whole."""
   try:
     return _is_safetensors(path) or orbax_layout.holds_nothing_else(path)
   except ValueError:

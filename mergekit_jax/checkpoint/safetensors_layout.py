@@ -95,12 +95,13 @@ def find_shards(
   if not path.is_dir():
     return ({path: None}, '') if path.name.endswith(SUFFIX) else None
   children = sorted(path.iterdir())
-  # Not every name in a cache leads to a file.
-  indexes = [
-    child.name
+  # Not every name leads to a file: in a cache some lead nowhere.
+  called = lambda suffix: [
+    child
     for child in children
-    if child.name.endswith(INDEX_SUFFIX) and child.exists()
+    if child.name.endswith(suffix) and child.is_file()
   ]
+  indexes = [index.name for index in called(INDEX_SUFFIX)]
   if INDEX in indexes:
     indexes = [INDEX]
   if len(indexes) > 1:
@@ -110,7 +111,7 @@ def find_shards(
     )
   if indexes:
     return _shards_of_index(path / indexes[0]), indexes[0]
-  files = [child for child in children if child.name.endswith(SUFFIX)]
+  files = called(SUFFIX)
   if len(files) > 1:
     raise ValueError(
       f'{path} holds {[file.name for file in files]} but no {INDEX} that'
@@ -136,7 +137,7 @@ def _shards_of_index(index: epath.Path) -> dict[epath.Path, set[str] | None]:
       )
     shards.setdefault(index.parent / file_name, set()).add(name)
   whole = index.parent / index.name.removesuffix('.index.json')
-  if whole not in shards and whole.exists():
+  if whole not in shards and whole.is_file():
     raise ValueError(
       f'{index.parent} holds {whole.name}, which is a model to some readers, '
       f'and {index.name}, which names other files. Give the path of '

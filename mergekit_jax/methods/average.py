@@ -25,7 +25,8 @@ def average(weights: Weights = None) -> Average:
     A rule: elementwise, no rounds.
 
   Raises:
-    ValueError: if a weight is negative or not finite, or all are 0.
+    ValueError: if a weight is negative or not finite, or all are 0, or one is
+      neither 0 nor between 1e-30 and 1e30.
   """
   return Average(checks.weights(weights, at_least=0))
 

@@ -349,6 +349,17 @@ def test_an_impossible_output_is_refused(local, store, output, options, why):
   assert not store.sent
 
 
+def test_an_output_in_a_checkpoint_is_refused(local, store):
+  output = f's3://{s3.BUCKET}/run/merged/x'
+  with pytest.raises(ValueError, match='run/merged, which is a checkpoint'):
+    merge(local, output)
+  sent = [(method, path) for method, path, *_ in store.sent]
+  assert {method for method, _ in sent} <= {'GET', 'HEAD'}
+  # A few looks are enough, and nothing is listed.
+  assert len(sent) <= 3, sent
+  assert not store.keys('run/merged/x')
+
+
 def test_command_line(local, store, capsys):
   def run(*arguments):
     status = cli.main(cli.parse(['mergekit-jax', *map(str, arguments)]))

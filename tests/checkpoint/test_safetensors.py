@@ -315,6 +315,24 @@ def test_index_that_is_not_there(tmp_path, tensors):
   assert set(open_checkpoint(tmp_path).specs) == set(tensors)
 
 
+@pytest.mark.parametrize('other', ['another', 'model-00001-of-00002', ''])
+def test_names_that_lead_to_no_file(tmp_path, tensors, other):
+  """They are no second model, and where they are alone there is none."""
+  (tmp_path / f'{other}.safetensors').mkdir()
+  (tmp_path / f'{other}{INDEX}').mkdir()
+  (tmp_path / 'link.safetensors').symlink_to('nowhere')
+  with pytest.raises(ValueError, match='is not a checkpoint'):
+    open_checkpoint(tmp_path)
+  save_file(tensors, tmp_path / 'model.safetensors')
+  assert set(open_checkpoint(tmp_path).specs) == set(tensors)
+
+
+def test_a_directory_called_as_a_model_beside_shards(tmp_path, tensors):
+  _save_shards(tmp_path, tensors)
+  (tmp_path / 'model.safetensors').mkdir()
+  assert set(open_checkpoint(tmp_path).specs) == set(tensors)
+
+
 @pytest.mark.skipif(
   not os.path.exists(FILES),
   reason='only Linux lists the files that a process has open in /proc',

@@ -114,6 +114,22 @@ class TestWhatIsDone:
         pass
 
 
+class TestWhatIsKept:
+  def test_units_are_counted_once(self, tmp_path, caplog):
+    """However many processes have written parts of them."""
+    directory = tmp_path / 'out.mergekit-tmp'
+    with caplog.at_level('WARNING', logger='absl'):
+      with pytest.raises(RuntimeError, match='stop'):
+        with staged(tmp_path / 'out'):
+          for process, units in enumerate([(4, 2), (2, 3, 4), (4,)]):
+            lines = writer(directory, process)
+            for unit in units:
+              lines.add(unit, {'parts': []})
+            lines.close()
+          raise RuntimeError('stop')
+    assert 'stopped after 3 units' in caplog.text
+
+
 class TestDestination:
   def publish(self, path, overwrite=False):
     with staged(path, overwrite=overwrite, resume=False) as made:

@@ -322,7 +322,6 @@ def _keep_or_remove(stage: Stage) -> None:
       return
     # Not what another merge has begun, which took this over.
     stage.demand_ours()
-    # Every process notes a unit of which it has written a part.
     written = len(set().union(*journal.read_all(stage.directory)))
     if not written and not stage.complete:
       stage.remove()

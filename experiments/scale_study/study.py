@@ -180,6 +180,9 @@ class Study:
     write_text(self.folder.collected, ''.join(lines))
     write_json(self.folder.root / 'gates.json', [*map(gates.as_json, checked)])
     write_text(self.folder.root / 'rouge_l.csv', rouge_l.table(rows))
+    # Of all sizes alike.
+    asked = self.size(next(iter(self.config.sizes))).examination.test_examples()
+    write_json(self.folder.root / 'questions.json', asked)
     said = analyse(self.folder.root) if jax.process_index() == 0 else ''
     if missing:
       said += f'\nNot done yet, and in no figure: {", ".join(missing)}.'

@@ -14,6 +14,7 @@ import pytest
 
 from experiments.scale_study import configs, loading, study_config
 from experiments.scale_study.analysis import (
+  accuracies,
   aggregate,
   effects,
   measures,
@@ -58,6 +59,15 @@ def test_a_study_goes_on_in_the_committed_results(preset, settings):
   if asked := record.pop('questions', None):
     assert asked == loading.digest(config, loading.load_source(config))
   assert study_config.differences(config, record) == {}
+
+
+@pytest.mark.parametrize('preset', ['cpu', 'full', 'smollm2'])
+def test_accuracies_follow_from_the_cells(preset):
+  folder = RESULTS / preset
+  text = accuracies.text(
+    Results.load(folder), accuracies.load_questions(folder)
+  )
+  assert (folder / 'tables' / 'accuracies.md').read_text('utf-8') == text
 
 
 def gaps(split):

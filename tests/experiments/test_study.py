@@ -90,6 +90,19 @@ def test_the_analysis_reads_what_a_study_writes(undisturbed):
   )
 
 
+def test_scores_are_parts_of_the_questions_that_are_noted(undisturbed):
+  root = undisturbed.folder.root
+  questions = json.loads((root / 'questions.json').read_text())
+  tasks = set()
+  for cell in cells.load(root / 'cells.jsonl'):
+    if cell.split == 'test':
+      tasks |= {*cell.held_in, *cell.held_out}
+      for task in (*cell.held_in, *cell.held_out):
+        right = cell.scores[task] * questions[task]
+        assert right == pytest.approx(round(right), abs=1e-6)
+  assert questions.keys() == tasks
+
+
 def test_what_is_written_has_rouge_l_beside_exact_match(undisturbed):
   with (undisturbed.folder.root / 'rouge_l.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))

@@ -2,9 +2,9 @@
 
   python -m experiments.scale_study.analysis RESULTS_DIR
 
-Reads cells.jsonl, gates.json and, if it is there, rouge_l.csv, and writes
-verdicts.json, law.json, tables/*.csv, tables/verdicts.md, figures/*.png and
-report.html beside them.
+Reads cells.jsonl, gates.json and, if they are there, questions.json and
+rouge_l.csv, and writes verdicts.json, law.json, tables, figures and report.html
+beside them.
 The same files give the same numbers, under the same NumPy and SciPy.
 """
 

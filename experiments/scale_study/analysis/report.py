@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scale_study.analysis import (
+  accuracies,
   figures,
   html,
   law,
@@ -35,6 +36,10 @@ def analyse(folder: Path) -> str:
   _write_json(folder / 'verdicts.json', verdicts.by_finding(judged))
   _write_json(folder / 'law.json', [dataclasses.asdict(fit) for fit in fits])
   tables.write_all(results, judged, fits, folder / 'tables')
+  questions = accuracies.load_questions(folder)
+  (folder / 'tables' / 'accuracies.md').write_text(
+    accuracies.text(results, questions), 'utf-8'
+  )
   (folder / 'figures').mkdir(exist_ok=True)
   pictures = []
   for picture in figures.draw_all(results, judged, fits):

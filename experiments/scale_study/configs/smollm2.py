@@ -2,7 +2,6 @@ r"""A real language model on two cores: SmolLM2-135M-Instruct on real texts.
 
   pip install -e '.[study,real]' && apt-get install wordnet-base
   python -m experiments.scale_study --preset=smollm2
-  python -m experiments.tools.accuracy_table results/smollm2
 
 The model (98 MB) and the texts are fetched and kept in `~/.cache`. Everything
 is cut until three seeds take an hour: a step of an expert costs 2 to 3 CPU

@@ -21,8 +21,9 @@ import numpy as np
 _UNITS = {'': 1, 'k': 10**3, 'm': 10**6, 'g': 10**9, 't': 10**12}
 _UNITS |= {'ki': 2**10, 'mi': 2**20, 'gi': 2**30, 'ti': 2**40}
 
-# Weights that are divided by their sum: from 1e-30 to 1e30 in any dtype.
-_ORDINARY = (2.0**-100, 2.0**100)
+# Weights that are divided by their sum: from 1e-18 to 1e18 in any dtype, which
+# leaves room in float32 for their products with parameters.
+_ORDINARY = (2.0**-60, 2.0**60)
 
 
 def _is_traced(x: Any) -> bool:
@@ -154,8 +155,8 @@ def _demand_ordinary(values: Sequence[Any]) -> None:
     sizes = np.asarray(value, np.float64)
     if np.any((sizes != 0) & ((sizes < low) | (sizes > high))):
       raise ValueError(
-        f'weights={values!r} were given; give 0, or numbers between 1e-30 and '
-        '1e30: only their ratios matter.'
+        f'weights={values!r} were given; give 0, or numbers between 1e-18 and '
+        '1e18: only their ratios matter.'
       )
 
 

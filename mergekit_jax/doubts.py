@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import re
 from typing import Any, TYPE_CHECKING
 
@@ -38,7 +38,13 @@ def of_job(job: Job) -> list[list[str]]:
 
 
 def of_plan(plan: Plan, experts: int, number: int) -> list[str]:
-  """Of a merge, by its number, that may take several layers for one."""
+  """Of leaves that may hold several layers but are merged as one.
+
+  Args:
+    plan: the plan.
+    experts: how many are merged.
+    number: of the merge.
+  """
   groups = [
     (
       scope.rules[number],
@@ -47,23 +53,15 @@ def of_plan(plan: Plan, experts: int, number: int) -> list[str]:
     for scope in plan.scopes
     if scope.rules
   ]
-  return unstacked(groups, experts)
-
-
-def unstacked(
-  groups: Iterable[tuple[Any, Mapping[str, tuple[int, ...]]]], experts: int
-) -> list[str]:
-  """Of leaves that may hold several layers but are merged as one.
-
-  Args:
-    groups: rules, and the shapes by path of what each merges unstacked.
-    experts: how many are merged.
-  """
   paths = []
   for rule, shapes in groups:
-    found = [path for path in shapes if tree.looks_stacked(path, shapes[path])]
-    if found and questions.tells_layers_apart(rule, experts):
-      paths += found
+    matters = {}  # by number of dimensions
+    for path, shape in shapes.items():
+      if tree.looks_stacked(path, shape):
+        rank = len(shape)
+        if rank not in matters:
+          matters[rank] = questions.tells_layers_apart(rule, experts, rank)
+        paths += [path] * matters[rank]
   if not paths:
     return []
   return [

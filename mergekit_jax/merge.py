@@ -96,13 +96,6 @@ def merge(
     *doubts.left_out(beside, root, 'merged'),
     *doubts.of_copied(specs, [p for p in specs if p not in covered]),
     *doubts.of_merged({path: shapes[path] for path in covered}, root),
-    *doubts.unstacked(
-      (
-        (rule, {path: shapes[path] for path in paths if not stacked[path]})
-        for (rule,), paths in groups
-      ),
-      len(experts),
-    ),
   ]:
     warnings.warn(doubt, stacklevel=2)
 

@@ -47,30 +47,32 @@ def asked(method: Any, block: Block) -> list[PyTree]:
       )
 
 
-def is_random(method: Any, experts: int) -> bool:
+def is_random(method: Any, experts: int, rank: int = 2) -> bool:
   """Whether a rule draws random numbers, found without data.
 
   Args:
     method: a rule.
     experts: how many it merges.
+    rank: number of dimensions of a leaf.
   """
   try:
-    asked(method, stand_in(2, experts, has_base=True))
+    asked(method, stand_in(rank, experts, has_base=True))
   except NoKeyError:
     return True
   return False
 
 
-def tells_layers_apart(method: Any, experts: int) -> bool:
+def tells_layers_apart(method: Any, experts: int, rank: int) -> bool:
   """Whether it matters to a rule that a leaf holds several layers.
 
   Args:
     method: a rule.
     experts: how many it merges.
+    rank: number of dimensions of the leaf.
   """
-  if needs_of(method) != 'element' or is_random(method, experts):
+  if needs_of(method) != 'element' or is_random(method, experts, rank):
     return True
-  block = stand_in(2, experts, has_base=True)
+  block = stand_in(rank, experts, has_base=True)
   return scope_of(method) == 'tensor' and bool(asked(method, block))
 
 

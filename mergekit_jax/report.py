@@ -52,8 +52,8 @@ class MergeReport:
     ratios: what the method reported, over the whole model: of all entries, or
       of those that count, not a mean of the tensors' ratios.
     warnings: what the user should know.
-    rounds: of totals that the rules ask; each is a read of all boxes but of
-      those that hold all that the totals are about.
+    rounds: how often the rule asks for totals. Each time every box is read once
+      more, but for those that hold all that a total is about.
     units_done: boxes that this run merged or copied.
     units_resumed: boxes that an earlier, unfinished run had merged or copied.
     bytes_read: bytes that this run took from the sources.
@@ -146,7 +146,7 @@ def comparison(reports: Mapping[str, MergeReport]) -> str:
     [
       f'{len(of_all)} merges of {len(of_all[0].tensors)} tensors, '
       f'{len(of_all[0].copied)} copied'
-      + (f', {resumed} boxes resumed' if resumed else ''),
+      + (f', resumed boxes: {resumed}' if resumed else ''),
       f'read {readable(max(report.bytes_read for report in of_all))}, '
       f'wrote {readable(sum(report.bytes_written for report in of_all))} in '
       f'{max(report.seconds for report in of_all):.1f} s; peak memory '

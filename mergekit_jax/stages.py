@@ -230,7 +230,7 @@ def disjoint_mean(
 
   Raises:
     ValueError: if a weight is negative, not finite, or neither 0 nor between
-      1e-30 and 1e30, `election` or `zero_mass` is unknown or, as they are
+      1e-18 and 1e18, `election` or `zero_mass` is unknown or, as they are
       merged, there are not as many weights as experts.
   """
   return DisjointMean(

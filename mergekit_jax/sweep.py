@@ -18,7 +18,6 @@ from mergekit_jax import (
   checks,
   doubts,
   provenance,
-  questions,
   scopes,
   sharding,
   stream,
@@ -113,11 +112,8 @@ def sweep(
         'mesh and partition_rules are for checkpoints; the merge of trees is '
         'sharded as they are.'
       )
-    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    block = questions.stand_in(2, len(experts), base is not None, key)
     for method in methods.values():
       scopes.demand_rule('A method is a rule', method)
-      questions.asked(method, block)  # raises if one does not fit the others
     trees = (
       merge(
         method,

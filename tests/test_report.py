@@ -106,7 +106,7 @@ def test_merges_from_one_read_are_told_a_line_each():
   )
   said = report.comparison({'average': one, 'ties-scale=1': of_two})
   assert said.splitlines() == [
-    '2 merges of 2 tensors, 0 copied, 1 boxes resumed',
+    '2 merges of 2 tensors, 0 copied, resumed boxes: 1',
     'read 1.0 MiB, wrote 2.0 MiB in 2.0 s; peak memory 0 B',
     'norms of the task vectors: 5 5',
     'merge         norm of the merged task vector  density',

@@ -149,7 +149,10 @@ def swept_of(size: Size, subset: Subset) -> list[Merge]:
 
 
 def _kept(scores: Mapping[str, Score], own: Mapping[str, float]) -> float:
-  """Mean over categories of merge ÷ expert; one that fails counts little."""
+  """Mean over categories of merge ÷ expert, which is of each data set.
+
+  An expert that fails counts little.
+  """
   sizes = collections.Counter(map(category, scores))
   return statistics.fmean(
     (score.value / max(own[task], 0.05) for task, score in scores.items()),

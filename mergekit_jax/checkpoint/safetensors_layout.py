@@ -52,6 +52,7 @@ _LONGEST_HEADER = 100_000_000
 # Data that begins here can be used in place.
 _ALIGNMENT = 8
 # What follows the stem in the name of a file, a numbered shard or an index.
+_SHARD = re.compile(r'-\d+-of-(\d+)\.safetensors\Z')
 _AFTER_STEM = re.compile(r'(-\d+-of-\d+)?\.safetensors(\.index\.json)?\Z')
 
 
@@ -117,7 +118,16 @@ def find_shards(
       f'{path} holds {[file.name for file in files]} but no {INDEX} that'
       ' joins them. Give the path of one file, or add the index.'
     )
-  return ({files[0]: None}, '') if files else None
+  if not files:
+    return None
+  shards = _SHARD.search(files[0].name)
+  if shards and int(shards[1]) > 1:
+    raise ValueError(
+      f'{path} holds {files[0].name} alone, one of {int(shards[1])} files, and '
+      f'no {INDEX}. Fetch the others and the index, or give the path of the '
+      'file if it is all that is meant.'
+    )
+  return {files[0]: None}, ''
 
 
 def _shards_of_index(index: epath.Path) -> dict[epath.Path, set[str] | None]:

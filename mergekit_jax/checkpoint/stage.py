@@ -330,7 +330,7 @@ def _keep_or_remove(stage: Stage) -> None:
     logging.warning('%s is left as it is: %s', stage.directory, error)
     return
   logging.warning(
-    'The merge stopped after %d units. They are kept in %s; the same merge, '
+    'The merge stopped after %d boxes. They are kept in %s; the same merge, '
     'started again, does what is missing, and another one into this output '
     'needs resume=False (--noresume).',
     written,

@@ -26,7 +26,7 @@ def average(weights: Weights = None) -> Average:
 
   Raises:
     ValueError: if a weight is negative or not finite, or all are 0, or one is
-      neither 0 nor between 1e-30 and 1e30.
+      neither 0 nor between 1e-18 and 1e18.
   """
   return Average(checks.weights(weights, at_least=0))
 

@@ -327,6 +327,20 @@ def test_names_that_lead_to_no_file(tmp_path, tensors, other):
   assert set(open_checkpoint(tmp_path).specs) == set(tensors)
 
 
+def test_one_shard_of_several_is_no_model(tmp_path, tensors):
+  """Half a download, or a cache of which a part was removed."""
+  file = tmp_path / 'model-00001-of-00002.safetensors'
+  save_file(tensors, file)
+  for link in (None, 'model-00002-of-00002.safetensors'):
+    if link:
+      (tmp_path / link).symlink_to('nowhere')
+    with pytest.raises(ValueError, match='alone, one of 2 files'):
+      open_checkpoint(tmp_path)
+  assert set(open_checkpoint(file).specs) == set(tensors)
+  file.rename(tmp_path / 'model-00001-of-00001.safetensors')
+  assert set(open_checkpoint(tmp_path).specs) == set(tensors)
+
+
 def test_a_directory_called_as_a_model_beside_shards(tmp_path, tensors):
   _save_shards(tmp_path, tensors)
   (tmp_path / 'model.safetensors').mkdir()

@@ -127,7 +127,7 @@ class TestWhatIsKept:
               lines.add(unit, {'parts': []})
             lines.close()
           raise RuntimeError('stop')
-    assert 'stopped after 3 units' in caplog.text
+    assert 'stopped after 3 boxes' in caplog.text
 
 
 class TestDestination:

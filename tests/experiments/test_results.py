@@ -64,10 +64,27 @@ def test_a_study_goes_on_in_the_committed_results(preset, settings):
 @pytest.mark.parametrize('preset', ['cpu', 'full', 'smollm2'])
 def test_accuracies_follow_from_the_cells(preset):
   folder = RESULTS / preset
-  text = accuracies.text(
-    Results.load(folder), accuracies.load_questions(folder)
-  )
+  results, questions = Results.load(folder), accuracies.load_questions(folder)
+  for cell in results.cells:
+    if cell.split == 'test':
+      assert questions.keys() == {*cell.held_in, *cell.held_out}
+  text = accuracies.text(results, questions)
   assert (folder / 'tables' / 'accuracies.md').read_text('utf-8') == text
+
+
+def test_the_readme_has_the_accuracies_of_the_real_model():
+  text = (RESULTS / 'smollm2/tables/accuracies.md').read_text('utf-8')
+  rows = [
+    [entry.strip() for entry in line.strip('|').split('|')]
+    for line in text.splitlines()
+  ]
+  of = {name: dict(zip(rows[0][1:], row, strict=True)) for name, *row in rows}
+  names = ['base', 'experts', 'multitask']
+  names += [f'{m}, N = 4' for m in ('average', 'task_arithmetic')]
+  names += ['dare_ties, N = 4', 'ties, N = 4']
+  for column in ('**held-in**', 'sentence completion'):
+    told = ' | '.join(of[name][column].partition(' ')[0] for name in names)
+    assert f' | {told} |' in read('README.md')
 
 
 def gaps(split):

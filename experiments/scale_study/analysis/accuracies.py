@@ -3,8 +3,8 @@
 Of merges whose hyperparameters were chosen on validation data. An accuracy is
 the mean over the tasks of a category and over all models of a row; held-in
 categories count where their expert is among the merged. A category that may not
-be counted is not testable: it is marked and in no mean. A mean is missing where
-one of the others is.
+be counted is not testable: it is marked and in no mean. Held-in or held-out has
+no mean where one of its categories has no accuracy.
 
 Behind ± is the standard error of an accuracy over the test questions; of scores
 between right and wrong it is that at most. All models answer the same

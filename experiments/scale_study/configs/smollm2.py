@@ -5,7 +5,7 @@ r"""A real language model on two cores: SmolLM2-135M-Instruct on real texts.
 
 The model (98 MB) and the texts are fetched and kept in `~/.cache`. Everything
 is cut until three seeds take an hour: a step of an expert costs 2 to 3 CPU
-seconds and 64 questions 3 to 4. So an expert has 50 steps; a task has 64 test
+seconds and 64 questions 3 to 4.5. So an expert has 50 steps; a task has 64 test
 questions, which makes a standard error of up to 0.06; and there are sixteen
 merges of a subset and, at N = 2, two pairs. The package has no pretrained base,
 and other sizes do not fit.

@@ -108,9 +108,9 @@ def _overview(results: Results) -> str:
     f'{names.counted(len(results.seeds), "seed")}. They repeat the grid of '
     'Yadav et al., “What Matters for Model Merging at Scale?” (arXiv '
     '2410.03617), with small models.',
-    'Held-in scores are divided by those of each task’s expert, held-out '
-    'scores by those of the base. Means are taken within a category, then over '
-    'categories, subsets and seeds.',
+    'Scores are averaged within a category. Held-in ones are then divided by '
+    'those of its expert, held-out ones by those of the base, and means are '
+    'taken over categories, subsets and seeds.',
   )
 
 

@@ -20,23 +20,14 @@ experts disturb each other: so A (or T) may have either sign.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import itertools
-from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
 
+from experiments.scale_study.analysis import least_squares
 from experiments.scale_study.analysis.aggregate import Grid, Results
 from experiments.scale_study.analysis.measures import loss, loss_of_all
 
 FITTED_UP_TO = 4
-
-_NAMES = ('floor', 'B', 'beta', 'A', 'gamma', 'b')
-# Losses, and terms of them, in nats; sizes in units of the smallest.
-_LOWER = (0.0, 0.0, 0.0, -100.0, 0.0, 0.0)
-_UPPER = (100.0, 100.0, 4.0, 100.0, 4.0, 10.0)
-# This near a bound is at it: the solver stays inside by what rounding makes it.
-_NEAR = 1e-6
-_STARTS = tuple(itertools.product((0.2, 1.0), (0.2, 1.0), (0.1, 2.0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +94,8 @@ class Fit:
       k: numbers of experts.
     """
     if self.form == 'all sizes':
-      return law([self.parameters[name] for name in _NAMES], scale, k)
+      numbers = [self.parameters[name] for name in least_squares.NAMES]
+      return least_squares.law(numbers, scale, k)
     floor = self.parameters.get(f'F({size})', np.nan)
     return floor + self.parameters.get(f'T({size})', np.nan) / k
 
@@ -152,9 +144,9 @@ def fit(
   asked = ~np.isnan(losses) & ~fitted & ready[:, None]
   if ready.sum() >= 3:
     scale = parameters / parameters.min()
-    solved = _of_all_sizes(losses, scale, ks, fitted)
+    solved = least_squares.of_all_sizes(losses, scale, ks, fitted)
   else:
-    solved = _of_each_size(losses, ks, fitted, sizes)
+    solved = least_squares.of_each_size(losses, ks, fitted, sizes)
   predicted = solved.predicted
   unchanged, straight = _plain_forecasts(losses, ks, fitted)
   return Fit(
@@ -182,12 +174,6 @@ def fit(
     error_unchanged=_error(losses[asked], unchanged[asked]),
     error_line=_error(losses[asked], straight[asked]),
   )
-
-
-def law(parameters, size, k) -> np.ndarray:
-  """Evaluates the law; `size` is in units of the smallest."""
-  floor, b_, beta, a, gamma, b = parameters
-  return floor + b_ * size**-beta + a * size**-gamma / (k + b)
 
 
 def r_squared(seen: np.ndarray, predicted: np.ndarray) -> float:
@@ -229,127 +215,13 @@ def _fits(grid: Grid) -> Iterator[Fit]:
     )
 
 
-class _Solved(NamedTuple):
-  """A law with its numbers.
-
-  Attributes:
-    form: as in `Fit`.
-    note: as in `Fit`.
-    parameters: by name.
-    undetermined: names of parameters.
-    free: how many parameters were fitted.
-    predicted: loss by the law, [sizes, ks].
-  """
-
-  form: str
-  note: str
-  parameters: dict[str, float]
-  undetermined: tuple[str, ...]
-  free: int
-  predicted: np.ndarray
-
-
-def _of_all_sizes(losses, scale, ks, fitted) -> _Solved:
-  """One law of size and number of experts."""
-  free_b = np.any(fitted, axis=0).sum() >= 3
-  solution, undetermined = _solve(losses, scale, ks, fitted, free_b)
-  return _Solved(
-    'all sizes',
-    '' if free_b else 'b = 0: two numbers of experts cannot tell it from A',
-    _named(_NAMES, solution),
-    undetermined,
-    len(_NAMES) if free_b else len(_NAMES) - 1,
-    law(solution, scale[:, None], ks),
-  )
-
-
-def _of_each_size(losses, ks, fitted, sizes) -> _Solved:
-  """A law of the number of experts for every size."""
-  tails, floors = _lines(losses, 1 / ks, fitted)
-  parameters = {
-    **_named([f'F({size})' for size in sizes], floors),
-    **_named([f'T({size})' for size in sizes], tails),
-  }
-  ready = np.any(fitted, axis=1).sum()
-  return _Solved(
-    'each size',
-    f'{ready} of 3 sizes: the law of all sizes is not settled',
-    parameters,
-    (),
-    len(parameters),
-    floors[:, None] + tails[:, None] / ks,
-  )
-
-
 def _plain_forecasts(losses, ks, fitted) -> tuple[np.ndarray, np.ndarray]:
   """No change after the last k fitted, and a line in log k; [sizes, ks]."""
   last = np.where(fitted, ks, 0).argmax(axis=1)
   unchanged = losses[np.arange(len(losses)), last][:, None]
-  slopes, starts = _lines(losses, np.log(ks), fitted)
+  slopes, starts = least_squares.lines(losses, np.log(ks), fitted)
   straight = starts[:, None] + slopes[:, None] * np.log(ks)
   return np.broadcast_to(unchanged, losses.shape), straight
-
-
-def _solve(
-  losses, scale, ks, fitted, free_b
-) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Least squares from several starts, since the law is not convex."""
-  size = np.broadcast_to(scale[:, None], losses.shape)[fitted]
-  k = np.broadcast_to(ks, losses.shape)[fitted]
-  seen = losses[fitted]
-  free = len(_NAMES) if free_b else len(_NAMES) - 1
-  lower, upper = np.array(_LOWER[:free]), np.array(_UPPER[:free])
-
-  def whole(parameters):
-    return np.append(parameters, np.zeros(len(_NAMES) - free))
-
-  def residuals(parameters):
-    return law(whole(parameters), size, k) - seen
-
-  def start(beta, gamma, b):
-    # With the exponents given, the law is linear in the other three.
-    columns = [np.ones_like(seen), size**-beta, size**-gamma / (k + b)]
-    floor, b_, a = np.linalg.lstsq(np.stack(columns, 1), seen)[0]
-    guess = np.array([floor, b_, beta, a, gamma, b])[:free]
-    return np.clip(guess, lower + 1e-6, upper - 1e-6)
-
-  results = [
-    optimize.least_squares(
-      residuals,
-      start(beta, gamma, b if free_b else 0),
-      bounds=(lower, upper),
-      xtol=1e-14,
-      ftol=1e-14,
-      gtol=1e-14,
-      max_nfev=5000,
-    )
-    for beta, gamma, b in _STARTS
-  ]
-  best = min(results, key=lambda result: result.cost)
-  _, strengths, directions = np.linalg.svd(best.jac)
-  loose = directions[strengths < 1e-6 * strengths.max()]
-  at_lower, at_upper = (
-    np.isclose(best.x, bound, rtol=0, atol=_NEAR) for bound in (lower, upper)
-  )
-  found = np.select([at_lower, at_upper], [lower, upper], best.x)
-  undetermined = at_lower | at_upper | np.any(np.abs(loose) > 0.1, axis=0)
-  names = np.array(_NAMES[:free])[undetermined]
-  return whole(found), tuple(names.tolist())
-
-
-def _lines(losses, x, fitted) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the slope and the start of a line for every size."""
-  lines = [
-    np.polyfit(x[used], row[used], 1) if used.any() else (np.nan,) * 2
-    for row, used in zip(losses, fitted, strict=True)
-  ]
-  slopes, starts = np.transpose(lines)
-  return slopes, starts
-
-
-def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
-  pairs = zip(names, map(float, values), strict=True)
-  return {name: value for name, value in pairs if not np.isnan(value)}
 
 
 def _numbers(losses, predicted, index) -> tuple[float, float]:

@@ -17,17 +17,10 @@ from absl import app, logging
 import jax
 
 import mergekit_jax as mk
-from mergekit_jax import (
-  compiled,
-  described,
-  doubts,
-  flags,
-  forecast,
-  job,
-  roots,
-  verify,
-)
+from mergekit_jax import flags, roots, verify
 from mergekit_jax import report as reports
+from mergekit_jax.forecasting import compiled, described, forecast
+from mergekit_jax.jobs import caveats, job
 from mergekit_jax.parser import parse
 
 # Of glibc's malloc.h.
@@ -219,10 +212,10 @@ def _plan(arguments: argparse.Namespace) -> None:
       f'and {count} experts'
     )
     numbers = range(len(methods))
-    warnings = [doubts.of_plan(plan, count, number) for number in numbers]
+    warnings = [caveats.of_plan(plan, count, number) for number in numbers]
   else:
     made = job.make_job(methods, experts, base, **what)
-    plan, warnings = made.plan, doubts.of_job(made)
+    plan, warnings = made.plan, caveats.of_job(made)
   kernels = []
   if arguments.model or arguments.compile:
     kernels = compiled.compile_kernels(plan)

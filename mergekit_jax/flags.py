@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from absl import logging
 from jax.sharding import PartitionSpec
 
-from mergekit_jax import checks, methods, questions, sharding
+from mergekit_jax import checks, methods, sharding
+from mergekit_jax.driving import questions
 
 _T = TypeVar('_T')
 

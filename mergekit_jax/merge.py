@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mergekit_jax import checks, doubts, roots, scopes, sharding, tree
-from mergekit_jax.block import Block
-from mergekit_jax.drive import run
+from mergekit_jax.driving.block import Block
+from mergekit_jax.driving.drive import run
 from mergekit_jax.kernels.random import key_for
 from mergekit_jax.rule import PyTree
 

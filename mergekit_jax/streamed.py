@@ -15,16 +15,17 @@ from etils import epath
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from mergekit_jax import doubts, provenance, reading, stream, summary
-from mergekit_jax import plan as plans
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import write_checkpoint
 from mergekit_jax.checkpoint.stage import Stage, staged
 from mergekit_jax.checkpoint.writer import handed_over, Write
-from mergekit_jax.job import Job, make_job, SourceChangedError
-from mergekit_jax.outputs import Output, outputs_of
-from mergekit_jax.progress import progress
-from mergekit_jax.sink import CheckpointSink
+from mergekit_jax.jobs import caveats, provenance, summary
+from mergekit_jax.jobs.job import Job, make_job, SourceChangedError
+from mergekit_jax.jobs.outputs import Output, outputs_of
+from mergekit_jax.planning import plan as plans
+from mergekit_jax.streaming import reading, stream
+from mergekit_jax.streaming.progress import progress
+from mergekit_jax.streaming.sink import CheckpointSink
 
 
 def merge_checkpoints(
@@ -142,7 +143,7 @@ def merge_checkpoints(
   )
   for each in outputs:
     each.demand_possible(job, options, overwrite, resume)
-  warnings = doubts.of_job(job)
+  warnings = caveats.of_job(job)
   _log(itertools.chain(*warnings))
   facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]
   with contextlib.ExitStack() as stack:

@@ -14,20 +14,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from mergekit_jax import (
-  checks,
-  doubts,
-  provenance,
-  scopes,
-  sharding,
-  stream,
-)
-from mergekit_jax.block import as_floats
-from mergekit_jax.job import Job, make_job
+from mergekit_jax import checks, scopes, sharding
+from mergekit_jax.driving.block import as_floats
+from mergekit_jax.jobs import caveats, provenance
+from mergekit_jax.jobs.job import Job, make_job
 from mergekit_jax.merge import merge
-from mergekit_jax.plan import Tensor
-from mergekit_jax.progress import progress
-from mergekit_jax.reading import Loading
+from mergekit_jax.planning.plan import Tensor
+from mergekit_jax.streaming import stream
+from mergekit_jax.streaming.progress import progress
+from mergekit_jax.streaming.reading import Loading
 from mergekit_jax.tree import path_of
 
 
@@ -103,7 +98,7 @@ def sweep(
     told = {'allow_nonfinite': allow_nonfinite}
     provenance.demand_agreement(job, methods, seeds, overrides, told)
     if jax.process_index() == 0:
-      for warning in dict.fromkeys(itertools.chain(*doubts.of_job(job))):
+      for warning in dict.fromkeys(itertools.chain(*caveats.of_job(job))):
         logging.warning('%s', warning)
     trees = _streamed(job, [seeds[name] for name in methods], allow_nonfinite)
   else:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
 from mergekit_jax.report import report_path
-from mergekit_jax.sink import checksum
+from mergekit_jax.streaming.sink import checksum
 
 
 def verify(output: epath.PathLike) -> list[str]:

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 import mergekit_jax as mk
-from mergekit_jax import slices
-from mergekit_jax.drive import advance, answer, Block
+from mergekit_jax.driving import slices
+from mergekit_jax.driving.drive import advance, answer, Block
+from mergekit_jax.driving.widths import wide_add
 from mergekit_jax.kernels.random import key_for
-from mergekit_jax.widths import wide_add
 from tests import models
 
 

@@ -143,7 +143,7 @@ def main(job: dict) -> None:
 
 def touch_sources() -> None:
   """Lets every look at a source find another state than the last."""
-  from mergekit_jax import job
+  from mergekit_jax.jobs import job
 
   fingerprints, looks = job._fingerprints, itertools.count()
   job._fingerprints = lambda models: {

@@ -28,7 +28,8 @@ def main(model: str, names: list[str]) -> None:
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', devices)
   import mergekit_jax as mk
-  from mergekit_jax import compiled, described, forecast, sharding
+  from mergekit_jax import sharding
+  from mergekit_jax.forecasting import compiled, described, forecast
 
   decoder = described.model(model)
   mesh = sharding.make_mesh({'fsdp': devices})

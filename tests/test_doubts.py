@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import outputs
+from mergekit_jax.jobs import outputs
 from tests import checkpoints
 
 ONES = np.ones((3, 4), np.float32)

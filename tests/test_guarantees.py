@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import drive, questions
+from mergekit_jax.driving import drive, questions
 from tests import cases, compare, drivers, models
 
 SEED = 5

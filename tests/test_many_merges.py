@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import job, reading
 from mergekit_jax.checkpoint.stage import Stage
+from mergekit_jax.jobs import job
+from mergekit_jax.streaming import reading
 from tests import cases, checkpoints, compare, models
 
 LARGE = {'layers/kernel': (300, 3, 97), 'odd': (7, 5)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax.drive import advance
+from mergekit_jax.driving.drive import advance
 from tests import compare, models, reference
 
 SHAPES = {'kernel': (6, 5), 'odd': (7, 5)}

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from mergekit_jax import report, summary
+from mergekit_jax import report
+from mergekit_jax.jobs import summary
 
 
 def tensor(path='a', norms=(3.0, 4.0), merge=5.0, rounding=(0.0, 0.0)):

@@ -25,11 +25,11 @@ from orbax.checkpoint.experimental import v1
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import job as jobs
 from mergekit_jax import verify
 from mergekit_jax.checkpoint import journal, locks, orbax_write, replace
 from mergekit_jax.checkpoint import stage as stages
 from mergekit_jax.checkpoint.stage import Stage
+from mergekit_jax.jobs import job as jobs
 from mergekit_jax.report import MergeReport
 from tests import checkpoints, compare
 from tests.launch import report_of, run_merge

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax.drive import (
+from mergekit_jax.driving.drive import (
   advance,
   answer,
   Block,
   on_layers,
 )
-from mergekit_jax.questions import asked, is_random
+from mergekit_jax.driving.questions import asked, is_random
+from mergekit_jax.driving.widths import wide_add
 from mergekit_jax.rule import needs_of, scope_of, step
-from mergekit_jax.widths import wide_add
 from tests import checkpoints
 
 VALUES = [jnp.array([1.0, 2, 3, 4]), jnp.array([5.0, 6, 7, 8])]

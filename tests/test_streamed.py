@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 import tensorstore as ts
 
 import mergekit_jax as mk
-from mergekit_jax import job, stream
 from mergekit_jax.checkpoint import orbax_write
+from mergekit_jax.jobs import job
 from mergekit_jax.rule import scope_of
+from mergekit_jax.streaming import stream
 from tests import cases, checkpoints, compare, models
 
 SEED = 5

@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax.drive import answer, Block
+from mergekit_jax.driving.drive import answer, Block
+from mergekit_jax.driving.widths import wide_add
 from mergekit_jax.rule import Place, step
-from mergekit_jax.widths import wide_add
 from tests import reference
 
 FILE = json.loads(

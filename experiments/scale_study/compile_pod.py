@@ -33,7 +33,8 @@ from experiments.scale_study import (
 from experiments.scale_study.configs.pod import CONFIG
 from experiments.scale_study.merge_points import candidates
 from experiments.scale_study.model import ModelConfig
-from mergekit_jax import compiled, described, tree
+from mergekit_jax import tree
+from mergekit_jax.forecasting import compiled, described
 from mergekit_jax.sharding import make_mesh
 
 # What is asked is how XLA divides the program and what it keeps in memory; how

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from experiments.scale_study.model import ModelConfig
 from experiments.scale_study.study_config import StudyConfig
-from mergekit_jax.described import Decoder, MODELS
+from mergekit_jax.forecasting.described import Decoder, MODELS
 
 
 def small(

@@ -17,7 +17,7 @@ import pytest
 import tensorstore as ts
 
 import mergekit_jax as mk
-from mergekit_jax import job
+from mergekit_jax.jobs import job
 from tests import checkpoints, compare
 
 SCALE = 0.5

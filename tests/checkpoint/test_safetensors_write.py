@@ -14,7 +14,7 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 import mergekit_jax as mk
-from mergekit_jax import cli, job
+from mergekit_jax import cli
 from mergekit_jax.checkpoint import (
   companions,
   open_checkpoint,
@@ -22,6 +22,7 @@ from mergekit_jax.checkpoint import (
 )
 from mergekit_jax.checkpoint.safetensors_write import write_safetensors
 from mergekit_jax.checkpoint.stage import Stage
+from mergekit_jax.jobs import job
 from mergekit_jax.verify import verify
 from tests import checkpoints, compare
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax.drive import advance, answer, Block
+from mergekit_jax.driving.drive import advance, answer, Block
 from mergekit_jax.kernels import select, sums
 from mergekit_jax.rule import step
 from tests import models

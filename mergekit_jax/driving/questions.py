@@ -1,0 +1,90 @@
+"""What a rule asks and whether it is random, found without data."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mergekit_jax.driving.block import Block
+from mergekit_jax.driving.drive import advance, answer, NoKeyError
+from mergekit_jax.driving.widths import widen
+from mergekit_jax.rule import needs_of, PyTree, scope_of
+
+
+def asked(method: Any, block: Block) -> list[PyTree]:
+  """What a rule asks, round by round, found without data.
+
+  Args:
+    method: a rule.
+    block: a block of arrays or of `jax.ShapeDtypeStruct`s.
+
+  Returns:
+    The partials of every round, as `jax.ShapeDtypeStruct`s: nothing for
+    elementwise and random rules, one round for Gram rules, two for TIES. A
+    round is a full read before the last one.
+
+  Raises:
+    ValueError: if the rule needs a base and the block has none.
+  """
+  questions = []
+  answers = []
+  while True:
+    reached = jax.eval_shape(advance, method, block, answers)
+    if reached.partials is None:
+      return questions
+    questions.append(reached.partials)
+    with jax.enable_x64(True):
+      totals = jax.eval_shape(
+        functools.partial(jax.tree.map, widen), reached.partials
+      )
+      answers.append(
+        jax.eval_shape(
+          functools.partial(answer, method, block), totals, answers
+        )
+      )
+
+
+def is_random(method: Any, experts: int, rank: int = 2) -> bool:
+  """Whether a rule draws random numbers, found without data.
+
+  Args:
+    method: a rule.
+    experts: how many it merges.
+    rank: number of dimensions of a leaf.
+  """
+  try:
+    asked(method, stand_in(rank, experts, has_base=True))
+  except NoKeyError:
+    return True
+  return False
+
+
+def tells_layers_apart(method: Any, experts: int, rank: int) -> bool:
+  """Whether it matters to a rule that a leaf holds several layers.
+
+  Args:
+    method: a rule.
+    experts: how many it merges.
+    rank: number of dimensions of the leaf.
+  """
+  if needs_of(method) != 'element' or is_random(method, experts, rank):
+    return True
+  block = stand_in(rank, experts, has_base=True)
+  return scope_of(method) == 'tensor' and bool(asked(method, block))
+
+
+def stand_in(rank: int, experts: int, has_base: bool, key: Any = None) -> Block:
+  """A block of two elements in each dimension: shapes, to trace rules with."""
+  values = jax.ShapeDtypeStruct((2,) * rank, jnp.float32)
+  return Block(
+    base=values if has_base else None,
+    experts=[values] * experts,
+    key=key,
+    origin=(0,) * rank,
+    whole=values.shape,
+    stacked=(),
+    dtype=values.dtype,
+  )

@@ -1,0 +1,1 @@
+"""What a merge will need, before it starts."""

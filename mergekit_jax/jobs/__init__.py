@@ -1,0 +1,1 @@
+"""What is merged into what: checked before it, and told after it."""

@@ -1,0 +1,109 @@
+"""What is warned of before a merge of checkpoints reads anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TYPE_CHECKING
+
+from mergekit_jax import doubts, roots, tree
+from mergekit_jax.checkpoint.remote import real_path
+from mergekit_jax.driving import questions
+
+if TYPE_CHECKING:
+  from mergekit_jax.jobs.job import Job
+  from mergekit_jax.planning.plan import Plan
+  from mergekit_jax.streaming.reading import Model
+
+
+def of_job(job: Job) -> list[list[str]]:
+  """All warnings that need no values of the models, of each merge."""
+  shared = _of_sources(job)
+  experts = len(job.experts)
+  return [
+    [*of_plan(job.plan, experts, number), *shared]
+    for number in range(job.plan.merges)
+  ]
+
+
+def of_plan(plan: Plan, experts: int, number: int) -> list[str]:
+  """Of leaves that may hold several layers but are merged as one.
+
+  Args:
+    plan: the plan.
+    experts: how many are merged.
+    number: of the merge.
+  """
+  groups = [
+    (
+      scope.rules[number],
+      {t.path: t.shape for t in scope.tensors if not t.stacked},
+    )
+    for scope in plan.scopes
+    if scope.rules
+  ]
+  paths = []
+  for rule, shapes in groups:
+    matters = {}  # by number of dimensions
+    for path, shape in shapes.items():
+      if tree.looks_stacked(path, shape):
+        rank = len(shape)
+        if rank not in matters:
+          matters[rank] = questions.tells_layers_apart(rule, experts, rank)
+        paths += [path] * matters[rank]
+  if not paths:
+    return []
+  return [
+    f'{len(paths)} tensors below "layers", such as {paths[0]}, are merged as '
+    'one tensor each. If they hold stacked layers, give their axis by '
+    'stacked_axes; for thresholds of a tensor and random masks that matters.'
+  ]
+
+
+def _of_sources(job: Job) -> list[str]:
+  specs = job.models[0].checkpoint.specs
+  paths = job.models[0].paths
+  read = {path: specs[paths[path]] for path in paths}
+  merged = [
+    tensor.path
+    for scope in job.plan.scopes
+    if scope.rules
+    for tensor in scope.tensors
+  ]
+  return [
+    *_nothing(merged),
+    *_twice(job.experts),
+    *_items(job.template.items_beside),
+    *doubts.left_out(job.left_out, job.root, 'in the output'),
+    *doubts.of_copied(read, job.copied),
+    *doubts.of_merged({path: read[path].shape for path in merged}, job.root),
+    *doubts.of_wide({path: read[path] for path in merged}),
+  ]
+
+
+def _nothing(merged: Sequence[str]) -> list[str]:
+  return [] if merged else ['Nothing is merged: all is as the base has it.']
+
+
+def _twice(experts: Sequence[Model]) -> list[str]:
+  """Of experts that are one checkpoint, which then counts twice."""
+  first: dict[Any, str] = {}
+  warnings = []
+  for expert in experts:
+    place = real_path(expert.checkpoint.location)
+    if place in first:
+      warnings.append(
+        f'{expert.name} is {first[place]} once more ({place}), and counts as '
+        'often as it is given.'
+      )
+    first.setdefault(place, expert.name)
+  return warnings
+
+
+def _items(names: Sequence[str]) -> list[str]:
+  """Of items beside the one with the parameters."""
+  unknown = [name for name in names if not roots.is_training_state(name)]
+  return [
+    f'The item {name} of the base lies beside its parameters and is not in the '
+    'output.'
+    for name in unknown
+  ]

@@ -1,0 +1,1 @@
+"""Which boxes are read, in which order, and what each takes."""

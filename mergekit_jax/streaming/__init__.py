@@ -1,0 +1,1 @@
+"""A plan is run: read ahead → kernel → write behind."""

@@ -14,8 +14,6 @@ from mergekit_jax import checks
 
 _Value = TypeVar('_Value')
 
-# Of what differs between models. If paths are called otherwise, all do.
-_MOST_LINES = 20
 _LAYERS = re.compile(r'(.*/)?(\w+_)?layers/(?!\d+(/|$)).*')
 
 
@@ -148,8 +146,13 @@ def differences(
 
   Returns:
     A line for every path that is missing, extra, or of another shape, or is
-    floating point in only one of the two.
+    floating point in only one of the two; one line if they share no path.
   """
+  if reference and other and not reference.keys() & other.keys():
+    return [
+      f'{name} has none of the {len(reference):,} paths expected: '
+      f'{min(other)} is its first, {min(reference)} that of the others'
+    ]
   lines = []
   for path in sorted(reference.keys() | other.keys()):
     if path not in other:
@@ -206,8 +209,6 @@ def demand_same(
   ]
   if lines:
     count = len(lines)
-    if count > _MOST_LINES:
-      lines[_MOST_LINES:] = [f'… and {count - _MOST_LINES:,} more']
     raise ValueError(
       f'The models differ in {count:,} place{"s" * (count > 1)} and '
       'cannot be merged:\n  ' + '\n  '.join(lines) + '\nWhat is to be as the '

@@ -59,7 +59,7 @@ def render(
     f'<a href="#{name}">{title}</a>' for name, title in _SECTIONS.items()
   )
   bodies = (
-    findings(judged),
+    findings(results, judged),
     ''.join(_figure(*item) for item in pictures),
     law(fits),
     gates(results),

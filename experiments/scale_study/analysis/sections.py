@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.scale_study.analysis import (
   effects,
+  left_out,
   names,
   several,
   tables,
@@ -32,7 +33,7 @@ from experiments.scale_study.analysis.written import Written
 _SYMBOLS = {'floor': 'L*', 'beta': 'β', 'gamma': 'γ'}
 
 
-def findings(judged: Sequence[Verdict]) -> str:
+def findings(results: Results, judged: Sequence[Verdict]) -> str:
   """Shows a card for every finding, then the rule."""
   cards = ''.join(
     _card(verdict, [v for v in judged if v.finding in _halves(verdict)])
@@ -58,7 +59,7 @@ def findings(judged: Sequence[Verdict]) -> str:
       'finding, more seeds are needed. Nor does it cover how a preset came to '
       'be, if its grids and rates were chosen after test scores had been seen.'
     )
-    + f'</details>{_several(judged)}'
+    + f'</details>{_several(judged)}{_left_out(results)}'
   )
 
 
@@ -78,6 +79,33 @@ def _several(judged: Sequence[Verdict]) -> str:
       'No verdict is corrected for how many there are. Holm’s correction would '
       f'leave these p values of the {len(corrected)} effects, by Student’s t '
       'of the seeds: one-sided for an effect above 0, two-sided for any.'
+    )
+    + f'{table(header, rows)}</details>'
+  )
+
+
+def _left_out(results: Results) -> str:
+  """Shows on which categories the findings hang."""
+  rows = [
+    (
+      row.finding,
+      row.category,
+      names.interval(row.effect, row.low, row.high, signed=True, digits=3),
+      row.verdict,
+      'yes' if row.differs else '',
+    )
+    for row in left_out.each(results)
+  ]
+  if not rows:
+    return ''
+  header = ['', 'without', 'effect', 'verdict', 'lies elsewhere']
+  return (
+    '<details><summary>One category less</summary>'
+    + paragraphs(
+      'Categories are not drawn, so no interval says how far an effect hangs '
+      'on which there are. Without one of them it is this; where the interval '
+      'lies elsewhere (above 0, below, around it) than with all, the finding '
+      'hangs on that category.'
     )
     + f'{table(header, rows)}</details>'
   )

@@ -3,6 +3,7 @@
 merges.csv    every size, base, method, N and setting: the paper's full table
 cells.csv     every merge, with what made it
 verdicts.csv  every finding, setting and measure
+left_out.csv  every finding without each of its categories
 several.csv   p values by Holm's correction, of all findings at once
 parts.csv     what each effect is the mean of
 gates.csv     every gate
@@ -20,7 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.scale_study.analysis import measures, names, several
+from experiments.scale_study.analysis import (
+  left_out,
+  measures,
+  names,
+  several,
+)
 from experiments.scale_study.analysis.aggregate import (
   Results,
   SEED,
@@ -34,6 +40,7 @@ from experiments.scale_study.analysis.verdicts import Verdict
 
 Row = Mapping[str, Any]
 
+_BOUNDS = ('effect', 'low', 'high')
 MEASURES: Mapping[str, Measure] = {
   'held_in': measures.held_in,
   'gain_kept': measures.corrected,
@@ -58,6 +65,7 @@ def write_all(
     'merges': merge_rows(results),
     'cells': _cell_rows(results),
     'verdicts': _verdict_rows(verdicts),
+    'left_out': _left_out_rows(results),
     'several': _several_rows(verdicts),
     'parts': _part_rows(verdicts),
     'gates': gate_rows(results),
@@ -204,6 +212,12 @@ def _verdict_rows(verdicts: Sequence[Verdict]) -> Iterator[Row]:
       'cells': verdict.cells,
       'reason': verdict.reason,
     }
+
+
+def _left_out_rows(results: Results) -> Iterator[Row]:
+  for row in left_out.each(results):
+    bounds = {name: _written(getattr(row, name)) for name in _BOUNDS}
+    yield {**row._asdict(), **bounds}
 
 
 def _several_rows(verdicts: Sequence[Verdict]) -> Iterator[Row]:

@@ -107,7 +107,10 @@ class Scope:
 
   def tilings(self) -> Iterator[tuple[Tensor, list[Box]]]:
     """The boxes of each tensor, by layers if these have totals of their own."""
-    apart = any(scope_of(rule) == 'tensor' for rule in self.rules)
+    apart = any(
+      rounds and scope_of(rule) == 'tensor'
+      for rule, rounds in zip(self.rules, self.rounds, strict=True)
+    )
     for tensor in self.tensors:
       boxes_of = collections.defaultdict(list)
       for box in tensor.boxes:

@@ -25,8 +25,10 @@ _SMALLEST_PART = 64 * 2**10
 # number of its experts.
 _LARGEST_UNIT = 72 * 2**20
 # The same where boxes that are smaller than what is decoded at once decode it
-# again.
+# again; larger ones, within the budget, only where these do.
 _LARGEST_COMPRESSED_UNIT = 160 * 2**20
+# By how much more may be decoded for the sake of smaller boxes.
+_LITTLE_MORE = 1.1
 # Bytes of the partial sums of a box, unless one layer has more, or what is
 # decoded at once holds many layers.
 _MOST_PARTIALS = 8 * 2**20
@@ -119,7 +121,7 @@ def _cut(
     spec = sharding.partition(leaf.shape, costs.mesh, leaf.stacked, smallest)
   spec = _undivided(spec, leaf, rules, costs.mesh)
   shards = sharding.shards(spec, len(leaf.shape), costs.mesh)
-  extents = _extents(rules, leaf, shards, costs)
+  extents, amplification = _extents(rules, leaf, shards, costs)
   boxes = [
     Box(
       tuple(start for start, _, _ in segments),
@@ -148,7 +150,7 @@ def _cut(
     leaf.stacked,
     tuple(boxes),
     whole_layers,
-    _amplification(leaf, extents),
+    amplification,
   )
   return tensor, costs.of(rules, leaf, extents, math.prod(shards))
 
@@ -177,23 +179,33 @@ def _undivided(
 
 def _extents(
   rules: Sequence[Any], leaf: Leaf, shards: Sequence[int], costs: Costs
-) -> list[int]:
-  """The shape of the boxes of a leaf.
+) -> tuple[list[int], float]:
+  """The shape of the boxes of a leaf, and how often what they hold is decoded.
 
   A rule whose totals are about a layer reads once what holds whole layers. If
-  these lie in many compressed pieces, more reads may decode less.
+  these lie in many compressed pieces, more reads may decode less, and so may
+  boxes that are larger than others: the smallest that decode little are taken.
   """
   asking = [rule for rule in rules if costs.rounds(rule, [leaf])]
   saves_reads = bool(asking) and all(
     scope_of(rule) == 'tensor' for rule in asking
   )
-  extents = _largest(rules, leaf, shards, costs, saves_reads)
-  if saves_reads and leaf.chunk:
-    pieces = _largest(rules, leaf, shards, costs, saves_reads=False)
-    reads = 1 + max(costs.rounds(rule, [leaf]) for rule in asking)
-    if reads * _amplification(leaf, pieces) < _amplification(leaf, extents):
-      extents = pieces
-  return extents
+  if not leaf.chunk:
+    return _largest(rules, leaf, shards, costs, saves_reads, _LARGEST_UNIT), 1.0
+  apart = any(scope_of(rule) == 'tensor' for rule in asking)
+  reads = 1 + max((costs.rounds(rule, [leaf]) for rule in asking), default=0)
+  options = []
+  for largest in (_LARGEST_COMPRESSED_UNIT, costs.budget):
+    for whole in (True, False) if saves_reads else (False,):
+      extents = _largest(rules, leaf, shards, costs, whole, largest)
+      times = _amplification(leaf, extents, apart)
+      options.append((times * (1 if whole else reads), extents, times))
+  least, *_ = min(options)
+  return next(
+    (extents, times)
+    for decoded, extents, times in options
+    if decoded <= least * _LITTLE_MORE
+  )
 
 
 def _largest(
@@ -202,9 +214,11 @@ def _largest(
   shards: Sequence[int],
   costs: Costs,
   saves_reads: bool,
+  largest: int,
 ) -> list[int]:
   """The shape of the largest boxes of a leaf that fit the budget.
 
+  They have `largest` bytes in all models on one host, or a layer more.
   Boxes are as wide as what lies in one piece, if that is narrower than the
   leaf. Stacked axes are cut first, since layers do not need each other, then
   the leading axes, so that a box stays a run of bytes.
@@ -223,7 +237,6 @@ def _largest(
       if 0 < column < size and not size % column and held >= _SMALLEST_COLUMN:
         extents = narrower
   stored = sum(dtype.itemsize for dtype in leaf.sources)
-  largest = _LARGEST_COMPRESSED_UNIT if leaf.chunk else _LARGEST_UNIT
   # Half of what is worth a device, if the budget asks for it. A part that every
   # device holds may be smaller: each of them computes it.
   smallest = _SMALLEST_PART // 2 // leaf.itemsize * spread
@@ -295,14 +308,24 @@ def _segments(
   return segments
 
 
-def _amplification(leaf: Leaf, extents: Sequence[int]) -> float:
-  """Bytes decoded for each byte that is used; 1 where nothing is compressed."""
-  if leaf.chunk is None:
-    return 1.0
-  ratio = 1.0
-  for size, extent, chunk in zip(leaf.shape, extents, leaf.chunk, strict=True):
+def _amplification(leaf: Leaf, extents: Sequence[int], apart: bool) -> float:
+  """Bytes decoded in a read of a leaf for each byte that is used.
+
+  Boxes inside of one piece follow each other, and what is decoded for the first
+  of them is kept for the others. Layers that are read `apart` do not.
+  """
+  chunk = leaf.chunk or ()
+  touched = []
+  for size, extent, step in zip(leaf.shape, extents, chunk, strict=True):
     starts = np.arange(0, size, max(extent, 1))
     ends = np.minimum(starts + extent, size)
-    touched = (ends - 1) // chunk - starts // chunk + 1
-    ratio *= float(np.sum(touched)) * chunk / max(size, 1)
+    touched.append((ends - 1) // step - starts // step + 1)
+  axes = [i for i in range(len(chunk)) if not (apart and i in leaf.stacked)]
+  inside = all(np.all(touched[axis] == 1) for axis in axes)
+  ratio = 1.0
+  for axis, (size, step) in enumerate(zip(leaf.shape, chunk, strict=True)):
+    decoded = touched[axis].sum()
+    if inside and axis in axes:
+      decoded = -(-size // step)
+    ratio *= float(decoded) * step / max(size, 1)
   return ratio

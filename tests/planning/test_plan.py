@@ -490,28 +490,45 @@ class TestCompressedChunks:
     # What is decoded in vain is the padding of the last chunk.
     assert tensor.amplification == pytest.approx(11 * 96 / 1024)
 
-  def test_amplification(self):
-    """Boxes smaller than a chunk decode it again: once for each of them."""
-    chunked = leaf('a', (1024, 512), chunk=(1024, 512))
+  @pytest.mark.parametrize('width', [512, 128])
+  def test_amplification(self, width):
+    """Boxes inside of one chunk share it; those across several decode all."""
+    chunked = leaf('a', (1024, 512), chunk=(1024, width))
     (tensor,) = plan_of(mk.average(), [chunked], 'one', 2**22).scopes[0].tensors
     assert len(tensor.boxes) > 1
-    assert tensor.amplification == len(tensor.boxes)
+    assert {box.shape[1] for box in tensor.boxes} == {512}
+    expected = 1 if width == 512 else len(tensor.boxes)
+    assert tensor.amplification == expected
     plain = leaf('a', (1024, 512))
     (tensor,) = plan_of(mk.average(), [plain], 'one', 2**22).scopes[0].tensors
     assert tensor.amplification == 1
 
-  @pytest.mark.parametrize('scope', ['model', 'tensor'])
-  def test_a_stack_is_decoded_once_a_read(self, scope):
+  @pytest.mark.parametrize(
+    'scope,budget', [('model', 2**32), ('tensor', 2**30)]
+  )
+  def test_a_stack_is_decoded_once_a_read(self, scope, budget):
     """The save-time shards of a stack hold columns of all its layers.
 
     Whole layers would be read once, but each box of them decodes all shards.
     """
     shard = (128, 512, 128)
     stack = leaf('a', (128, 512, 1024), stacked=(0,), chunk=shard, stored=shard)
-    (planned,) = plan_of(mk.ties(scope=scope), [stack], 'one').scopes
+    plan = plan_of(mk.ties(scope=scope), [stack], 'one', budget)
+    (planned,) = plan.scopes
     (tensor,) = planned.tensors
     assert [box.shape for box in tensor.boxes] == [shard] * 8
     assert (planned.reads(tensor), tensor.amplification) == (3, 1)
+
+  def test_a_stack_that_fits_the_budget_is_decoded_once(self):
+    """A third of what its columns take, for boxes larger than others are."""
+    shard = (128, 512, 128)
+    stack = leaf('a', (128, 512, 1024), stacked=(0,), chunk=shard, stored=shard)
+    plan = plan_of(mk.ties(scope='tensor'), [stack], 'one')
+    (planned,) = plan.scopes
+    (tensor,) = planned.tensors
+    assert [box.shape for box in tensor.boxes] == [stack.shape]
+    assert (planned.reads(tensor), tensor.amplification) == (1, 1)
+    assert plan.host_bytes <= plan.memory_budget
 
   def test_whole_layers_are_read_once_where_that_decodes_less(self):
     layer = (1, 512, 1024)
@@ -525,30 +542,44 @@ class TestCompressedChunks:
     """3 boxes that each decode all, or 3 reads of a third: the same."""
     shard = (3, 2048, 512)
     stack = leaf('a', (3, 2048, 4096), stacked=(0,), chunk=shard, stored=shard)
-    (tensor,) = boxes_of(mk.ties(scope='tensor'), stack)
+    rule = mk.ties(scope='tensor')
+    plan = plan_of(rule, [stack], 'one', 2**29)
+    (tensor,) = plan.scopes[0].tensors
     assert {box.shape for box in tensor.boxes} == {(1, 2048, 4096)}
     assert tensor.amplification == 3
 
-  def test_boxes_of_a_chunk_follow_each_other(self):
+  @pytest.mark.parametrize('rule,reads', [(mk.ties(), 3), (mk.average(), 1)])
+  def test_boxes_of_a_chunk_follow_each_other(self, rule, reads):
     """So that what is decoded for the first of them serves the others."""
     shard = (64, 512, 512)
     stack = leaf('a', (64, 512, 1024), stacked=(0,), chunk=shard, stored=shard)
-    plan = plan_of(mk.ties(), [stack], 'one')
+    plan = plan_of(rule, [stack], 'one')
     columns = [unit.box.origin[2] // 512 for unit in plan.units()]
-    assert columns == [0, 0, 1, 1] * 3
+    assert columns == [0, 0, 1, 1] * reads
+    assert plan.scopes[0].tensors[0].amplification == 1
+
+  def test_layers_with_totals_of_their_own_are_decoded_apart(self):
+    shard = (64, 512, 512)
+    stack = leaf('a', (64, 512, 1024), stacked=(0,), chunk=shard, stored=shard)
+    plan = plan_of(mk.ties(scope='tensor'), [stack], 'one', 2**29)
+    (tensor,) = plan.scopes[0].tensors
+    layers = {(box.origin[0], box.shape[0]) for box in tensor.boxes}
+    assert len(layers) > 1
+    assert tensor.amplification == len(layers)
 
   def test_is_printed(self, tmp_path):
     paths = {}
     for compress in (False, True):
       directory = tmp_path / str(compress)
       base, (expert,) = checkpoints.save_set(
-        directory, {'kernel': (400, 300)}, experts=1, compress=compress
+        directory, {'kernel': (4, 200, 150)}, experts=1, compress=compress
       )
-      # 176 bytes an element on 8 devices that each compute all of it;
-      # compressed, two chunks a model besides.
-      budget = 12_000_000 + compress * 4 * 4 * 400 * 300
       planned = job.make_job(
-        [mk.average()], [expert], base, memory_budget=budget
+        [mk.ties(scope='tensor')],
+        [expert],
+        base,
+        memory_budget=20_000_000,
+        stacked_axes={'.*kernel': 0},
       )
       (tensor,) = planned.plan.scopes[0].tensors
       assert len(tensor.boxes) == 2

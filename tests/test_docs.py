@@ -81,6 +81,7 @@ def test_readme_example(models, tmp_path, monkeypatch):
       checkpointer.save(tmp_path / 'ckpts' / name, stack(tree))
   names = {'base': base, 'expert_1': experts[0], 'expert_2': experts[1]}
   example, training, sweeps, on = python_blocks('README.md')
+  assert python_blocks('docs/checkpoints.md') == [on]
   exec(example, names)
   with ocp.StandardCheckpointer() as checkpointer:
     streamed = checkpointer.restore(tmp_path / 'ckpts' / 'merged')

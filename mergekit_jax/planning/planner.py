@@ -314,7 +314,7 @@ def _amplification(leaf: Leaf, extents: Sequence[int], apart: bool) -> float:
   Boxes inside of one piece follow each other, and what is decoded for the first
   of them is kept for the others. Layers that are read `apart` do not.
   """
-  chunk = leaf.chunk or ()
+  chunk = [max(1, size) for size in leaf.chunk or ()]  # 0 of an empty leaf
   touched = []
   for size, extent, step in zip(leaf.shape, extents, chunk, strict=True):
     starts = np.arange(0, size, max(extent, 1))

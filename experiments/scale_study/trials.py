@@ -1,6 +1,5 @@
 """What is asked of each merge of a subset, and what came of it."""
 
-import collections
 from collections.abc import Mapping
 import dataclasses
 import statistics
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.scale_study.analysis.cells import category
+from experiments.scale_study.analysis.cells import category_scores
 from experiments.scale_study.examination import Score
 from experiments.scale_study.merge_points import candidates, fixed, Merge, swept
 from experiments.scale_study.model import Params
@@ -149,14 +148,16 @@ def swept_of(size: Size, subset: Subset) -> list[Merge]:
 
 
 def _kept(scores: Mapping[str, Score], own: Mapping[str, float]) -> float:
-  """Mean over categories of merge ÷ expert, which is of each data set.
+  """Mean over categories of merge ÷ expert, as the results are reported.
 
-  An expert that fails counts little.
+  What an expert scores is taken as 0.05 at least, so that one that fails does
+  not decide.
   """
-  sizes = collections.Counter(map(category, scores))
+  values = {task: score.value for task, score in scores.items()}
+  merged = category_scores(values, scores)
+  expert = category_scores(own, scores)
   return statistics.fmean(
-    (score.value / max(own[task], 0.05) for task, score in scores.items()),
-    [1 / sizes[category(task)] for task in scores],
+    score / max(expert[name], 0.05) for name, score in merged.items()
   )
 
 

@@ -38,11 +38,11 @@ CONFIG = StudyConfig(
     ),
     'ties': MethodGrid(
       {'density': 0.2, 'scale': 1.0},
-      {'density': (0.2, 0.5), 'scale': (0.6, 1.0, 1.8)},
+      {'density': (0.2, 0.5, 0.8), 'scale': (0.6, 1.0, 1.5)},
     ),
     'dare_ties': MethodGrid(
       {'drop_rate': 0.5, 'scale': 0.6},
-      {'drop_rate': (0.2, 0.5), 'scale': (0.6, 1.2)},
+      {'drop_rate': (0.1, 0.3, 0.5), 'scale': (0.6, 1.0, 1.5)},
     ),
   },
   sweeps={

@@ -17,6 +17,7 @@ from experiments.scale_study.analysis import (
   accuracies,
   aggregate,
   effects,
+  left_out,
   measures,
   verdicts,
 )
@@ -216,6 +217,44 @@ def test_the_readme_has_the_verdicts():
       )
       assert ('**supported**' in words) == (verdict['verdict'] == 'supported')
       assert ('opposite' in words) == (verdict['high'] < 0)
+
+
+def test_the_page_says_what_seeds_say_on_which_nothing_was_chosen():
+  results = Results.load(RESULTS / 'cpu')
+  seeds = (3, 4, 5)
+  alone = dataclasses.replace(
+    results,
+    cells=tuple(cell for cell in results.cells if cell.seed in seeds),
+    gates=tuple(gate for gate in results.gates if gate.seed in seeds),
+  )
+  found = {v.finding: v for v in verdicts.judge_all(alone) if v.is_main}
+  first, second, third = (found[finding] for finding in ('1', '2', '3a'))
+  assert first.seeds == second.seeds == third.seeds == 3
+  assert (
+    f'support 1 ({signed(first.effect)}, from {signed(first.low)} to '
+    f'{signed(first.high)}), 2 ({signed(second.effect)}, from '
+    f'{signed(second.low)}) and the first half of 3 '
+    f'({signed(third.effect)}, from {signed(third.low)})'
+  ) in read(PAGE)
+  assert {found[f].verdict for f in ('1', '2', '3a')} == {'supported'}
+  assert found['3b'].high < 0
+  assert f'(from {signed(second.student[0])})' in read(PAGE)
+  assert f'is {signed(found["5"].effect)} in them' in read(PAGE)
+
+
+def test_the_page_says_on_which_categories_verdicts_hang():
+  hang = {}
+  for preset in ('full', 'cpu'):
+    rows = list(left_out.each(Results.load(RESULTS / preset)))
+    with (RESULTS / preset / 'tables' / 'left_out.csv').open() as file:
+      stored = list(csv.DictReader(file))
+    assert [(r.finding, r.category, str(r.differs)) for r in rows] == [
+      (r['finding'], r['category'], r['differs']) for r in stored
+    ]
+    hang[preset] = [(r.finding, r.category) for r in rows if r.differs]
+  assert [finding for finding, _ in hang['full']] == ['4', '5', '5', '5']
+  assert ('4', 'summarization') in hang['full']
+  assert [finding for finding, _ in hang['cpu']] == ['4', '4', '4']
 
 
 def test_held_in_falls_with_the_number_of_experts_in_cpu():

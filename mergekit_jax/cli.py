@@ -7,13 +7,14 @@ import contextlib
 import ctypes
 import gc
 import inspect
+import io
 import itertools
 from logging import WARNING
 import os
 import re
 import socket
 import sys
-from typing import Any
+from typing import Any, cast
 
 from absl import app, logging
 import jax
@@ -37,6 +38,7 @@ _SHUTDOWN_TIMEOUT_SECONDS = 20
 
 def run() -> None:
   """The console script."""
+  _mend_streams()
   app.run(main, flags_parser=parse)
 
 
@@ -65,6 +67,18 @@ def main(arguments: argparse.Namespace) -> int:
       raise
     print(f'mergekit-jax: {error}', file=sys.stderr)
     return 1
+
+
+def _mend_streams() -> None:
+  """Opens streams that are closed; writes as escapes what has no letters.
+
+  The descriptor of a closed one would go to the next file that is opened, and
+  with it all that libraries in C say there.
+  """
+  for name in ('stdin', 'stdout', 'stderr'):
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(os.devnull, 'r+'))
+  cast(io.TextIOWrapper, sys.stdout).reconfigure(errors='backslashreplace')
 
 
 def _is_ours_or_a_warning(record: Any) -> bool:

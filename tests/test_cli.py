@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 import mergekit_jax as mk
 from mergekit_jax import cli, flags, streamed
+from mergekit_jax.verify import verify
 from tests import checkpoints, models
 from tests.launch import free_port
 
@@ -706,6 +707,23 @@ class TestProgram:
     np.testing.assert_array_equal(
       restored['params']['dense']['kernel'], expected['dense']['kernel']
     )
+
+  def test_closed_streams(self, saved, tmp_path):
+    """A merge needs none of them, and nothing else may get their numbers."""
+    output = tmp_path / 'out'
+    command = [sys.executable, '-m', 'mergekit_jax', 'merge']
+    command += ['--method=average', '--experts', saved[0], '--output', output]
+    closing = ['sh', '-c', 'exec "$@" <&- >&- 2>&-', 'sh']
+    finished = subprocess.run([*closing, *command], timeout=100)
+    assert finished.returncode == 0
+    assert verify(output) == []
+
+  def test_what_cannot_be_encoded(self, saved, tmp_path, monkeypatch):
+    (tmp_path / 'ü').symlink_to(saved[0])
+    monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+    finished = run_program('inspect', tmp_path / 'ü')
+    assert (finished.returncode, finished.stderr) == (0, '')
+    assert rf'orbax at {tmp_path}/\xfc: 3 leaves' in finished.stdout
 
   def test_mistake(self, saved, tmp_path):
     base, experts = saved

@@ -1,6 +1,7 @@
 """What a streamed merge refuses: with a message that says what to do, and with
 nothing left at the output."""
 
+import errno
 import json
 import os
 import pathlib
@@ -106,6 +107,23 @@ class TestSources:
     given = path if name == 'base' else [path]
     message = f'There is no checkpoint at {path}'
     refused(FileNotFoundError, message, **{name: given})
+
+  @pytest.mark.parametrize('given', ['closed', 'closed/base'])
+  def test_without_permission(self, tmp_path, monkeypatch, given):
+    """What may not be looked at is not missing."""
+    checkpoints.save(tmp_path / 'closed' / 'base', BASE)
+    stat = os.stat
+
+    # In place of a mode, which does not close a directory to everyone.
+    def denied(path, **options):
+      if tmp_path / 'closed' in pathlib.Path(path).parents:
+        raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+      return stat(path, **options)
+
+    monkeypatch.setattr(os, 'stat', denied)
+    path = tmp_path / given
+    with pytest.raises(PermissionError, match=f'Access to {path} was denied'):
+      mk.open_checkpoint(path)
 
   def test_not_a_checkpoint(self, refused, tmp_path):
     path = tmp_path / 'notes'

@@ -679,6 +679,16 @@ class TestOutput:
     (output / 'thesis.tex').write_text('years of work')
     refused(FileExistsError, 'is not a checkpoint', overwrite=True)
 
+  @pytest.mark.parametrize('format', [None, 'safetensors'])
+  def test_called_like_an_unfinished_save(
+    self, refused, tmp_path, monkeypatch, format
+  ):
+    """Which no command would read; it is refused before a stage is made."""
+    monkeypatch.setattr(streamed, 'staged', pytest.fail)
+    output = tmp_path / 'x.orbax-checkpoint-tmp-1'
+    message = f'output={output} would be taken for a save that Orbax has not'
+    refused(ValueError, message, output=output, format=format)
+
   def test_touches_an_input(self, saved, refused):
     base, experts = saved
     for output in [

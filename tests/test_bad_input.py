@@ -108,6 +108,18 @@ class TestSources:
     message = f'There is no checkpoint at {path}'
     refused(FileNotFoundError, message, **{name: given})
 
+  @pytest.mark.parametrize(
+    'given',
+    [{'base': ''}, {'experts': ['']}, {'output': ''}, {'output': {'a': ''}}],
+    ids=str,
+  )
+  def test_an_empty_path(self, refused, tmp_path, monkeypatch, given):
+    """Not the working directory, even where that would do."""
+    monkeypatch.chdir(tmp_path)
+    checkpoints.save_safetensors(tmp_path / 'model.safetensors', BASE)
+    model = {'base': None, 'experts': [tmp_path], 'overwrite': True}
+    refused(ValueError, 'An empty path was given', **model | given)
+
   @pytest.mark.parametrize('given', ['closed', 'closed/base'])
   def test_without_permission(self, tmp_path, monkeypatch, given):
     """What may not be looked at is not missing."""
@@ -599,6 +611,22 @@ class TestCommandLine:
     assert cli.parse(['', 'plan', *merging, '--overwrite']).experts == ['x']
     with pytest.raises(SystemExit):
       cli.parse(['', 'merge', *merging[:3]])
+
+  @pytest.mark.parametrize(
+    'given',
+    [
+      ['merge', '--method=ties', '--experts=x', '--output='],
+      ['merge', '--method=ties', '--experts', 'x', '', '--output=y'],
+      ['plan', '--method=ties', '--experts=x', '--base='],
+      ['inspect', ''],
+      ['verify', ''],
+    ],
+    ids=' '.join,
+  )
+  def test_an_empty_path(self, given, capsys):
+    with pytest.raises(SystemExit):
+      cli.parse(['', *given])
+    assert ': an empty path was given' in capsys.readouterr().err
 
   def test_seed(self):
     parsed = cli.parse(

@@ -45,12 +45,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   _add_writing(plan, output_needed=False)
 
   look = commands.add_parser('inspect', help="print a checkpoint's leaves")
-  look.add_argument('checkpoint')
+  look.add_argument('checkpoint', type=_path)
 
   check = commands.add_parser(
     'verify', help='compare a merged checkpoint with its checksums'
   )
-  check.add_argument('checkpoint')
+  check.add_argument('checkpoint', type=_path)
 
   commands.add_parser('methods', help='print methods and options')
   for command in (merge, plan):
@@ -87,11 +87,12 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
     metavar='NAME=VALUE,VALUE,...',
     help="a merge for each value, from the same reads, as 'scale=0.3,0.5,1'",
   )
-  add('--base', help='checkpoint of the base model')
+  add('--base', type=_path, help='checkpoint of the base model')
   add(
     '--experts',
     action='extend',
     nargs='+',
+    type=_path,
     required=True,
     help='checkpoints of the experts',
   )
@@ -154,6 +155,7 @@ def _add_writing(parser: argparse.ArgumentParser, output_needed: bool) -> None:
   add = parser.add_argument
   add(
     '--output',
+    type=_path,
     required=output_needed,
     help='a new directory; of several merges, where theirs are made',
   )
@@ -226,3 +228,13 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     help="compile the largest kernels, for the devices' memory (with --model "
     'this is always done)',
   )
+
+
+def _path(text: str) -> str:
+  """Refuses a path that is empty: argparse says of which flag it was."""
+  if not text:
+    raise argparse.ArgumentTypeError(
+      'an empty path was given, perhaps of a variable that is not set; the '
+      "working directory is '.'"
+    )
+  return text

@@ -1,6 +1,7 @@
 """What a streamed merge refuses: with a message that says what to do, and with
 nothing left at the output."""
 
+import errno
 import json
 import os
 import pathlib
@@ -106,6 +107,35 @@ class TestSources:
     given = path if name == 'base' else [path]
     message = f'There is no checkpoint at {path}'
     refused(FileNotFoundError, message, **{name: given})
+
+  @pytest.mark.parametrize(
+    'given',
+    [{'base': ''}, {'experts': ['']}, {'output': ''}, {'output': {'a': ''}}],
+    ids=str,
+  )
+  def test_an_empty_path(self, refused, tmp_path, monkeypatch, given):
+    """Not the working directory, even where that would do."""
+    monkeypatch.chdir(tmp_path)
+    checkpoints.save_safetensors(tmp_path / 'model.safetensors', BASE)
+    model = {'base': None, 'experts': [tmp_path], 'overwrite': True}
+    refused(ValueError, 'An empty path was given', **model | given)
+
+  @pytest.mark.parametrize('given', ['closed', 'closed/base'])
+  def test_without_permission(self, tmp_path, monkeypatch, given):
+    """What may not be looked at is not missing."""
+    checkpoints.save(tmp_path / 'closed' / 'base', BASE)
+    stat = os.stat
+
+    # In place of a mode, which does not close a directory to everyone.
+    def denied(path, **options):
+      if tmp_path / 'closed' in pathlib.Path(path).parents:
+        raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+      return stat(path, **options)
+
+    monkeypatch.setattr(os, 'stat', denied)
+    path = tmp_path / given
+    with pytest.raises(PermissionError, match=f'Access to {path} was denied'):
+      mk.open_checkpoint(path)
 
   def test_not_a_checkpoint(self, refused, tmp_path):
     path = tmp_path / 'notes'
@@ -582,6 +612,22 @@ class TestCommandLine:
     with pytest.raises(SystemExit):
       cli.parse(['', 'merge', *merging[:3]])
 
+  @pytest.mark.parametrize(
+    'given',
+    [
+      ['merge', '--method=ties', '--experts=x', '--output='],
+      ['merge', '--method=ties', '--experts', 'x', '', '--output=y'],
+      ['plan', '--method=ties', '--experts=x', '--base='],
+      ['inspect', ''],
+      ['verify', ''],
+    ],
+    ids=' '.join,
+  )
+  def test_an_empty_path(self, given, capsys):
+    with pytest.raises(SystemExit):
+      cli.parse(['', *given])
+    assert ': an empty path was given' in capsys.readouterr().err
+
   def test_seed(self):
     parsed = cli.parse(
       ['', 'plan', '--method=dare', '--seed', '1', '-1', '--experts', 'x']
@@ -660,6 +706,16 @@ class TestOutput:
     output.mkdir()
     (output / 'thesis.tex').write_text('years of work')
     refused(FileExistsError, 'is not a checkpoint', overwrite=True)
+
+  @pytest.mark.parametrize('format', [None, 'safetensors'])
+  def test_called_like_an_unfinished_save(
+    self, refused, tmp_path, monkeypatch, format
+  ):
+    """Which no command would read; it is refused before a stage is made."""
+    monkeypatch.setattr(streamed, 'staged', pytest.fail)
+    output = tmp_path / 'x.orbax-checkpoint-tmp-1'
+    message = f'output={output} would be taken for a save that Orbax has not'
+    refused(ValueError, message, output=output, format=format)
 
   def test_touches_an_input(self, saved, refused):
     base, experts = saved

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from safetensors.numpy import save_file
 
 import mergekit_jax as mk
 from mergekit_jax import cli, flags, streamed
+from mergekit_jax.verify import verify
 from tests import checkpoints, models
 from tests.launch import free_port
 
@@ -403,6 +405,76 @@ class TestMain:
     assert 'nothing says where the processes meet' in capsys.readouterr().err
     assert not output.exists()
 
+  @pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+      (['--coordinator_address='], 'write it as HOST:PORT'),
+      (['--coordinator_address=host'], 'write it as HOST:PORT'),
+      (['--coordinator_address=:1'], 'write it as HOST:PORT'),
+      (['--coordinator_address=host:65536'], 'write it as HOST:PORT'),
+      (['--coordinator_address=host:1'], 'without --num_processes or'),
+      (
+        ['--coordinator_address=host:1', '--num_processes=2'],
+        'without --num_processes or --process_id',
+      ),
+      (
+        ['--coordinator_address=host:1', '--num_processes=2', '--process_id=2'],
+        '--process_id 2 was given with --num_processes 2',
+      ),
+    ],
+  )
+  def test_where_processes_meet(
+    self, saved, tmp_path, capsys, monkeypatch, given, message
+  ):
+    """Refused before JAX is asked, which would wait, or name none of these."""
+    monkeypatch.setattr(jax.distributed, 'initialize', pytest.fail)
+    arguments = ('--method=average', '--experts', saved[0])
+    assert (
+      self.run('merge', *arguments, '--output', tmp_path / 'o', *given) == 1
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('mergekit-jax: --') and message in line
+
+  @pytest.mark.parametrize(
+    'given', [['--distributed'], ['--distributed', '--coordinator_address=h:1']]
+  )
+  def test_no_cluster(self, saved, tmp_path, capsys, monkeypatch, given):
+    """The cluster is to say what the flags do not."""
+
+    def initialize(*arguments, **options):
+      raise ValueError('Number of processes must be defined.')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+    arguments = ('--method=average', '--experts', saved[0])
+    assert (
+      self.run('merge', *arguments, '--output', tmp_path / 'o', *given) == 1
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert '--num_processes and --process_id; or --distributed' in line
+    assert line.endswith(': Number of processes must be defined.')
+
+  def test_a_port_in_use(self, saved, tmp_path, capsys, monkeypatch):
+    """Of process 0 alone: for the others it is to be in use."""
+
+    def initialize(*arguments, **options):
+      raise RuntimeError('asked')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+    monkeypatch.delenv('JAX_COORDINATOR_BIND_ADDRESS', raising=False)
+    merge = ['merge', '--method=average', '--experts', saved[0]]
+    merge += ['--output', tmp_path / 'out', '--num_processes=2']
+    with socket.create_server(('', 0)) as server:
+      address = f'localhost:{server.getsockname()[1]}'
+      merge.append(f'--coordinator_address={address}')
+      assert self.run(*merge, '--process_id=0') == 1
+      (line,) = capsys.readouterr().err.splitlines()
+      assert f'{address} was given, but process 0 cannot have the port' in line
+      assert self.run(*merge, '--process_id=1') == 1
+      assert 'could not join the others' in capsys.readouterr().err
+    assert self.run(*merge, '--process_id=0') == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith('a cluster that says so itself: asked')
+
   def test_inspect(self, saved, capsys):
     assert self.run('inspect', saved[0]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -635,6 +707,23 @@ class TestProgram:
     np.testing.assert_array_equal(
       restored['params']['dense']['kernel'], expected['dense']['kernel']
     )
+
+  def test_closed_streams(self, saved, tmp_path):
+    """A merge needs none of them, and nothing else may get their numbers."""
+    output = tmp_path / 'out'
+    command = [sys.executable, '-m', 'mergekit_jax', 'merge']
+    command += ['--method=average', '--experts', saved[0], '--output', output]
+    closing = ['sh', '-c', 'exec "$@" <&- >&- 2>&-', 'sh']
+    finished = subprocess.run([*closing, *command], timeout=100)
+    assert finished.returncode == 0
+    assert verify(output) == []
+
+  def test_what_cannot_be_encoded(self, saved, tmp_path, monkeypatch):
+    (tmp_path / 'ü').symlink_to(saved[0])
+    monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+    finished = run_program('inspect', tmp_path / 'ü')
+    assert (finished.returncode, finished.stderr) == (0, '')
+    assert rf'orbax at {tmp_path}/\xfc: 3 leaves' in finished.stdout
 
   def test_mistake(self, saved, tmp_path):
     base, experts = saved

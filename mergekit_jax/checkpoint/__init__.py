@@ -1,6 +1,8 @@
 """Reading and writing checkpoints of every format through one interface."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import os
 import re
 from typing import Any
 
@@ -42,6 +44,8 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
     OSError: it may not be read, or it is remote and cannot be reached.
   """
   path = remote.as_path(path)
+  if remote.is_local(path):
+    _demand_permission(path)
   if not path.exists():
     raise FileNotFoundError(
       f'There is no checkpoint at {path}. Names of models on a hub are not '
@@ -106,6 +110,21 @@ def write_checkpoint(
     metadata={**like.metadata, **(metadata or {})},
     arrays_at=arrays_at,
   )
+
+
+def _demand_permission(path: epath.Path) -> None:
+  """Raises PermissionError if it may not be told what lies at a path.
+
+  To `exists` there is nothing then.
+  """
+  with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    try:
+      os.stat(path / orbax_layout.ITEM_METADATA)
+    except PermissionError as error:
+      raise PermissionError(
+        f'Access to {path} was denied. It takes permission to enter it and the '
+        'directories above it: see to that, or give a copy.'
+      ) from error
 
 
 def _nested(flat: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -49,7 +49,7 @@ def find_item(path: epath.Path) -> tuple[epath.Path, str] | None:
   """
   if not path.is_dir():
     return None
-  if '.orbax-checkpoint-tmp' in path.name:
+  if is_unfinished(path):
     raise ValueError(
       f'{path} is a save that was not finished. Give a finished checkpoint.'
     )
@@ -70,6 +70,11 @@ def find_item(path: epath.Path) -> tuple[epath.Path, str] | None:
 def items_beside(item: epath.Path) -> list[str]:
   """The names of the other trees that were saved together with an item."""
   return [other.name for other in _items(item.parent) if other != item]
+
+
+def is_unfinished(path: epath.Path) -> bool:
+  """Whether it is called like a save that Orbax has not finished."""
+  return '.orbax-checkpoint-tmp' in path.name
 
 
 def is_part(path: epath.Path) -> bool:

@@ -30,8 +30,14 @@ def as_path(path: epath.PathLike) -> epath.Path:
   """The path, read by TensorStore if it is in an object store.
 
   Raises:
-    ValueError: there is no driver for its scheme.
+    ValueError: it is empty, or there is no driver for its scheme.
   """
+  # Else the working directory, which nobody has named.
+  if not os.fspath(path):
+    raise ValueError(
+      'An empty path was given; give that of a checkpoint or of an output. The '
+      "working directory is '.'."
+    )
   if is_local(path):
     return epath.Path(path).expanduser()
   scheme = os.fspath(path).partition('://')[0]

@@ -243,9 +243,13 @@ def make_header(
   """
   for name, spec in specs.items():
     if np.dtype(spec.dtype) not in _NAMES:
+      is_float = lambda dtype: jnp.issubdtype(dtype, jnp.floating)
+      floats = ', '.join(map(str, filter(is_float, _NAMES)))
+      # Others are copied as they are, whatever dtype= says.
+      other = f', or, if it is merged, dtype= one of {floats}'
       raise ValueError(
         f'{name} is {spec.dtype}, which safetensors files cannot hold. Give'
-        f" dtype= one of {', '.join(map(str, _NAMES))}, or format='orbax'."
+        f" format='orbax'{other if is_float(spec.dtype) else ''}."
       )
   # The largest elements first, so that all of them are aligned.
   offsets, end = {}, 0

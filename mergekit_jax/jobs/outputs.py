@@ -59,7 +59,7 @@ class Output:
     Raises:
       ValueError: if an option belongs to another format, the format cannot hold
         the tree, the output and a source lie in each other, it lies in another
-        checkpoint, or it would be taken for a step of others.
+        checkpoint, or it would be taken for a step of others or for unfinished.
       FileExistsError: if the output exists, or another file where its report
         is to lie.
     """
@@ -99,6 +99,11 @@ class Output:
         f'{parent}, and has no such layout: the output keeps the step of the '
         'base inside. Give a directory of its own, such as '
         f'{parent.parent / f"{parent.name}-merged"}.'
+      )
+    if orbax_layout.is_unfinished(self.path):
+      raise ValueError(
+        f'output={self.path} would be taken for a save that Orbax has not '
+        'finished, and not be read. Give it another name.'
       )
     check_destination(self.path, overwrite, resume)
     report = report_path(self.path)

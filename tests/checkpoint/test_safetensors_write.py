@@ -589,6 +589,26 @@ class TestMerge:
     self.copy(base, self.out)
     compare.same_bits(load_file(self.out / 'model.safetensors'), tensors)
 
+  def test_what_is_said_of_a_dtype_helps(self):
+    """No dtype= changes what is copied, or makes floats integers."""
+    numbers = {'w': jnp.ones(4), 'packed': jnp.ones(8, jnp.int4)}
+    base = checkpoints.save(self.directory / 'int4', numbers)
+    with pytest.raises(ValueError, match='packed is int4') as refused:
+      self.copy(base, self.out, format='safetensors')
+    assert 'dtype=' not in str(refused.value)
+    assert "Give format='orbax'." in str(refused.value)
+    self.copy(base, self.directory / 'orbax', format='orbax')
+
+    numbers = {'w': jnp.ones(4, jnp.float8_e4m3fnuz)}
+    base = checkpoints.save(self.directory / 'float8', numbers)
+    with pytest.raises(ValueError, match='w is float8_e4m3fnuz') as refused:
+      self.copy(base, self.out, format='safetensors')
+    offered = str(refused.value).partition('dtype= one of ')[2].strip('.')
+    assert 'float32' in offered
+    for dtype in offered.split(', '):
+      job.floating(dtype)
+    self.copy(base, self.out, format='safetensors', dtype='float32')
+
   def test_text_that_says_scan_layers(self):
     """A False that became text must not be taken for True."""
     name = 'params/params/decoder/layers/kernel'

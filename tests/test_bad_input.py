@@ -17,8 +17,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cli, flags, sharding, streamed, verify
+from mergekit_jax import cli, sharding, streamed, verify
 from mergekit_jax.checkpoint import source
+from mergekit_jax.command import flags
 from mergekit_jax.jobs import job
 from tests import checkpoints, models
 

@@ -21,7 +21,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import mergekit_jax as mk
-from mergekit_jax import cli, flags, streamed
+from mergekit_jax import cli, streamed
+from mergekit_jax.command import flags
 from mergekit_jax.verify import verify
 from tests import checkpoints, models
 from tests.launch import free_port
@@ -647,9 +648,9 @@ def test_a_process_that_has_joined_others_can_be_ended():
   """JAX's own handler of the signal would wait for a checkpoint of all."""
   program = """
 import os, signal, sys, time
-from mergekit_jax import cli
+from mergekit_jax.command import joining, parser
 
-cli._join_processes(cli.parse(['mergekit-jax', *sys.argv[1:]]))
+joining.join(parser.parse(['mergekit-jax', *sys.argv[1:]]))
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(20)
 """

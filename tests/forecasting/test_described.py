@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cli, flags, sharding
+from mergekit_jax import cli, sharding
+from mergekit_jax.command import flags
 from mergekit_jax.forecasting import described
 from tests import pods
 

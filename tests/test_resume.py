@@ -244,9 +244,15 @@ def test_a_source_that_changed_is_refused(sources, copied, tmp_path):
   codes, printed = run_merge(arguments, devices=8, check=False)
   assert codes == [-9], printed
   os.utime(data, ns=(1, 1))
-  said = r'differs:\n  source experts\[1\]: "\w+" then, "\w+" now\nGive'
-  with pytest.raises(ValueError, match=said):
+  said = r'differs:\n  source experts\[1\]: "\w+" then, "\w+" now\n'
+  with pytest.raises(ValueError, match=said) as caught:
     merge(sources, output, experts=experts)
+  what_to_do = str(caught.value).splitlines()[-1]
+  assert 'has changed since' in what_to_do
+  assert 'resume=False (--noresume) throws away' in what_to_do
+  # With these nobody can finish it.
+  assert 'same arguments' not in what_to_do
+  merge(sources, output, experts=experts, resume=False)
 
 
 def test_a_source_may_be_spelt_differently(sources, tmp_path, monkeypatch):

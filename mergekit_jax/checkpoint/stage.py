@@ -24,7 +24,14 @@ from etils import epath
 import jax
 
 from mergekit_jax import processes
-from mergekit_jax.checkpoint import files, journal, locks, remote, replace
+from mergekit_jax.checkpoint import (
+  begun,
+  files,
+  journal,
+  locks,
+  remote,
+  replace,
+)
 
 
 class Stage:
@@ -259,21 +266,8 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   replace.check_destination(stage.output, stage.overwrite, resume)
   plan = json.loads(json.dumps(plan))
   file = stage.directory / replace.PLAN
-  if resume and (begun := _begun(file)) is not None:
-    changed = [
-      key for key in dict(plan) | begun if plan.get(key) != begun.get(key)
-    ]
-    if changed:
-      described = '\n  '.join(
-        f'{key}: {_short(begun.get(key))} then, {_short(plan.get(key))} now'
-        for key in changed
-      )
-      raise ValueError(
-        f'{stage.directory} holds an unfinished merge that differs:\n  '
-        f'{described}\nGive the same arguments'
-        f'{" and versions" if "versions" in changed else ""} to finish it, or '
-        'resume=False (--noresume) to throw it away.'
-      )
+  if resume and (then := begun.read(file)) is not None:
+    begun.demand_same(stage.directory, then, plan)
     if _is_as_recorded(stage):
       return
     logging.warning(
@@ -286,17 +280,6 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
     replace.remove(stage.arrays)
   replace.clear(stage.directory, kept=locks.NAME)
   files.write_whole(file, json.dumps(plan))
-
-
-def _begun(file: epath.Path) -> dict[str, Any] | None:
-  """The plan of what was begun, if there is one that can be read."""
-  if not file.exists():
-    return None
-  try:
-    return json.loads(file.read_text())
-  except ValueError:
-    logging.warning('%s is damaged; the merge begins anew.', file)
-    return None
 
 
 def _is_as_recorded(stage: Stage) -> bool:
@@ -343,8 +326,3 @@ def _remove_empty(directory: epath.Path) -> None:
     # Another merge into the same output may have begun.
     with contextlib.suppress(OSError):
       os.rmdir(directory)
-
-
-def _short(value: Any) -> str:
-  text = json.dumps(value)
-  return text if len(text) <= 200 else f'{text[:200]}…'

@@ -29,6 +29,7 @@ from mergekit_jax.checkpoint import (
   files,
   journal,
   locks,
+  recorded,
   remote,
   replace,
 )
@@ -285,17 +286,22 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
 def _is_as_recorded(stage: Stage) -> bool:
   """Whether what the journals say is written is there, to be gone on with.
 
-  It is not if somebody has deleted it. What its writer was done with, but was
-  killed before it could seal it, is sealed.
+  It is not if somebody has deleted some of it. What its writer was done with,
+  but was killed before it could seal it, is sealed.
   """
   if stage.arrays is not None:
     return stage.arrays.exists()
-  if (stage.directory / replace.COMPLETE).exists():
-    return stage.checkpoint.exists() or replace.is_published(stage.output)
-  if replace.is_finished(stage.checkpoint):
-    stage.seal_here()
+  if replace.is_published(stage.output):
     return True
-  return replace.is_unfinished(stage.checkpoint)
+  sealed = (stage.directory / replace.COMPLETE).exists()
+  finished = replace.is_finished(stage.checkpoint)
+  if not finished and (sealed or not replace.is_unfinished(stage.checkpoint)):
+    return False
+  if not recorded.is_there(stage.checkpoint, journal.read_all(stage.directory)):
+    return False
+  if finished and not sealed:
+    stage.seal_here()
+  return True
 
 
 def _keep_or_remove(stage: Stage) -> None:

@@ -803,6 +803,44 @@ def test_killed_before_the_stage_is_removed(
   assert_finished(laid_out, output)
 
 
+@pytest.mark.parametrize('resume', [True, False])
+@pytest.mark.parametrize('call', ['is_empty', 'publish'])
+def test_killed_while_an_output_is_replaced(
+  call, resume, tmp_path, monkeypatch
+):
+  """What was moved aside goes, though nobody needs to say overwrite again."""
+  output, old = tmp_path / 'out', tmp_path / 'out.mergekit-old'
+  _, experts = checkpoints.save_set(tmp_path / 'set', {'a': (4, 8)}, experts=2)
+  again = functools.partial(
+    mk.merge_checkpoints, mk.average(), experts=experts, output=output
+  )
+  checkpoints.save(output, {'params': {'old': np.ones(3)}})
+  before = checkpoints.digest(output).values()
+  done = getattr(replace, call)
+
+  def stop_once_it_is_aside(*arguments):
+    found = done(*arguments)
+    if old.exists():
+      raise KeyboardInterrupt
+    return found
+
+  with monkeypatch.context() as patch:
+    patch.setattr(replace, call, stop_once_it_is_aside)
+    with pytest.raises(KeyboardInterrupt):
+      again(overwrite=True)
+  assert [*checkpoints.digest(old).values()] == [*before]
+  assert output.exists() == (call == 'publish')
+  if output.exists() and not resume:
+    with pytest.raises(FileExistsError, match='out exists'):
+      again(resume=False)
+    assert old.exists()
+    again()
+  else:
+    again(resume=resume)
+  assert names_in(tmp_path) == {'set', 'out', 'out.report.json'}
+  assert not verify.verify(output)
+
+
 def test_a_full_disk_that_was_cleared(tmp_path):
   """What was written before stays, and a resume needs only the rest.
 

@@ -182,9 +182,12 @@ class Stage:
 
   def clear_replaced(self) -> None:
     """Removes what lay at the output before, if it was replaced."""
-    old = replace.beside(self.output, 'old')
-    if self.overwrite:
-      processes.on_primary(lambda: replace.remove(old))
+    processes.on_primary(self._clear_replaced)
+
+  def _clear_replaced(self) -> None:
+    # A killed merge that had `overwrite` may have been the one that moved it.
+    if self.overwrite or (self.directory / replace.REPLACED).exists():
+      replace.remove(replace.beside(self.output, 'old'))
 
   def remove(self) -> None:
     """Removes it, and the beginnings of arrays that lie in an object store."""
@@ -279,7 +282,7 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   journal.remove_all(stage.directory)
   if stage.arrays is not None:
     replace.remove(stage.arrays)
-  replace.clear(stage.directory, kept=locks.NAME)
+  replace.clear(stage.directory, locks.NAME, replace.REPLACED)
   files.write_whole(file, json.dumps(plan))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -21,7 +22,7 @@ from mergekit_jax import cli, sharding, streamed, verify
 from mergekit_jax.checkpoint import source
 from mergekit_jax.command import flags
 from mergekit_jax.jobs import job
-from tests import checkpoints, models
+from tests import checkpoints, compare, models
 
 # Leaves in ascending order of size as well as of name.
 SHAPES = {'a/kernel': (16, 24), 'b/kernel': (40, 50), 'odd': (7, 5)}
@@ -717,6 +718,44 @@ class TestOutput:
     output = tmp_path / 'x.orbax-checkpoint-tmp-1'
     message = f'output={output} would be taken for a save that Orbax has not'
     refused(ValueError, message, output=output, format=format)
+
+  @pytest.mark.parametrize('name', ['run[1]', 'all*/out', 'run?'])
+  def test_that_orbax_takes_for_a_pattern(
+    self, saved, refused, merge, tmp_path, monkeypatch, name
+  ):
+    """It would find no arrays below it, and write a checkpoint without."""
+    output, link = tmp_path / name, tmp_path / 'link'
+    output.mkdir(parents=True)
+    link.symlink_to(output)
+    with monkeypatch.context() as patch:
+      patch.setattr(mk.Checkpoint, 'read_into', pytest.fail)
+      for given in (output, link):
+        message = refused(ValueError, f'written to {output}: ', output=given)
+        assert "format='safetensors'" in message
+    merge(output=output, format='safetensors')
+    assert verify.verify(output) == []
+
+  def test_below_a_link_without_the_characters_of_a_pattern(
+    self, merge, tmp_path
+  ):
+    """What counts is where the output lies in the end."""
+    (tmp_path / 'plain').mkdir()
+    (tmp_path / 'run[1]').symlink_to('plain')
+    merge(output=tmp_path / 'run[1]' / 'out')
+    assert verify.verify(tmp_path / 'plain' / 'out') == []
+
+  def test_beside_sources_whose_paths_look_like_patterns(
+    self, saved, merge, tmp_path
+  ):
+    base, experts = saved
+    for number, path in enumerate((base, *experts)):
+      shutil.copytree(path, tmp_path / '[s]*?' / str(number))
+    base, *experts = sorted((tmp_path / '[s]*?').iterdir())
+    merge(output=tmp_path / 'other', base=base, experts=experts)
+    merge()
+    compare.same_bits(
+      *(checkpoints.load(tmp_path / name) for name in ('out', 'other'))
+    )
 
   def test_touches_an_input(self, saved, refused):
     base, experts = saved

@@ -26,7 +26,13 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import verify
-from mergekit_jax.checkpoint import journal, locks, orbax_write, replace
+from mergekit_jax.checkpoint import (
+  journal,
+  locks,
+  orbax_write,
+  recorded,
+  replace,
+)
 from mergekit_jax.checkpoint import stage as stages
 from mergekit_jax.checkpoint.stage import Stage
 from mergekit_jax.jobs import job as jobs
@@ -244,9 +250,15 @@ def test_a_source_that_changed_is_refused(sources, copied, tmp_path):
   codes, printed = run_merge(arguments, devices=8, check=False)
   assert codes == [-9], printed
   os.utime(data, ns=(1, 1))
-  said = r'differs:\n  source experts\[1\]: "\w+" then, "\w+" now\nGive'
-  with pytest.raises(ValueError, match=said):
+  said = r'differs:\n  source experts\[1\]: "\w+" then, "\w+" now\n'
+  with pytest.raises(ValueError, match=said) as caught:
     merge(sources, output, experts=experts)
+  what_to_do = str(caught.value).splitlines()[-1]
+  assert 'has changed since' in what_to_do
+  assert 'resume=False (--noresume) throws away' in what_to_do
+  # With these nobody can finish it.
+  assert 'same arguments' not in what_to_do
+  merge(sources, output, experts=experts, resume=False)
 
 
 def test_a_source_may_be_spelt_differently(sources, tmp_path, monkeypatch):
@@ -440,7 +452,15 @@ def save_as_manager(path, tree):
     manager.save(7, args=ocp.args.Composite(items=ocp.args.PyTreeSave(tree)))
 
 
+def save(path, tree, **options):
+  handler = ocp.PyTreeCheckpointHandler(**options)
+  with ocp.Checkpointer(handler) as checkpointer:
+    checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+
+
 LAYOUTS = {
+  'zarr2': functools.partial(save, use_ocdbt=False),
+  'zarr3': functools.partial(save, use_ocdbt=False, use_zarr3=True),
   'flat': checkpoints.save,
   'item': v1.save,
   'step': save_as_manager,
@@ -452,7 +472,7 @@ LAYOUTS = {
 def laid_out(request, tmp_path):
   """A merge of one model that lies as a layout has it."""
   source = tmp_path / 'source.safetensors'
-  arrays = {n: jnp.arange(8.0) + ord(n) for n in 'abcd'}
+  arrays = {n: jnp.arange(512.0) + ord(n) for n in 'abcd'}
   LAYOUTS[request.param](source, {'params': arrays})
   return lambda output, **options: mk.merge_checkpoints(
     mk.average(), experts=[source], output=output, **options
@@ -483,6 +503,77 @@ def test_interrupted_in_every_layout(laid_out, tmp_path):
   assert not output.exists()
   assert laid_out(output).units_resumed >= 2
   assert_finished(laid_out, output)
+
+
+@pytest.mark.parametrize('call', ['record', 'seal', 'records'])
+def test_arrays_that_were_deleted_from_the_stage(
+  laid_out, call, tmp_path, caplog
+):
+  """Begun, committed or complete: all of it is made again."""
+  output, stage = tmp_path / 'out', tmp_path / 'out.mergekit-tmp'
+  with pytest.MonkeyPatch.context() as patch:
+    interrupted(patch, call, 3 if call == 'record' else 1)
+    with pytest.raises(KeyboardInterrupt):
+      laid_out(output)
+  assert len((stage / 'journal.0.jsonl').read_text().splitlines()) >= 2
+  # The elements of the first array, which was recorded first.
+  values = (np.arange(512, dtype=np.float32) + ord('a')).tobytes()
+  holding = [
+    file
+    for file in stage.rglob('*')
+    if file.is_file() and values in file.read_bytes()
+  ]
+  assert holding
+  for file in holding:
+    file.unlink()
+  with caplog.at_level('WARNING', logger='absl'):
+    assert laid_out(output).units_done == 4
+  assert 'cannot be gone on with; the merge begins anew' in caplog.text
+  assert_finished(laid_out, output)
+
+
+@pytest.mark.parametrize('zarr3', [False, True])
+@pytest.mark.parametrize('use_ocdbt', [False, True])
+def test_nothing_is_missed_that_is_there(use_ocdbt, zarr3, tmp_path):
+  """Whatever arrays are called, and however many chunks they have."""
+  source, output = tmp_path / 'source', tmp_path / 'out'
+  tree = {
+    'mlp/~/linear': {'w': jnp.ones((24, 15)), 'b': jnp.float32(3)},
+    'mlp': {'v.w': jnp.ones((1030, 512)), 'u': jax.random.key(1)},
+  }
+  format = {'use_ocdbt': use_ocdbt, 'use_zarr3': zarr3}
+  save(source, tree, use_compression=False, **format)
+  go_on = lambda: mk.merge_checkpoints(
+    mk.average(), experts=[source], output=output, memory_budget='4MiB'
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    interrupted(patch, 'demand_recorded')
+    with pytest.raises(KeyboardInterrupt):
+      go_on()
+  report = go_on()
+  # The largest array has several boxes.
+  assert report.units_done == 0 and report.units_resumed > 4
+  assert not verify.verify(output)
+
+
+def test_what_every_process_has_written_is_looked_for(sources, tmp_path):
+  with pytest.MonkeyPatch.context() as patch:
+    interrupted(patch, 'record', 4)
+    with pytest.raises(KeyboardInterrupt):
+      merge(sources, tmp_path / 'out')
+  stage = epath.Path(tmp_path / 'out.mergekit-tmp')
+  (first,) = stage.glob('checkpoint*/ocdbt.process_0')
+  second = first.parent / 'ocdbt.process_1'
+  shutil.copytree(first, second)
+  (own,) = journal.read_all(stage)
+  is_there = functools.partial(recorded.is_there, stage / 'checkpoint')
+  assert is_there([own, own])
+  largest = max((second / 'd').iterdir(), key=lambda f: f.stat().length)
+  os.truncate(largest, 1000)
+  assert not is_there([own, own])
+  shutil.rmtree(second)
+  assert not is_there([own, own])
+  assert is_there([own, {}])
 
 
 def test_a_complete_checkpoint_whose_journal_lost_a_line(laid_out, tmp_path):
@@ -710,6 +801,44 @@ def test_killed_before_the_stage_is_removed(
       laid_out(output)
   assert laid_out(output, overwrite=overwrite).units_resumed == 4
   assert_finished(laid_out, output)
+
+
+@pytest.mark.parametrize('resume', [True, False])
+@pytest.mark.parametrize('call', ['is_empty', 'publish'])
+def test_killed_while_an_output_is_replaced(
+  call, resume, tmp_path, monkeypatch
+):
+  """What was moved aside goes, though nobody needs to say overwrite again."""
+  output, old = tmp_path / 'out', tmp_path / 'out.mergekit-old'
+  _, experts = checkpoints.save_set(tmp_path / 'set', {'a': (4, 8)}, experts=2)
+  again = functools.partial(
+    mk.merge_checkpoints, mk.average(), experts=experts, output=output
+  )
+  checkpoints.save(output, {'params': {'old': np.ones(3)}})
+  before = checkpoints.digest(output).values()
+  done = getattr(replace, call)
+
+  def stop_once_it_is_aside(*arguments):
+    found = done(*arguments)
+    if old.exists():
+      raise KeyboardInterrupt
+    return found
+
+  with monkeypatch.context() as patch:
+    patch.setattr(replace, call, stop_once_it_is_aside)
+    with pytest.raises(KeyboardInterrupt):
+      again(overwrite=True)
+  assert [*checkpoints.digest(old).values()] == [*before]
+  assert output.exists() == (call == 'publish')
+  if output.exists() and not resume:
+    with pytest.raises(FileExistsError, match='out exists'):
+      again(resume=False)
+    assert old.exists()
+    again()
+  else:
+    again(resume=resume)
+  assert names_in(tmp_path) == {'set', 'out', 'out.report.json'}
+  assert not verify.verify(output)
 
 
 def test_a_full_disk_that_was_cleared(tmp_path):

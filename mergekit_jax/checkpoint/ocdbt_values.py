@@ -7,6 +7,7 @@ bytes can be read straight into the buffer that they are wanted in.
 
 from collections.abc import Iterator
 import dataclasses
+import os
 from typing import Any
 
 from etils import epath
@@ -20,6 +21,11 @@ class Extent:
   file: str
   offset: int
   length: int
+
+  def demand_there(self) -> None:
+    """Raises FileNotFoundError or EOFError if the file does not hold it."""
+    if os.path.getsize(self.file) < self.offset + self.length:
+      raise EOFError(f'{self.file} is cut off.')
 
 
 def places(directory: epath.Path) -> dict[bytes, Extent | bytes]:

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 
 ITEM_METADATA = '_METADATA'
 STEP_METADATA = '_CHECKPOINT_METADATA'
+ARRAY_METADATAS = 'array_metadatas'
 
 # CheckpointManager can put a prefix before the number. Without the manager's
 # directory at hand that is not enough to tell a step: `expert_1` may be a save.
@@ -108,18 +109,21 @@ def random_keys(item: epath.Path) -> dict[str, str]:
   Returns:
     The implementations by Orbax's names of the arrays.
   """
-  # Each process writes one of these files, and all say the same.
-  file = item / 'array_metadatas' / 'process_0'
-  if not file.exists():
-    return {}
-  arrays = [
-    entry['array_metadata'] for entry in read_json(file)['array_metadatas']
-  ]
   return {
     array['param_name']: extra['random_key_impl']
-    for array in arrays
+    for array in array_metadata(item)
     if 'random_key_impl' in (extra := array.get('ext_metadata') or {})
   }
+
+
+def array_metadata(item: epath.Path) -> list[dict[str, Any]]:
+  """What Orbax noted of the arrays as they were saved, if it did."""
+  # Each process writes one of these files, and all say the same.
+  file = item / ARRAY_METADATAS / 'process_0'
+  if not file.exists():
+    return []
+  entries = read_json(file)[ARRAY_METADATAS]
+  return [entry['array_metadata'] for entry in entries]
 
 
 def shardings(item: epath.Path) -> dict[str, str]:

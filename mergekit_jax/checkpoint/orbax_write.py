@@ -12,6 +12,8 @@ the signatures used here.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+import glob
+import os
 from typing import Any
 
 from etils import epath
@@ -75,14 +77,15 @@ def write_orbax(
       `path`, which each process has to itself, gets everything else.
 
   Raises:
-    ValueError: there are no arrays, two have the same path or the same name in
-      Orbax, one is empty, `compression` is unknown, or `write` is given a box
-      that does not fit.
+    ValueError: `path` has a character of patterns, there are no arrays, two
+      have the same path or the same name in Orbax, one is empty, `compression`
+      is unknown, or `write` is given a box that does not fit.
     BaseException: whatever `produce` raises.
   """
   path = epath.Path(path)
   if remote.is_local(path):
     path = path.absolute()
+  demand_possible_path(path)
   demand_storable(specs)
   if compression is not None:
     checks.one_of('compression', compression, ['zstd'])
@@ -140,6 +143,17 @@ class _KeptTemporaryPath(atomicity.AtomicRenameTemporaryPath):
     if remote.is_local(self.get()):
       await asyncio.to_thread(files.sync_all, self.get())
     await super().finalize()
+
+
+def demand_possible_path(path: epath.Path) -> None:
+  """Raises ValueError if Orbax would not find its own files below a path."""
+  if remote.is_local(path) and glob.has_magic(os.fspath(path)):
+    raise ValueError(
+      f'No Orbax checkpoint can be written to {path}: Orbax takes [, * and ? in'
+      ' a path for a pattern, finds nothing of what it wrote there, and commits'
+      ' a checkpoint without arrays. Give a path without them, links followed,'
+      " or format='safetensors'."
+    )
 
 
 def demand_storable(specs: Any) -> None:

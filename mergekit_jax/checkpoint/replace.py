@@ -16,10 +16,12 @@ from mergekit_jax.checkpoint import (
 )
 
 # In a stage: what it is to become, where that is made on a local disk, and the
-# note that nothing of it is missing.
+# notes that nothing of it is missing and that what lay at the output was moved
+# aside.
 PLAN = 'plan.json'
 CHECKPOINT = 'checkpoint'
 COMPLETE = 'complete'
+REPLACED = 'replaced'
 
 _MAKES_A_CHECKPOINT = orbax_layout.ITEM_METADATA
 
@@ -177,6 +179,8 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
   old = beside(path, 'old')
   if overwrite and path.exists():
     remove(old)
+    # Before it is so: a resume, which need not overwrite any more, removes it.
+    files.write_whole(beside(path, 'tmp') / REPLACED, '')
     path.rename(old)
   if is_empty(path):
     path.rmdir()
@@ -189,8 +193,8 @@ def remove(path: epath.Path) -> None:
     path.rmtree()
 
 
-def clear(path: epath.Path, kept: str = '') -> None:
-  """Removes what a directory holds, but for an entry of this name."""
+def clear(path: epath.Path, *kept: str) -> None:
+  """Removes what a directory holds, but for entries of these names."""
   for child in path.iterdir() if path.exists() else ():
-    if child.name != kept:
+    if child.name not in kept:
       child.rmtree() if child.is_dir() else child.unlink()

@@ -24,7 +24,15 @@ from etils import epath
 import jax
 
 from mergekit_jax import processes
-from mergekit_jax.checkpoint import files, journal, locks, remote, replace
+from mergekit_jax.checkpoint import (
+  begun,
+  files,
+  journal,
+  locks,
+  recorded,
+  remote,
+  replace,
+)
 
 
 class Stage:
@@ -174,9 +182,12 @@ class Stage:
 
   def clear_replaced(self) -> None:
     """Removes what lay at the output before, if it was replaced."""
-    old = replace.beside(self.output, 'old')
-    if self.overwrite:
-      processes.on_primary(lambda: replace.remove(old))
+    processes.on_primary(self._clear_replaced)
+
+  def _clear_replaced(self) -> None:
+    # A killed merge that had `overwrite` may have been the one that moved it.
+    if self.overwrite or (self.directory / replace.REPLACED).exists():
+      replace.remove(replace.beside(self.output, 'old'))
 
   def remove(self) -> None:
     """Removes it, and the beginnings of arrays that lie in an object store."""
@@ -259,60 +270,43 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   replace.check_destination(stage.output, stage.overwrite, resume)
   plan = json.loads(json.dumps(plan))
   file = stage.directory / replace.PLAN
-  if resume and (begun := _begun(file)) is not None:
-    changed = [
-      key for key in dict(plan) | begun if plan.get(key) != begun.get(key)
-    ]
-    if changed:
-      described = '\n  '.join(
-        f'{key}: {_short(begun.get(key))} then, {_short(plan.get(key))} now'
-        for key in changed
-      )
-      raise ValueError(
-        f'{stage.directory} holds an unfinished merge that differs:\n  '
-        f'{described}\nGive the same arguments'
-        f'{" and versions" if "versions" in changed else ""} to finish it, or '
-        'resume=False (--noresume) to throw it away.'
-      )
+  if resume and (then := begun.read(file)) is not None:
+    begun.demand_same(stage.directory, then, plan)
     if _is_as_recorded(stage):
       return
     logging.warning(
       'What is in %s cannot be gone on with; the merge begins anew.',
       stage.directory,
     )
-  # They must not outlive what they speak of.
+  # They must not outlive what they speak of, nor the plan the journals: killed
+  # meanwhile, the next one begins anew.
+  file.unlink(missing_ok=True)
   journal.remove_all(stage.directory)
   if stage.arrays is not None:
     replace.remove(stage.arrays)
-  replace.clear(stage.directory, kept=locks.NAME)
+  replace.clear(stage.directory, locks.NAME, replace.REPLACED)
   files.write_whole(file, json.dumps(plan))
-
-
-def _begun(file: epath.Path) -> dict[str, Any] | None:
-  """The plan of what was begun, if there is one that can be read."""
-  if not file.exists():
-    return None
-  try:
-    return json.loads(file.read_text())
-  except ValueError:
-    logging.warning('%s is damaged; the merge begins anew.', file)
-    return None
 
 
 def _is_as_recorded(stage: Stage) -> bool:
   """Whether what the journals say is written is there, to be gone on with.
 
-  It is not if somebody has deleted it. What its writer was done with, but was
-  killed before it could seal it, is sealed.
+  It is not if somebody has deleted some of it. What its writer was done with,
+  but was killed before it could seal it, is sealed.
   """
   if stage.arrays is not None:
     return stage.arrays.exists()
-  if (stage.directory / replace.COMPLETE).exists():
-    return stage.checkpoint.exists() or replace.is_published(stage.output)
-  if replace.is_finished(stage.checkpoint):
-    stage.seal_here()
+  if replace.is_published(stage.output):
     return True
-  return replace.is_unfinished(stage.checkpoint)
+  sealed = (stage.directory / replace.COMPLETE).exists()
+  finished = replace.is_finished(stage.checkpoint)
+  if not finished and (sealed or not replace.is_unfinished(stage.checkpoint)):
+    return False
+  if not recorded.is_there(stage.checkpoint, journal.read_all(stage.directory)):
+    return False
+  if finished and not sealed:
+    stage.seal_here()
+  return True
 
 
 def _keep_or_remove(stage: Stage) -> None:
@@ -343,8 +337,3 @@ def _remove_empty(directory: epath.Path) -> None:
     # Another merge into the same output may have begun.
     with contextlib.suppress(OSError):
       os.rmdir(directory)
-
-
-def _short(value: Any) -> str:
-  text = json.dumps(value)
-  return text if len(text) <= 200 else f'{text[:200]}…'

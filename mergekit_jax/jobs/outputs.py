@@ -58,8 +58,9 @@ class Output:
 
     Raises:
       ValueError: if an option belongs to another format, the format cannot hold
-        the tree, the output and a source lie in each other, it lies in another
-        checkpoint, or it would be taken for a step of others or for unfinished.
+        the tree or be written to the path, the output and a source lie in each
+        other, it lies in another checkpoint, or it would be taken for a step of
+        others or for unfinished.
       FileExistsError: if the output exists, or another file where its report
         is to lie.
     """
@@ -74,6 +75,7 @@ class Output:
           f'output is {format}. Leave it out, or give format={other!r}.'
         )
     if format == 'orbax':
+      orbax_write.demand_possible_path(self.path)
       orbax_write.demand_storable(job.output_specs())
     for source in job.models:
       read = source.checkpoint

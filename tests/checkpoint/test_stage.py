@@ -157,6 +157,7 @@ class TestDestination:
     for path in (new, out, tmp_path / 'out.mergekit-old'):
       path.mkdir()
       (path / path.name).write_text('')
+    (tmp_path / 'out.mergekit-tmp').mkdir()
     replace.publish(new, out, overwrite=True)
     assert [p.name for p in out.iterdir()] == ['new']
     (old,) = (tmp_path / 'out.mergekit-old').iterdir()
@@ -167,3 +168,7 @@ class TestDestination:
     (tmp_path / 'out.mergekit-old').mkdir()
     self.publish(tmp_path / 'out')
     assert (tmp_path / 'out.mergekit-old').exists()
+    stop_after(tmp_path / 'other', 0)
+    (tmp_path / 'other.mergekit-old').mkdir()
+    self.publish(tmp_path / 'other')
+    assert (tmp_path / 'other.mergekit-old').exists()

@@ -19,21 +19,19 @@ _COPY = re.compile(
 )
 
 
-def left_out(paths: Sequence[str], root: str, place: str) -> list[str]:
+def left_out(
+  leaves: Mapping[str, Any], paths: Sequence[str], root: str, place: str
+) -> list[str]:
   """Of leaves of the base that are not merged, though nothing says so.
 
   Args:
+    leaves: all of the base (anything with a dtype), by path.
     paths: of leaves beside the parameters.
     root: where the parameters begin. Beside it training state that everybody
       knows is no surprise; of a whole tree it is a guess.
     place: where else the leaves are not.
   """
-  unknown = [
-    path
-    for path in paths
-    if not root
-    or not (roots.is_training_state(path) or roots.is_of_optimizer(path))
-  ]
+  unknown = roots.missed(leaves, paths) if root else paths
   if not unknown:
     return []
   why = (

@@ -91,9 +91,10 @@ def merge(
   groups = scopes.agreed([method], overrides, specs, others, template)
   covered = [path for _, paths in groups for path in paths]
 
-  beside = [p for p in tree.merged_shapes(_specs(template)) if p not in specs]
+  known = _specs(template)
+  beside = [path for path in tree.merged_shapes(known) if path not in specs]
   for doubt in [
-    *doubts.left_out(beside, root, 'merged'),
+    *doubts.left_out(known, beside, root, 'merged'),
     *doubts.of_copied(specs, [p for p in specs if p not in covered]),
     *doubts.of_merged({path: shapes[path] for path in covered}, root),
   ]:

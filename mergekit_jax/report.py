@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection, Mapping
 import dataclasses
 import json
@@ -13,6 +14,8 @@ import numpy as np
 
 from mergekit_jax.checkpoint import files
 from mergekit_jax.checkpoint.remote import as_path, real_path
+
+_RESTORE = 'orbax.checkpoint.StandardCheckpointer().restore'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +181,28 @@ def report_path(output: epath.PathLike) -> epath.Path:
   """Where the report of a merge lies: beside its output, links followed."""
   output = real_path(as_path(output))
   return output.parent / f'{output.name}.report.json'
+
+
+def restore_call(item: epath.Path) -> str:
+  """The call with which Orbax restores an item."""
+  return f'{_RESTORE}({str(item)!r})'
+
+
+def written_item(report: Mapping[str, Any]) -> str:
+  """Where in an output its item was written; nothing if it is all of it.
+
+  Args:
+    report: as JSON has it.
+
+  Raises:
+    ValueError, LookupError, TypeError, SyntaxError: it is no report, or is
+      damaged.
+  """
+  if not report['restore']:
+    return ''
+  place = ast.literal_eval(report['restore'].removeprefix(_RESTORE))
+  inside = as_path(place).relative_to(as_path(report['output']))
+  return '/'.join(inside.parts)
 
 
 def is_report(path: epath.Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import re
 from typing import Any
 
@@ -33,6 +33,9 @@ _TRAINING_STATE = _OPTIMIZER | {
   *('rng', 'rngs', 'key', 'training_key'),
   *('iterator', 'data', 'metrics', 'loss_scale'),
 }
+# Below these may lie what the model needs as well: Haiku keeps the statistics
+# of BatchNorm in `state`.
+_MAY_BE_NEEDED = {'state', 'ema', 'ema_params', 'params_ema'}
 
 
 def parameter_root(leaves: Mapping[str, Any]) -> str:
@@ -84,9 +87,32 @@ def is_training_state(path: str) -> bool:
   return not _TRAINING_STATE.isdisjoint(path.split('/')[:2])
 
 
-def is_of_optimizer(path: str) -> bool:
-  """Whether the names in a path say that an optimizer keeps what is there."""
-  return not _OPTIMIZER.isdisjoint(path.split('/'))
+def may_be_needed(name: str) -> bool:
+  """Whether what a model needs may lie under a name beside its parameters."""
+  return name in _MAY_BE_NEEDED or not is_training_state(name)
+
+
+def missed(leaves: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+  """The leaves that a model may need of those beside its parameters.
+
+  Args:
+    leaves: all leaves (anything with a dtype) by path.
+    paths: of those beside the parameters.
+  """
+  counted = _counted(_children(leaves), leaves)
+
+  def is_missed(path: str) -> bool:
+    if not _OPTIMIZER.isdisjoint(path.split('/')):
+      return False
+    names = _TRAINING_STATE.intersection(path.split('/')[:2])
+    if not names:
+      return True
+    if not names <= _MAY_BE_NEEDED or not tree.is_merged(leaves[path].dtype):
+      return False
+    # optax's may be called `state` as well.
+    return names != {'state'} or counted.isdisjoint(_lineage(path))
+
+  return [path for path in paths if is_missed(path)]
 
 
 def parameters(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
@@ -142,23 +168,35 @@ def _optimizers(leaves: Mapping[str, Any]) -> frozenset[str]:
   like an optimizer, or consists of moments, if it repeats the paths and shapes
   of what lies beside it. Modules that are merely alike are none.
   """
-  children: dict[str, set[str]] = {}
-  for path in leaves:
-    *above, _ = lineage = [*_lineage(path)]
-    for node, child in zip(above, lineage[1:], strict=True):
-      children.setdefault(node, set()).add(child.rpartition('/')[2])
+  children = _children(leaves)
   named = {
     node
     for node in (*children, *leaves)
     if node.rpartition('/')[2] in _OPTIMIZER
   }
-  counted = {
+  repeated = {node for node in children.get('', ()) if _repeats(node, leaves)}
+  return frozenset(named | _counted(children, leaves) | repeated)
+
+
+def _children(leaves: Mapping[str, Any]) -> dict[str, set[str]]:
+  """The names of what lies right below each node."""
+  children: dict[str, set[str]] = {}
+  for path in leaves:
+    *above, _ = lineage = [*_lineage(path)]
+    for node, child in zip(above, lineage[1:], strict=True):
+      children.setdefault(node, set()).add(child.rpartition('/')[2])
+  return children
+
+
+def _counted(
+  children: Mapping[str, set[str]], leaves: Mapping[str, Any]
+) -> set[str]:
+  """The nodes with moments of optax beside their `count`."""
+  return {
     node
     for node, names in children.items()
     if names & _MOMENTS and _counts(node, leaves)
   }
-  repeated = {node for node in children.get('', ()) if _repeats(node, leaves)}
-  return frozenset(named | counted | repeated)
 
 
 def _counts(node: str, leaves: Mapping[str, Any]) -> bool:

@@ -11,15 +11,19 @@ from etils import epath
 import numpy as np
 
 from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
-from mergekit_jax.report import report_path
+from mergekit_jax.checkpoint.remote import as_path, real_path
+from mergekit_jax.report import report_path, written_item
 from mergekit_jax.streaming.sink import checksum
 
 
 def verify(output: epath.PathLike) -> list[str]:
   """Compares every part of an output with its recorded checksum.
 
+  Later steps that training has saved beside what was written are not looked at.
+
   Args:
-    output: a checkpoint that `merge_checkpoints` wrote, its report beside it.
+    output: a checkpoint that `merge_checkpoints` wrote, its report beside it,
+      or the step or the item in it that was written.
 
   Returns:
     A sentence for every part that is damaged or that nobody has recorded;
@@ -29,25 +33,44 @@ def verify(output: epath.PathLike) -> list[str]:
     FileNotFoundError: if there is no output, or no report beside it.
     ValueError: if the output is no checkpoint, or the report is damaged.
   """
-  checkpoint = open_checkpoint(output)
-  report = report_path(output)
-  if not report.exists():
-    raise FileNotFoundError(
-      f'{report} is missing: only with its report beside it can an output be '
-      'verified. An output that is moved takes its report along.'
-    )
-  try:
-    checksums = dict(json.loads(report.read_text())['checksums'])
-  except (ValueError, LookupError, TypeError) as error:
-    raise ValueError(
-      f'{report} is no report of a merge, or is damaged ({error}); restore it '
-      'from a copy, or merge again.'
-    ) from error
+  item, checksums = _recorded(output)
+  checkpoint = open_checkpoint(item)
   return [
     sentence
     for path in dict.fromkeys((*checkpoint.specs, *checksums))
     for sentence in _damage(checkpoint, path, checksums.get(path, []))
   ]
+
+
+def _recorded(
+  output: epath.PathLike,
+) -> tuple[epath.Path, dict[str, Sequence[Any]]]:
+  """What was written, and the checksums of its parts by path.
+
+  The nearest report counts that is of the output or of something in it.
+  """
+  given = real_path(as_path(output))
+  # An item lies in its output, or in a step of it.
+  for top in (given, *[*given.parents][:2]):
+    report = report_path(top)
+    if not report.exists():
+      continue
+    try:
+      facts = json.loads(report.read_text())
+      item = top / written_item(facts)
+      checksums = dict(facts['checksums'])
+    except (ValueError, LookupError, TypeError, SyntaxError) as error:
+      raise ValueError(
+        f'{report} is no report of a merge, or is damaged ({error}); restore '
+        'it from a copy, or merge again.'
+      ) from error
+    if top == given or given in (item, *item.parents):
+      return item, checksums
+  open_checkpoint(given)  # If there is none, this is what is to be said.
+  raise FileNotFoundError(
+    f'{report_path(given)} is missing: only with its report beside it can an '
+    'output be verified. An output that is moved takes its report along.'
+  )
 
 
 def _damage(

@@ -157,11 +157,74 @@ def test_copies_are_merged_with_a_warning(save, tmp_path, wrap, warned):
   assert all(warned in warning for warning in report.warnings)
 
 
+BATCH_NORM = {'bn': {'mean_ema': {'average': np.ones(3, 'float32')}}}
+# What is saved beside parameters, and which floats of it a model may need.
+BESIDE = {
+  'haiku': (
+    lambda p: {'state': {**BATCH_NORM, 'counter': np.int32(1)}, 'step': 3},
+    ['state/bn/mean_ema/average'],
+  ),
+  'averages': (
+    lambda p: {'ema': {'out': p['out']}, 'params_ema': {'out': p['out']}},
+    ['ema/out/kernel', 'params_ema/out/kernel'],
+  ),
+  'an average of optax': (
+    lambda p: {'ema': {'count': np.int32(1), 'ema': {'w': p['out']['kernel']}}},
+    ['ema/ema/w'],
+  ),
+  'optax': (lambda p: {'state': opt_state(ADAM, p, 1)}, []),
+  'T5X': (lambda p: {'state': {'step': 1.0, 'param_states': {'v': p}}}, []),
+  'training': (
+    lambda p: {
+      'opt_state': opt_state(ADAM, p, 1),
+      'opt': {'m': p},
+      'step': 1.0,
+      'rng': np.ones(2),
+      'data': {'position': 0.5},
+      'metrics': {'loss': np.float32(2)},
+    },
+    [],
+  ),
+}
+
+
+@pytest.mark.parametrize('name', BESIDE)
+def test_what_a_model_may_need_is_missed(save, tmp_path, name):
+  beside, missed = BESIDE[name]
+  path = save('s', {'params': params(0), **beside(params(0))})
+  report = mk.merge_checkpoints(
+    mk.average(), experts=[path], output=tmp_path / 'o'
+  )
+  assert {p.partition('/')[0] for p in checkpoints.load(tmp_path / 'o')} == {
+    'params'
+  }
+  assert report.warnings == [
+    f'{len(missed)} leaves of the base lie beside its parameters and are not '
+    f'in the output: {", ".join(missed)}.'
+  ] * bool(missed)
+
+
+def test_a_train_state_goes_without_a_warning(save, tmp_path):
+  state = train_state.TrainState.create(
+    apply_fn=jnp.sum, params=params(0), tx=CHAIN
+  )
+  for name, tree in {'alone': state, 'held': {'state': state}}.items():
+    report = mk.merge_checkpoints(
+      mk.average(), experts=[save(name, tree)], output=tmp_path / f'o_{name}'
+    )
+    assert report.warnings == [] and len(report.tensors) == 3
+
+
 @pytest.mark.parametrize('given', ['step', 'item'])
 def test_items_beside_the_parameters_are_named(tmp_path, given):
   """Where the item of the parameters was not asked for."""
   with ocp.CheckpointManager(tmp_path / 'saved') as manager:
-    items = {'params': params(0), 'batch_stats': params(1), 'opt_state': [1]}
+    items = {
+      'params': params(0),
+      'batch_stats': params(1),
+      'opt_state': [1],
+      'state': BATCH_NORM,
+    }
     save = {name: ocp.args.StandardSave(x) for name, x in items.items()}
     manager.save(5, args=ocp.args.Composite(**save))
   path = tmp_path / 'saved' / '5' / ('' if given == 'step' else 'params')
@@ -169,7 +232,7 @@ def test_items_beside_the_parameters_are_named(tmp_path, given):
     mk.average(), experts=[path], output=tmp_path / 'o'
   )
   assert [w.split(' of ')[0] for w in report.warnings] == (
-    ['The item batch_stats'] if given == 'step' else []
+    ['The item batch_stats', 'The item state'] if given == 'step' else []
   )
 
 
@@ -267,6 +330,14 @@ class TestInMemory:
     with pytest.warns(UserWarning, match='not merged: batch_stats/mean'):
       merged = mk.merge(mk.average(), [variables(1)], variables(0))
     np.testing.assert_array_equal(merged['batch_stats']['mean'], np.zeros(3))
+
+  def test_what_a_model_may_need_is_named(self):
+    variables = {'params': params(0), 'state': BATCH_NORM, 'step': 1.0}
+    with pytest.warns(UserWarning) as warned:
+      mk.merge(mk.average(), [variables], variables)
+    assert [str(w.message).partition(': ')[2] for w in warned] == [
+      'state/bn/mean_ema/average.'
+    ]
 
   def test_nothing_but_an_optimizer(self):
     state = opt_state(ADAM, params(0), 0)

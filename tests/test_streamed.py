@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.experimental import v1
 import pytest
 from safetensors.numpy import save_file
 import tensorstore as ts
@@ -580,6 +581,35 @@ class TestOutput:
       merge(run / '31')
     merge(self.directory / '31')
     assert [child.name for child in run.iterdir()] == ['7']
+
+  def test_no_step_among_those_of_a_manager_with_a_prefix(self):
+    run = self.directory / 'run'
+    options = ocp.CheckpointManagerOptions(step_prefix='checkpoint')
+    with ocp.CheckpointManager(run, options=options) as manager:
+      for step in (3, 10):
+        manager.save(step, args=ocp.args.StandardSave({'params': params()}))
+    expert = self.save('one', params(1))
+    merge = lambda output: mk.merge_checkpoints(
+      mk.average(), experts=[expert], output=output
+    )
+    with pytest.raises(ValueError, match=r'such as .*/run-merged\.'):
+      merge(run / 'checkpoint_13')
+    for name in ('best_13', 'checkpoint_best', 'checkpoint'):
+      merge(run / name)
+    with ocp.CheckpointManager(run, options=options) as manager:
+      assert manager.all_steps() == [3, 10]
+
+  def test_saves_and_outputs_that_are_numbered_are_no_steps(self):
+    """The v1 API lays a save down as a step is, and so its output is."""
+    v1.save(self.directory / 'model_1', {'w': KERNEL})
+    for number in (2, 3):
+      mk.merge_checkpoints(
+        mk.average(),
+        experts=[self.directory / 'model_1'],
+        output=self.directory / f'model_{number}',
+      )
+    (merged,) = v1.load(self.directory / 'model_3').values()
+    np.testing.assert_array_equal(merged, KERNEL)
 
   def test_restores_with_ordinary_orbax(self):
     base = self.save('base', {'params': params()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
@@ -78,6 +79,52 @@ def test_a_compressed_part_that_cannot_be_read_is_named(tmp_path):
   largest.unlink()
   (damage,) = [line for line in verify(output) if line.startswith('params/a:')]
   assert 'the part at [0, 0] cannot be read' in damage
+
+
+@pytest.fixture
+def trained_on(tmp_path):
+  """The output of a merge of a manager's step 10, and step 11 beside it."""
+  tree = lambda value: {'params': {'w': np.full((4, 3), value, np.float32)}}
+  save = lambda manager, step, value: manager.save(
+    step, args=ocp.args.StandardSave(tree(value))
+  )
+  with ocp.CheckpointManager(tmp_path / 'base') as manager:
+    save(manager, 10, 1)
+  output = tmp_path / 'merged'
+  mk.merge_checkpoints(mk.average(), experts=[tmp_path / 'base'], output=output)
+  with ocp.CheckpointManager(output) as manager:
+    save(manager, 11, 2)
+  return output
+
+
+@pytest.mark.parametrize('given', ['.', '10', '10/default'])
+def test_what_training_saves_beside_it_is_no_damage(trained_on, given):
+  moved = trained_on.rename(trained_on.parent / 'moved')
+  report = trained_on.parent / 'merged.report.json'
+  report = report.rename(trained_on.parent / 'moved.report.json')
+  assert verify(moved / given) == []
+  facts = json.loads(report.read_text())
+  facts['checksums']['params/w'][0][2] ^= 1
+  report.write_text(json.dumps(facts))
+  (damage,) = verify(moved / given)
+  assert damage.startswith('params/w: the part at [0, 0]')
+
+
+@pytest.mark.parametrize('given', ['11', '11/default'])
+def test_what_training_saves_has_no_report(trained_on, given):
+  name = given.rpartition('/')[2]
+  with pytest.raises(FileNotFoundError, match=f'{name}.report.json is missing'):
+    verify(trained_on / given)
+
+
+@pytest.mark.parametrize('call', ['', 'restore(', "restore('/elsewhere')"])
+def test_a_report_of_another_place_is_damaged(trained_on, call):
+  report = trained_on.parent / 'merged.report.json'
+  facts = json.loads(report.read_text())
+  facts['restore'] = facts['restore'].partition('restore(')[0] + call
+  report.write_text(json.dumps(facts))
+  with pytest.raises(ValueError, match='merged.report.json is no report of a'):
+    verify(trained_on)
 
 
 def test_without_a_report(merged):

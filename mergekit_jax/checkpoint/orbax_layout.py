@@ -22,6 +22,8 @@ ARRAY_METADATAS = 'array_metadatas'
 # directory at hand that is not enough to tell a step: `expert_1` may be a save.
 _STEP_OF_MANAGER = re.compile(r'(.*_)?(\d+)')
 _STEP = re.compile(r'\d+')
+# v1 writes it to a save, and not to the steps of its managers.
+_OF_V1_SAVE = 'orbax.checkpoint'
 _OF_STEP = {STEP_METADATA, 'commit_success.txt'}
 # What Orbax writes to an item beside arrays that have directories of their own;
 # `checkpoint` is how old versions kept small values.
@@ -88,15 +90,21 @@ def is_part(path: epath.Path) -> bool:
 
 
 def would_be_step(path: epath.Path) -> bool:
-  """Whether a CheckpointManager of the directory around takes it for a step."""
-  return (
-    _STEP.fullmatch(path.name) is not None
-    and path.parent.is_dir()
-    and any(
-      _STEP.fullmatch(child.name) and _is_step(child)
-      for child in path.parent.iterdir()
-      if child != path
-    )
+  """Whether a CheckpointManager of the directory around takes it for a step.
+
+  Raises:
+    ValueError: the metadata of a step beside it is damaged.
+  """
+  name = _STEP_OF_MANAGER.fullmatch(path.name)
+  if name is None or not path.parent.is_dir():
+    return False
+  return any(
+    (other := _STEP_OF_MANAGER.fullmatch(child.name))
+    and other[1] == name[1]
+    and _is_step(child)
+    and not (name[1] and _has_its_own_name(child))
+    for child in path.parent.iterdir()
+    if child != path
   )
 
 
@@ -202,6 +210,15 @@ def _is_step(path: epath.Path) -> bool:
     and (path / STEP_METADATA).exists()
     and not _is_item(path)
   )
+
+
+def _has_its_own_name(step: epath.Path) -> bool:
+  """Whether what is called like a step is a v1 save or the output of a merge.
+
+  Both have items as a step has, and `model_1` and `model_2` are two of them.
+  """
+  metadata = read_json(step / STEP_METADATA).get('custom_metadata') or {}
+  return (step / _OF_V1_SAVE).exists() or 'mergekit_jax' in metadata
 
 
 def _items(path: epath.Path) -> list[epath.Path]:

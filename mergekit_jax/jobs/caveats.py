@@ -73,7 +73,7 @@ def _of_sources(job: Job) -> list[str]:
     *_nothing(merged),
     *_twice(job.experts),
     *_items(job.template.items_beside),
-    *doubts.left_out(job.left_out, job.root, 'in the output'),
+    *doubts.left_out(specs, job.left_out, job.root, 'in the output'),
     *doubts.of_copied(read, job.copied),
     *doubts.of_merged({path: read[path].shape for path in merged}, job.root),
     *doubts.of_wide({path: read[path] for path in merged}),
@@ -101,9 +101,9 @@ def _twice(experts: Sequence[Model]) -> list[str]:
 
 def _items(names: Sequence[str]) -> list[str]:
   """Of items beside the one with the parameters."""
-  unknown = [name for name in names if not roots.is_training_state(name)]
   return [
     f'The item {name} of the base lies beside its parameters and is not in the '
     'output.'
-    for name in unknown
+    for name in names
+    if roots.may_be_needed(name)
   ]

@@ -26,6 +26,8 @@ from mergekit_jax.planning import plan as plans
 from mergekit_jax.streaming.reading import Model
 
 _BESIDE_ROOT = 'nnx_aux'
+# What comes before the leaves of stacked layers.
+_STACK = re.compile(r'(.*?/)??(\w+_)?layers/')
 
 
 class SourceChangedError(ValueError):
@@ -311,13 +313,28 @@ def _leaf(
 def _known_stacks(
   checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, int] | None:
-  """The stacked axes of a layout that says of itself how it is stacked.
+  """The stacked axes of a layout that says of itself that it is stacked.
 
-  MaxText scans its layers over axis 1 and says so in its metadata.
+  MaxText says in its metadata that it scans its layers, but not over which
+  axis. That is axis 1 unless somebody chose another, along which leaves of one
+  stack differ; of scans in each other the axes are not known.
   """
   # As text where it has been through safetensors, whose metadata is text.
   if checkpoint.metadata.get('scan_layers') not in (True, 'true'):
     return None
-  regex = r'.*/(\w+_)?layers/.*'
-  layered = [path for path in shapes if re.fullmatch(regex, path)]
-  return {re.escape(path): 1 for path in layered if len(shapes[path]) > 1}
+  stacks: dict[str, list[str]] = {}
+  for path in shapes:
+    if match := _STACK.match(path):
+      stacks.setdefault(match[0], []).append(path)
+  return {
+    re.escape(path): 1
+    for stack, paths in stacks.items()
+    if _agree_along_axis_1([shapes[path] for path in paths])
+    for path in paths
+    if not _STACK.match(path.removeprefix(stack))
+  }
+
+
+def _agree_along_axis_1(shapes: Sequence[tuple[int, ...]]) -> bool:
+  sizes = {shape[1:2] for shape in shapes}
+  return len(sizes) == 1 and () not in sizes

@@ -92,8 +92,7 @@ def _restore(job: Job, output: Output, format: str | None) -> str:
   if (format or job.template.format) != 'orbax':
     return ''
   layout = job.template.layout
-  item = output.path / (layout.item if layout else '')
-  return f'orbax.checkpoint.StandardCheckpointer().restore({str(item)!r})'
+  return reports.restore_call(output.path / (layout.item if layout else ''))
 
 
 def add_sums(

@@ -17,7 +17,7 @@ import pytest
 import tensorstore as ts
 
 import mergekit_jax as mk
-from mergekit_jax.jobs import job
+from mergekit_jax.jobs import caveats, job
 from tests import checkpoints, compare
 
 SCALE = 0.5
@@ -330,6 +330,44 @@ def test_a_cycle_is_stacked_and_what_is_left_over_is_not(tmp_path):
   made = job.make_job([mk.average()], [tmp_path / 'base'], None)
   for tensor in made.plan.scopes[0].tensors:
     assert tensor.stacked == ((1,) if '/layers/' in tensor.path else ())
+
+
+STACKED_FIRST = {
+  'wi': {'kernel': (LAYERS, EMBED, MLP)},
+  'wo': {'kernel': (LAYERS, MLP, EMBED)},
+}
+
+
+@pytest.mark.parametrize(
+  'decoder,known',
+  [
+    ({'dense_layers': block(2), 'moe_layers': block(LAYERS)}, 4),
+    ({'layers': STACKED_FIRST}, 0),
+    ({'dense_layers': STACKED_FIRST, 'moe_layers': block(LAYERS)}, 2),
+    ({'layers': {'kernel': (EMBED, LAYERS, MLP), 'alpha': (LAYERS,)}}, 0),
+    ({'layers': {'local_layers': block(2, LAYERS), 'post': block(2)}}, 2),
+  ],
+  ids=['two', 'axis 0', 'one of axis 0', 'a vector', 'nested'],
+)
+def test_no_axis_is_assumed_that_leaves_contradict(tmp_path, decoder, known):
+  """MaxText does not say over which axis it scans; most models over axis 1."""
+  layout = maxtext(decoder)
+  layout.save(tmp_path / 'base', params(layout, 0))
+  rule = mk.ties(density=0.5, scope='tensor')
+  plan = job.make_job([rule], [tmp_path / 'base'], tmp_path / 'base').plan
+  tensors = [
+    tensor
+    for scope in plan.scopes
+    for tensor in scope.tensors
+    if 'layers/' in tensor.path
+  ]
+  assert [t.stacked for t in tensors if t.stacked] == [(1,)] * known
+  unknown = [t for t in tensors if not t.stacked and len(t.shape) > 1]
+  warnings = caveats.of_plan(plan, 1, 0)
+  assert len(warnings) == bool(unknown)
+  assert all(
+    w.startswith(f'{len(unknown)} tensors below "layers"') for w in warnings
+  )
 
 
 def test_what_need_not_be_steps_of_one_model(tmp_path):

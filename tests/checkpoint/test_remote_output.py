@@ -9,6 +9,7 @@ import pytest
 import mergekit_jax as mk
 from mergekit_jax import cli
 from mergekit_jax.checkpoint import locks, remote, replace, stage
+from mergekit_jax.verify import verify
 from tests import checkpoints, launch, s3
 
 SHAPES = {'a': (64, 48), 'b': (40,)}
@@ -113,6 +114,7 @@ def test_as_checkpoint_manager_lays_it_out(local, store, tmp_path):
   arguments = {**job(local, output), 'base': str(tmp_path / 'base')}
   mk.merge_checkpoints(eval(arguments.pop('method')), **arguments)
   assert_same(output, local / 'merged')
+  assert verify(output) == verify(f'{output}/7/items') == []
   copy = store.download('managed', tmp_path / 'copy')
   with ocp.CheckpointManager(copy, item_names=('items',)) as manager:
     assert manager.latest_step() == 7

@@ -26,8 +26,19 @@ _OPTIMIZER = {
 _LIKE_AN_OPTIMIZER = re.compile(
   r'(.*_)?(opt|optim|optimizer|adam\w*|sgd|lion|adafactor|rmsprop)(_.*)?'
 )
-# What optax calls its moments.
-_MOMENTS = {'mu', 'nu', 'trace', 'v_row', 'v_col', 'ema', 'sum_of_squares'}
+# What optax calls its moments, and what it keeps like them.
+_MOMENTS = {
+  *('mu', 'nu', 'trace', 'v_row', 'v_col', 'ema', 'sum_of_squares'),
+  *('e_g', 'e_x', 'exp_avg', 'grad_acc', 'previous_gradient'),
+  *('prev_updates', 'step_sizes'),
+}
+# How optax calls a counter, and one of what lies beside it in the same state.
+_LAYOUTS = {
+  'count': _MOMENTS | {'base_optimizer_state', 'diff_updates_memory'},
+  'mini_step': {'acc_grads'},
+  'step_count': {'weight_sum'},  # schedule-free, whose iterate is but a `z`
+  'info/num_linesearch_steps': {'grad'},
+}
 _TRAINING_STATE = _OPTIMIZER | {
   *('opt', 'state', 'step', 'steps', 'ema', 'ema_params', 'params_ema'),
   *('rng', 'rngs', 'key', 'training_key'),
@@ -164,9 +175,10 @@ def demand_parameters(
 def _optimizers(leaves: Mapping[str, Any]) -> frozenset[str]:
   """The paths at which an optimizer begins.
 
-  Known are its names; moments of optax beside their `count`; and what is called
-  like an optimizer, or consists of moments, if it repeats the paths and shapes
-  of what lies beside it. Modules that are merely alike are none.
+  Known are its names; states of optax, by a counter and what lies beside it,
+  such as moments and their `count`; and what is called like an optimizer, or
+  consists of moments, if it repeats the paths and shapes of what lies beside
+  it. Modules that are merely alike are none.
   """
   children = _children(leaves)
   named = {
@@ -195,13 +207,14 @@ def _counted(
   return {
     node
     for node, names in children.items()
-    if names & _MOMENTS and _counts(node, leaves)
+    for counter, kept in _LAYOUTS.items()
+    if names & kept and _counts(node, counter, leaves)
   }
 
 
-def _counts(node: str, leaves: Mapping[str, Any]) -> bool:
-  """Whether a whole number called `count` lies at a node."""
-  path = f'{node}/count' if node else 'count'
+def _counts(node: str, counter: str, leaves: Mapping[str, Any]) -> bool:
+  """Whether a whole number of this name lies at a node."""
+  path = f'{node}/{counter}' if node else counter
   leaf = leaves.get(path, leaves.get(f'{path}/value'))
   return leaf is not None and jnp.issubdtype(leaf.dtype, jnp.integer)
 

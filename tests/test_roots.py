@@ -38,6 +38,23 @@ def moments(tree, seed):
 
 ADAM, SGD = optax.adam(1e-3), optax.sgd(1e-3, momentum=0.9)
 CHAIN = optax.chain(optax.clip_by_global_norm(1.0), optax.adafactor(1e-3))
+# States of which the moments are not all, or that have no counter.
+OTHERS = {
+  'accumulated': optax.MultiSteps(ADAM, 4),
+  'accumulated without moments': optax.MultiSteps(optax.sgd(1e-3), 4),
+  'applied every': optax.apply_every(4),
+  'schedule-free': optax.contrib.schedule_free_sgd(1e-3),
+  'schedule-free moments': optax.contrib.schedule_free_adamw(1e-3),
+  'lbfgs': optax.lbfgs(memory_size=2),
+  'prodigy': optax.contrib.prodigy(),
+  'mechanic': optax.contrib.mechanize(ADAM),
+}
+# Those that are known only beside parameters which they repeat.
+REPEATED = {
+  'rprop': optax.rprop(1e-3),
+  'adadelta': optax.adadelta(1e-3),
+  'optimistic': optax.optimistic_gradient_descent(1e-3),
+}
 # What is saved of parameters and a seed, where the parameters then lie, and
 # whether anybody knows what lies beside them by its name.
 STATES = {
@@ -298,6 +315,28 @@ class TestInMemory:
     }
     for path, leaf in checkpoints.leaves(merged).items():
       np.testing.assert_array_equal(leaf, expected[path])
+
+  @pytest.mark.parametrize('name', OTHERS | REPEATED)
+  def test_what_else_optax_keeps(self, name):
+    """Beside one net, and beside the second of two that are alike."""
+
+    def state(i):
+      fresh = (OTHERS | REPEATED)[name].init(params(i))
+      return jax.tree.map(lambda x: (x + 1e3 * i).astype(x.dtype), fresh)
+
+    nets = lambda i: (params(i), params(i + 9))
+    one = lambda i: (params(i), state(i))
+    two = lambda i: (params(i), (params(i + 9), state(i)))
+    wraps = {one: params, two: nets} if name in OTHERS else {one: params}
+    for wrap, alone in wraps.items():
+      base, *experts = map(wrap, range(3))
+      with pytest.warns(UserWarning, match='taken for what an optimizer keeps'):
+        merged = mk.merge(mk.ties(0.3), experts, base)
+      expected = mk.merge(mk.ties(0.3), [alone(1), alone(2)], alone(0))
+      tree = (merged[0], merged[1][0]) if wrap is two else merged[0]
+      jax.tree.map(np.testing.assert_array_equal, tree, expected)
+      kept = merged[1][1] if wrap is two else merged[1]
+      jax.tree.map(np.testing.assert_array_equal, kept, state(0))
 
   def test_a_train_state_under_jit(self):
     state = lambda i: train_state.TrainState(

@@ -66,7 +66,10 @@ def merge(
 
   Raises:
     ValueError: if there are no experts, the trees differ, a rule by path
-      matches nothing, or the method needs a base or a key that was not given.
+      matches nothing, the method needs a base or a key that was not given, or
+      what it returns has not the shape of the tensor and is no scalar.
+    TypeError: if it returns no floating-point array, or a `then` uses what it
+      must not.
   """
   scopes.demand_rule('A method is a rule', method)
   experts = checks.experts(experts)

@@ -64,7 +64,8 @@ def rule(cls: _T) -> _T:
 
   Args:
     cls: a class with annotated fields and `__call__(self, t: Place)`, a
-      function or a generator that returns the merged array.
+      function or a generator that returns the merged array, floating-point
+      numbers `[*shape]`, or a scalar for all of it.
 
   Returns:
     The class, as a frozen dataclass registered with JAX.

@@ -106,7 +106,8 @@ def merge_checkpoints(
     ValueError: if an argument or a source does not fit, and nothing was read;
       or, afterwards, if a source has changed or another merge has taken over
       the output.
-    TypeError: if the rule returns no array, or a `then` uses the models.
+    TypeError: if the rule returns no floating-point array, or a `then` uses
+      what it must not.
     FloatingPointError: if a source holds NaN or Inf, or the merge overflows.
     OSError: if a source cannot be read or the output not written.
   """

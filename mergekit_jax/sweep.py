@@ -68,7 +68,8 @@ def sweep(
   Raises:
     ValueError: if an argument or a source does not fit, and nothing was read;
       or, afterwards, if a source has changed.
-    TypeError: if a rule returns no array, or a `then` uses the models.
+    TypeError: if a rule returns no floating-point array, or a `then` uses what
+      it must not.
     FloatingPointError: if a checkpoint holds NaN or Inf, unless allowed.
     OSError: if a checkpoint cannot be read.
   """

@@ -395,6 +395,34 @@ class TestRule:
     with pytest.raises(TypeError, match=f'Rule returned a {kind}; return the'):
       merge(rule_from(lambda t: returned))
 
+  @pytest.mark.parametrize(
+    'of,error,message',
+    [
+      (lambda a: jnp.mean(a, -1, keepdims=True), ValueError, 'of shape'),
+      (lambda a: jnp.mean(a, 0), ValueError, 'of shape'),
+      (lambda a: a[None], ValueError, 'of shape'),
+      (lambda a: a > 0, TypeError, 'return floating-point numbers'),
+      (lambda a: 1j * a, TypeError, 'return floating-point numbers'),
+      (lambda a: jnp.int32(7), TypeError, 'return floating-point numbers'),
+    ],
+  )
+  def test_what_does_not_fill_the_tensor(self, of, error, message, tmp_path):
+    rule = rule_from(lambda t: of(t.experts[0]))
+    tree = {'w': np.ones((4, 6), 'float32')}
+    given = r'^Rule returned (float32|bool|complex64|int32)\[.*\]'
+    with pytest.raises(error, match=f'{given}.*{message}'):
+      mk.merge(rule, [tree])
+    path = checkpoints.save(tmp_path / 'e', tree)
+    with pytest.raises(error, match=f'{given}.*{message}'):
+      mk.merge_checkpoints(rule, experts=[path], output=tmp_path / 'o')
+    assert not (tmp_path / 'o').exists()
+
+  def test_names_the_shape_that_is_expected(self):
+    rule = rule_from(lambda t: t.experts[0].mean(-1, keepdims=True))
+    message = r'Rule returned float32\[4, 1\] .* of shape \[4, 6\]; return'
+    with pytest.raises(ValueError, match=message):
+      mk.merge(rule, [np.ones((3, 4, 6))], stacked_axes={'': 0})
+
   def test_frozen(self):
     rule = Shifted(1.0, 'sum')
     with pytest.raises(AttributeError):

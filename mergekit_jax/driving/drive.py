@@ -87,6 +87,11 @@ def on_layers(
 
   Returns:
     Partials, merge and flags: what the rule reported, bool arrays `[*shape]`.
+
+  Raises:
+    TypeError: if the rule returns no array of floating-point numbers, or
+      reports what is no bool `[*shape]`.
+    ValueError: if what it returns has another shape and is no scalar.
   """
   block = block.floats()
   of_tensor = scope_of(method) == 'tensor'
@@ -97,11 +102,7 @@ def on_layers(
     place = _place(block, to_float32(base), experts, layer)
     reached = step(method(place), answers)
     if reached.request is None:
-      if not isinstance(reached.returned, (jax.Array, np.ndarray)):
-        raise TypeError(
-          f'{type(method).__name__} returned a '
-          f'{type(reached.returned).__name__}; return the merged array.'
-        )
+      _demand_values(method, reached.returned, place.experts[0].shape)
       merged = jnp.broadcast_to(reached.returned, place.experts[0].shape)
       flags = reached.flags if report else {}
       _demand_flags(method, flags, merged.shape)
@@ -121,6 +122,23 @@ def on_layers(
     _layers(block),
     jax.tree.map(narrow, list(answers)),
   )
+
+
+def _demand_values(method: Any, returned: Any, shape: Sequence[int]) -> None:
+  name = type(method).__name__
+  if not isinstance(returned, (jax.Array, np.ndarray)):
+    raise TypeError(
+      f'{name} returned a {type(returned).__name__}; return the merged array.'
+    )
+  given = f'{name} returned {returned.dtype}{list(returned.shape)}'
+  if not jnp.issubdtype(returned.dtype, jnp.floating):
+    raise TypeError(f'{given}; return floating-point numbers.')
+  # A row would fill the tensor in memory, and every block with its own.
+  if returned.shape not in ((), tuple(shape)):
+    raise ValueError(
+      f'{given} for a tensor, or a part of one, of shape {list(shape)}; return '
+      'an array of that shape or a scalar.'
+    )
 
 
 def _demand_flags(method: Any, flags: PyTree, shape: Sequence[int]) -> None:

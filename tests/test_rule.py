@@ -268,29 +268,63 @@ class TestThen:
     with pytest.raises(TypeError, match='its earlier answers'):
       merge(rule_from(rule))
 
-  def test_must_not_use_the_size_of_a_block(self):
-    """A wrong mean is wrong in memory too, not only when streamed."""
-
+  @pytest.mark.parametrize(
+    'of',
+    [
+      lambda size: lambda total, answers: total / size,
+      lambda size: lambda total, answers: total + np.arange(size).sum(),
+      lambda size: lambda total, answers: total / np.array([size])[0],
+      lambda size: lambda total, answers: total / jnp.array([size])[0],
+    ],
+  )
+  def test_must_not_use_the_size_of_a_block(self, of, tmp_path):
     def rule(t):
-      size = t.experts[0].size
-      mean = yield mk.Total(
-        t.experts[0].sum(), lambda total, answers: total / size
-      )
-      return t.experts[0] - mean
+      a = t.experts[0]
+      return a - (yield mk.Total(a.sum(), of(a.size)))
 
-    def right(t):
+    rule = rule_from(rule)
+    with pytest.raises(TypeError, match='or the size of an array. It may use'):
+      merge(rule)
+    path = checkpoints.save(tmp_path / 'e', {'w': np.ones((4, 6), 'float32')})
+    with pytest.raises(TypeError, match='or the size of an array. It may use'):
+      mk.merge_checkpoints(rule, experts=[path], output=tmp_path / 'o')
+
+  def test_may_use_the_size_that_is_in_the_partial(self):
+    def rule(t):
       a = t.experts[0]
       mean = yield mk.Total(
-        (a.sum(), jnp.int32(a.size)),
+        (a.sum(), mk.count(jnp.ones_like(a, bool))),
         lambda total, answers: total[0] / total[1],
       )
       return a - mean
 
     centred = VALUES[0] - VALUES[0].mean()
-    np.testing.assert_array_equal(merge(rule_from(right)), centred)
-    # A stand-in of two elements replaces the block: the sum over 2, not 4.
-    wrong = merge(rule_from(rule))
-    np.testing.assert_array_equal(wrong, VALUES[0] - VALUES[0].sum() / 2)
+    np.testing.assert_array_equal(merge(rule_from(rule)), centred)
+
+  def test_may_use_constants_and_numbers(self):
+    """As often as it is traced, it is the same."""
+    weights = jnp.arange(3.0)
+
+    @mk.rule
+    class Weighted:
+      number: float
+      pair: tuple
+
+      def __call__(self, t):
+        half = np.array([0.5, np.nan])
+        shift = yield mk.Total(
+          t.experts[0].sum(),
+          lambda total, answers: (
+            jax.nn.relu(total * half[0] + self.number) * weights.sum()
+            + self.pair[1]
+            + jax.lax.map(lambda x: x + total, weights)[2]
+          ),
+        )
+        return t.experts[0] + shift
+
+    got = merge(Weighted(1.0, (2.0, jnp.float32(3.0))))
+    # Of a sum of 10: (5 + 1) * 3 + 3 + (2 + 10).
+    np.testing.assert_array_equal(got, VALUES[0] + 33)
 
   def test_is_part_of_the_program_in_memory(self):
     """No host callback: a merge with totals compiles into one program."""

@@ -157,17 +157,31 @@ def _demand_flags(method: Any, flags: PyTree, shape: Sequence[int]) -> None:
 )
 def _answer(method, totals, answers, rank, layered, experts, has_base):
   def of_slice(totals, answers):
-    question = _open_question(method, answers, rank, experts, has_base)
-    return question.answered(
-      [
-        reached.then(total, list(answers))
-        for total, reached in zip(totals, question.totals, strict=True)
-      ]
+    # 4 for what only takes a size that 2 divides.
+    question, larger = (
+      _open_question(method, answers, rank, experts, has_base, size)
+      for size in (2, 4)
     )
+    programs = (
+      jax.make_jaxpr(functools.partial(_answers, each))(totals, answers)
+      for each in (question, larger)
+    )
+    if len({f'{program} {program.consts}' for program in programs}) > 1:
+      raise _sees_too_much(method)
+    return question.answered(_answers(question, totals, answers))
 
   for _ in range(layered):
     of_slice = jax.vmap(of_slice)
   return of_slice(totals, list(answers))
+
+
+def _answers(
+  question: Step, totals: Sequence[PyTree], answers: Sequence[PyTree]
+) -> list[PyTree]:
+  return [
+    reached.then(total, list(answers))
+    for total, reached in zip(totals, question.totals, strict=True)
+  ]
 
 
 def answer(
@@ -186,7 +200,8 @@ def answer(
     The answers with 64-bit types, in the shape of the rule's request.
 
   Raises:
-    TypeError: if a `then` uses something computed from the models.
+    TypeError: if a `then` uses something computed from the models, or the size
+      of an array.
   """
   stacked = len(block.stacked)
   with jax.enable_x64(True):
@@ -201,22 +216,27 @@ def answer(
         has_base=block.base is not None,
       )
     except jax.errors.UnexpectedTracerError as error:
-      raise TypeError(
-        f'{type(method).__name__}: a `then` uses a value computed from the '
-        'base or the experts. It may use its total, its earlier answers and '
-        "the rule's own numbers; put what else it needs into the partial."
-      ) from error
+      raise _sees_too_much(method) from error
 
 
-def _open_question(method, answers, rank, experts, has_base) -> Step:
+def _sees_too_much(method: Any) -> TypeError:
+  return TypeError(
+    f'{type(method).__name__}: a `then` uses a value computed from the base or '
+    'the experts, or the size of an array. It may use its total, its earlier '
+    "answers and the rule's own numbers; put what else it needs into the "
+    'partial, as mergekit_jax.count(jnp.ones_like(x, bool)) for a size.'
+  )
+
+
+def _open_question(method, answers, rank, experts, has_base, size) -> Step:
   """Replays a rule on a stand-in tensor to reach its open totals.
 
   The rule runs in a trace of its own, so that a `then` which uses anything
   computed from the models fails in memory as it must when streamed. The
-  stand-in has two elements in each dimension, for the same reason: a `then`
-  must not depend on the size of a block either.
+  stand-in has `size` elements in each dimension: a `then` must not depend on
+  the size of a block either, so it must be the same for any.
   """
-  values = jax.ShapeDtypeStruct((2,) * rank, jnp.float32)
+  values = jax.ShapeDtypeStruct((size,) * rank, jnp.float32)
   reached = []
 
   def trace(base, experts, layer, answers):

@@ -62,7 +62,9 @@ def merge(
   Returns:
     The merged model, in the structure, dtypes and shardings of the base; or of
     the first expert, if there is no base. Merged leaves are JAX arrays, so that
-    64-bit ones need `jax_enable_x64` to stay so.
+    64-bit ones need `jax_enable_x64` to stay so. Leaves that are not merged are
+    the very arrays of the base: a step that donates the merge deletes them
+    there, so copy them first.
 
   Raises:
     ValueError: if there are no experts, the trees differ, a rule by path

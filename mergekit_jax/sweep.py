@@ -51,7 +51,7 @@ def sweep(
     experts: checkpoints of the experts, or their trees.
     base: the checkpoint or tree of the base, or None.
     evaluate: called with each merged tree of arrays, which is let go of
-      afterwards.
+      afterwards. Its JAX arrays are its own, so it may donate them.
     seed: seed of the random numbers, or {name: seed}.
     stacked_axes: as in `merge_checkpoints`.
     overrides: as in `merge_checkpoints`.
@@ -111,18 +111,35 @@ def sweep(
     for method in methods.values():
       scopes.demand_rule('A method is a rule', method)
     trees = (
-      merge(
-        method,
-        experts,
-        base,
-        key=seeds[name],
-        stacked_axes=stacked_axes,
-        overrides=overrides,
+      _apart(
+        merge(
+          method,
+          experts,
+          base,
+          key=seeds[name],
+          stacked_axes=stacked_axes,
+          overrides=overrides,
+        ),
+        base if base is not None else experts[0],
       )
       for name, method in methods.items()
     )
   # No name holds on to a tree while the next one is made.
   return {name: _evaluated(evaluate, name, next(trees)) for name in methods}
+
+
+def _apart(merged: Any, template: Any) -> Any:
+  """The merge with copies of the JAX arrays that are the template's.
+
+  An `evaluate` that donates them would take them from the next merge.
+  """
+  return jax.tree.map(
+    lambda leaf, of: (
+      jnp.copy(leaf) if leaf is of and isinstance(leaf, jax.Array) else leaf
+    ),
+    merged,
+    template,
+  )
 
 
 def _evaluated(evaluate: Callable[[Any], Any], name: str, tree: Any) -> Any:

@@ -311,6 +311,35 @@ class TestSweep:
     mk.sweep(methods, experts, base, keep)
     assert alive == [0, 0, 0]
 
+  @pytest.mark.parametrize('has_base', [True, False])
+  def test_may_donate_what_it_is_given(self, has_base):
+    tree = lambda x: {
+      'params': {'w': jnp.full(3, x), 'kept': jnp.full(2, x)},
+      'step': jnp.int32(7),
+      'key': jax.random.key(1),
+      'name': 'net',
+      'ids': np.arange(2),
+    }
+    base, *experts = map(tree, (0.0, 1.0, 2.0))
+    arrays = lambda of: [x for x in jax.tree.leaves(of) if hasattr(x, 'delete')]
+
+    def donated(merged):
+      total = merged['params']['w'].sum() + merged['params']['kept'].sum()
+      for leaf in arrays(merged):
+        leaf.delete()
+      return float(total)
+
+    scores = mk.sweep(
+      {x: mk.average() for x in 'ab'},
+      experts,
+      base if has_base else None,
+      donated,
+      overrides={'params/kept': 'base'},
+    )
+    assert scores == dict.fromkeys('ab', 4.5 if has_base else 6.5)
+    given = arrays([base, *experts])
+    assert len(given) == 12 and not any(leaf.is_deleted() for leaf in given)
+
   def test_nonfinite(self, tmp_path):
     path = checkpoints.save(tmp_path / 'one', {'w': np.array([1.0, np.nan])})
     sweep = functools.partial(

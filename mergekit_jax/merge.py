@@ -96,12 +96,15 @@ def merge(
   groups = scopes.agreed([method], overrides, specs, others, template)
   covered = [path for _, paths in groups for path in paths]
 
+  # Without 64-bit types the merge is in float32 too, which is seen.
+  wide = covered if jnp.result_type(float) == jnp.float64 else []
   known = _specs(template)
   beside = [path for path in tree.merged_shapes(known) if path not in specs]
   for doubt in [
     *doubts.left_out(known, beside, root, 'merged'),
     *doubts.of_copied(specs, [p for p in specs if p not in covered]),
     *doubts.of_merged({path: shapes[path] for path in covered}, root),
+    *doubts.of_wide({path: specs[path] for path in wide}),
   ]:
     warnings.warn(doubt, stacklevel=2)
 

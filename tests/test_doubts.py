@@ -3,6 +3,7 @@
 import os
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -71,6 +72,18 @@ def test_running_variances(average, names, warned):
   found = [w for w in warnings if 'look like running variances' in w]
   assert len(found) == warned
   assert all(names[1] in warning for warning in found)
+
+
+@pytest.mark.parametrize('is_wide', [True, False])
+def test_float64_in_memory(is_wide, recwarn):
+  """Numbers are lost where the merge could have held them."""
+  tree = {'w': np.ones(3), 'kept': np.ones(2), 'narrow': ONES}
+  with jax.enable_x64(is_wide):
+    merged = mk.merge(mk.average(), [tree], tree, overrides={'kept': 'base'})
+  assert merged['w'].dtype == ('float64' if is_wide else 'float32')
+  said = [str(warning.message) for warning in recwarn]
+  assert len(said) == is_wide
+  assert all(s.startswith('1 leaves are stored in float64: w.') for s in said)
 
 
 def test_codes_and_complex_numbers(average):

@@ -289,6 +289,49 @@ class TestTransformations:
     with jax.enable_x64(True):
       compare.same_bits(mk.merge(rule, EXPERTS), expected)
 
+  @pytest.mark.parametrize('stacked', [None, 0, 1])
+  @pytest.mark.parametrize(
+    ('mesh', 'spec'),
+    [('fsdp', jax.P(None, 'fsdp')), ('2d', jax.P('fsdp', None, 'tensor'))],
+  )
+  def test_cut_to_what_devices_do_not_divide(self, mesh, spec, stacked):
+    """With a threshold for each layer where layers are stacked."""
+    base, experts = models.flat({'kernel': (16, 16, 8)}, experts=2)
+    placed = NamedSharding(models.mesh(mesh), spec)
+    put = lambda model: {'kernel': jax.device_put(model['kernel'], placed)}
+    cut = lambda model: {'kernel': model['kernel'][:9, :13, :7]}
+    method = mk.ties(0.3, scope='model' if stacked is None else 'tensor')
+    axes = None if stacked is None else {'kernel': stacked}
+
+    def run(experts, base):
+      experts = [*map(cut, experts)]
+      return mk.merge(method, experts, cut(base), stacked_axes=axes)
+
+    merged = jax.jit(run)([*map(put, experts)], put(base))
+    compare.same_bits(merged, run(experts, base))
+
+    def layers(model):
+      if stacked is None:
+        return cut(model)
+      return dict(enumerate(np.moveaxis(cut(model)['kernel'], stacked, 0)))
+
+    base, *experts = map(layers, (base, *experts))
+    expected = reference.ties(experts, base, density=0.3, scope=method.scope)
+    compare.like_reference(layers(merged), expected, [*experts, base])
+
+  def test_constrained_to_devices_that_do_not_divide_it(self):
+    placed = NamedSharding(models.mesh('fsdp'), jax.P('fsdp'))
+
+    @jax.jit
+    def run(experts, base):
+      constrained = jax.lax.with_sharding_constraint([base, *experts], placed)
+      return mk.merge(mk.ties(0.4), constrained[1:], constrained[0])
+
+    merged = run(EXPERTS, BASE)
+    compare.same_bits(merged, mk.merge(mk.ties(0.4), EXPERTS, BASE))
+    expected = reference.ties(EXPERTS, BASE, density=0.4)
+    compare.like_reference(merged, expected, [*EXPERTS, BASE])
+
   def test_jit_on_explicit_axes(self):
     mesh = models.mesh('2d', AxisType.Explicit)
     base, *experts = (models.place(m, mesh) for m in (BASE, *EXPERTS))

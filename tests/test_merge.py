@@ -45,6 +45,15 @@ TREES = {
 }
 
 
+# What traces a function without arguments.
+TRACED = {
+  'jit': lambda run: jax.jit(run)(),
+  'checkpoint': lambda run: jax.checkpoint(run)(),
+  'cond': lambda run: jax.lax.cond(True, run, lambda: BASE),
+  'scan': lambda run: jax.lax.scan(lambda x, _: (run(), x), BASE, length=1)[0],
+}
+
+
 class TestTrees:
   """Any pytree in, the same pytree out."""
 
@@ -331,6 +340,29 @@ class TestTransformations:
     compare.same_bits(merged, mk.merge(mk.ties(0.4), EXPERTS, BASE))
     expected = reference.ties(EXPERTS, BASE, density=0.4)
     compare.like_reference(merged, expected, [*EXPERTS, BASE])
+
+  @pytest.mark.parametrize('kind', TRACED)
+  def test_of_models_that_are_closed_over(self, kind):
+    """Where nothing that is merged is traced, but what is computed of it is."""
+    merged = TRACED[kind](lambda: mk.merge(mk.ties(0.4), EXPERTS, BASE))
+    expected = reference.ties(EXPERTS, BASE, density=0.4)
+    compare.like_reference(merged, expected, [*EXPERTS, BASE])
+
+  @pytest.mark.parametrize('placed', [True, False])
+  @pytest.mark.parametrize('axis_type', [AxisType.Explicit, AxisType.Auto])
+  def test_closed_over_in_a_mesh_that_is_set(self, axis_type, placed):
+    mesh = models.mesh('2d', axis_type)
+    put = lambda model: models.place(model, mesh) if placed else model
+    base, *experts = map(put, (BASE, *EXPERTS))
+    method = mk.dare_ties(0.5, 0.4)
+    expected = mk.merge(method, EXPERTS, BASE, key=KEY)
+    with jax.set_mesh(mesh):
+      merged = jax.jit(lambda: mk.merge(method, experts, base, key=KEY))()
+    compare.same_bits(merged, expected)
+
+  def test_shapes_of_models_that_are_closed_over(self):
+    shapes = jax.eval_shape(lambda: mk.merge(mk.ties(), EXPERTS, BASE))
+    assert {name: leaf.shape for name, leaf in shapes.items()} == SHAPES
 
   def test_jit_on_explicit_axes(self):
     mesh = models.mesh('2d', AxisType.Explicit)

@@ -137,7 +137,9 @@ def _on_auto_axes(leaf: Any) -> Any:
     return leaf
   sharding = cast(NamedSharding, leaf.sharding)
   mesh = auto_mesh(cast(Mesh, sharding.mesh))
-  return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+  # JAX may give a random key the spec of its words, which have an axis more.
+  spec = PartitionSpec(*sharding.spec[: leaf.ndim])
+  return jax.device_put(leaf, NamedSharding(mesh, spec))
 
 
 def host_device() -> Any:

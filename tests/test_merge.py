@@ -409,6 +409,16 @@ class TestTransformations:
     expected = [run(*part) for part in np.split(whole, rows, axis=1)]
     np.testing.assert_array_equal(merged, np.concatenate(expected))
 
+  @pytest.mark.parametrize('axis_type', [AxisType.Explicit, AxisType.Auto])
+  def test_key_in_a_mesh_of_one_device_that_is_set(self, axis_type):
+    method = mk.dare(0.5)
+    expected = mk.merge(method, EXPERTS, BASE, key=KEY)
+    with jax.set_mesh(jax.make_mesh((1,), ('x',), axis_types=(axis_type,))):
+      for key in (3, jax.random.key(3), jax.random.PRNGKey(3)):
+        compare.same_bits(mk.merge(method, EXPERTS, BASE, key=key), expected)
+      (swept,) = mk.sweep({'': method}, EXPERTS, BASE, dict, seed=3).values()
+    compare.same_bits(swept, expected)
+
   def test_gradient_and_vmap_in_a_mesh_that_is_set(self):
     mesh = models.mesh('2d', AxisType.Explicit)
     base, *experts = (models.place(model, mesh) for model in (BASE, *EXPERTS))

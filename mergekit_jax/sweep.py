@@ -166,7 +166,8 @@ class _TreeSink:
     self, loading: Loading, merged: jax.Array, facts: Mapping[str, Any]
   ) -> None:
     del facts
-    with sharding.auto_context():
+    # The mesh that the caller has set may be of other devices.
+    with jax.set_mesh(self._mesh):
       self._put(loading, merged)
 
   def _put(self, loading: Loading, merged: jax.Array) -> None:

@@ -8,6 +8,7 @@ import weakref
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 import numpy as np
 import pytest
 
@@ -242,6 +243,25 @@ class TestSweep:
         memory_budget=budget,
       )
     assert_same('model', swept['model'])
+
+  @pytest.mark.parametrize('budget', ['4GiB', '8MB'])
+  @pytest.mark.parametrize('axis_type', [AxisType.Explicit, AxisType.Auto])
+  def test_in_a_mesh_of_other_devices_that_is_set(
+    self, saved, budget, axis_type
+  ):
+    base, experts = saved
+    for devices in (jax.devices()[::-1], jax.devices()[2:4]):
+      other = jax.sharding.Mesh(devices, ('x',), axis_types=(axis_type,))
+      with jax.set_mesh(other):
+        swept = mk.sweep(
+          {'model': METHODS['model']},
+          experts,
+          base,
+          models.unnest,
+          stacked_axes=STACKED,
+          memory_budget=budget,
+        )
+      assert_same('model', swept['model'])
 
   def test_random_keys_are_keys(self, tmp_path):
     tree = lambda value: {

@@ -260,9 +260,11 @@ def _seen_by(request: Request, i: int, rounds: int) -> Request:
   """Shows each `then` of member i only the answers that member i received."""
 
   def wrap(total: Total) -> Total:
+    inner = total.then  # alone: `then` may outlive the trace of the partial
+
     def then(value, answers):
       own = answers[len(answers) - rounds :]
-      return total.then(value, [answer[i] for answer in own])
+      return inner(value, [answer[i] for answer in own])
 
     return Total(total.partial, then)
 
@@ -284,6 +286,13 @@ class Step(NamedTuple):
   def totals(self) -> list[Total]:
     """The open totals, in the order in which `answered` takes the answers."""
     return jax.tree.leaves(self.request, is_leaf=_is_total)
+
+  def without_partials(self) -> Step:
+    """The same question, which holds nothing of the trace it was met in."""
+    request = jax.tree.map(
+      lambda total: Total(None, total.then), self.request, is_leaf=_is_total
+    )
+    return self._replace(request=request)
 
   def answered(self, values: Sequence[Any]) -> PyTree:
     """The answers to `totals`, in the shape of the request."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import jax
 from jax.core import Tracer
+import jax.numpy as jnp
 from jax.sharding import (
   AxisType,
   Mesh,
@@ -78,7 +79,8 @@ def with_auto_axes(
     What the function returned, sharded as `like`.
   """
   leaves = [x for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array)]
-  if any(isinstance(leaf, Tracer) for leaf in leaves):
+  # Under jit what is computed of constants is traced too, and has no placement.
+  if any(isinstance(leaf, Tracer) for leaf in [jnp.zeros(()), *leaves]):
     explicit = [leaf for leaf in leaves if _has_explicit_axes(leaf)]
     if not explicit:
       return function(*arguments)
@@ -135,7 +137,9 @@ def _on_auto_axes(leaf: Any) -> Any:
     return leaf
   sharding = cast(NamedSharding, leaf.sharding)
   mesh = auto_mesh(cast(Mesh, sharding.mesh))
-  return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+  # JAX may give a random key the spec of its words, which have an axis more.
+  spec = PartitionSpec(*sharding.spec[: leaf.ndim])
+  return jax.device_put(leaf, NamedSharding(mesh, spec))
 
 
 def host_device() -> Any:

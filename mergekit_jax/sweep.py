@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import functools
 import itertools
 import os
-from typing import Any
+from typing import Any, cast
 
 from absl import logging
 import jax
@@ -55,7 +55,8 @@ def sweep(
     seed: seed of the random numbers, or {name: seed}.
     stacked_axes: as in `merge_checkpoints`.
     overrides: as in `merge_checkpoints`.
-    mesh: the devices, for checkpoints; None takes all, on one axis.
+    mesh: the devices, for checkpoints; None takes all, on one axis. The merges
+      are handed out on it as it is, be its axes Explicit or Auto.
     memory_budget: host memory for reading checkpoints, beside the merges.
     partition_rules: as in `merge_checkpoints`, for checkpoints; how the merges
       are sharded.
@@ -101,7 +102,12 @@ def sweep(
     if jax.process_index() == 0:
       for warning in dict.fromkeys(itertools.chain(*caveats.of_job(job))):
         logging.warning('%s', warning)
-    trees = _streamed(job, [seeds[name] for name in methods], allow_nonfinite)
+    trees = _streamed(
+      job,
+      job.plan.mesh if mesh is None else mesh,
+      [seeds[name] for name in methods],
+      allow_nonfinite,
+    )
   else:
     if mesh is not None or partition_rules is not None:
       raise ValueError(
@@ -151,7 +157,7 @@ def _evaluated(evaluate: Callable[[Any], Any], name: str, tree: Any) -> Any:
 
 
 def _streamed(
-  job: Job, seeds: Sequence[int], allow_nonfinite: bool
+  job: Job, mesh: Mesh, seeds: Sequence[int], allow_nonfinite: bool
 ) -> Iterator[Any]:
   sinks = [_TreeSink(job, seed) for seed in seeds]
   with progress(job.plan, ()) as advanced:
@@ -166,7 +172,7 @@ def _streamed(
     )
   job.demand_unchanged()
   while sinks:
-    yield sinks.pop(0).tree()
+    yield sinks.pop(0).tree(mesh)
 
 
 class _TreeSink:
@@ -184,7 +190,8 @@ class _TreeSink:
     self, loading: Loading, merged: jax.Array, facts: Mapping[str, Any]
   ) -> None:
     del facts
-    with sharding.auto_context():
+    # The mesh that the caller has set may be of other devices.
+    with jax.set_mesh(self._mesh):
       self._put(loading, merged)
 
   def _put(self, loading: Loading, merged: jax.Array) -> None:
@@ -215,19 +222,24 @@ class _TreeSink:
   def settle(self) -> None:
     """Nothing is kept after an error."""
 
-  def tree(self) -> Any:
-    """The merged model, in the structure of the base."""
+  def tree(self, mesh: Mesh) -> Any:
+    """The merged model, in the structure of the base, on the mesh as given."""
     layout = self._job.template.layout
     random_keys = layout.random_keys if layout else {}
 
     def filled(keys: Any, leaf: Any) -> Any:
       path = path_of(keys)
       leaf = self._leaves.pop(path, leaf)
+      if isinstance(leaf, jax.Array):
+        # Nothing moves: only the types of the axes differ.
+        spec = cast(NamedSharding, leaf.sharding).spec
+        leaf = jax.device_put(leaf, NamedSharding(mesh, spec))
       if path not in random_keys:
         return leaf
       return jax.random.wrap_key_data(leaf, impl=random_keys[path])
 
-    return jax.tree.map_with_path(filled, self._job.output_specs())
+    with jax.set_mesh(mesh):
+      return jax.tree.map_with_path(filled, self._job.output_specs())
 
 
 def _zeros(tensor: Tensor, spec: PartitionSpec, mesh: Mesh) -> jax.Array:

@@ -8,6 +8,7 @@ import weakref
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 import numpy as np
 import pytest
 
@@ -228,20 +229,50 @@ class TestSweep:
     np.testing.assert_allclose(swept['mean'], (one + two) / 2, rtol=6e-8)
 
   @pytest.mark.parametrize('budget', ['4GiB', '8MB'])
-  def test_in_a_mesh_with_explicit_axes_that_is_set(self, saved, budget):
+  @pytest.mark.parametrize('axis_type', [AxisType.Explicit, AxisType.Auto])
+  def test_on_a_mesh_as_it_is_set(self, saved, budget, axis_type):
+    """On which `evaluate` computes with what else lies there."""
     base, experts = saved
-    mesh = models.mesh('2d', jax.sharding.AxisType.Explicit)
+    mesh = models.mesh('2d', axis_type)
+
+    def evaluate(tree):
+      leaf = tree['params']['layers']['kernel']
+      assert leaf.sharding.mesh == mesh
+      ones = jax.device_put(jnp.ones(leaf.shape), leaf.sharding)
+      np.testing.assert_array_equal(leaf * ones, leaf)
+      return leaf.sharding.spec, models.unnest(tree)
+
     with jax.set_mesh(mesh):
-      swept = mk.sweep(
+      ((spec, merged),) = mk.sweep(
         {'model': METHODS['model']},
         experts,
         base,
-        models.unnest,
+        evaluate,
         stacked_axes=STACKED,
         mesh=mesh,
         memory_budget=budget,
-      )
-    assert_same('model', swept['model'])
+      ).values()
+    assert jax.tree.leaves(tuple(spec))
+    assert_same('model', merged)
+
+  @pytest.mark.parametrize('budget', ['4GiB', '8MB'])
+  @pytest.mark.parametrize('axis_type', [AxisType.Explicit, AxisType.Auto])
+  def test_in_a_mesh_of_other_devices_that_is_set(
+    self, saved, budget, axis_type
+  ):
+    base, experts = saved
+    for devices in (jax.devices()[::-1], jax.devices()[2:4]):
+      other = jax.sharding.Mesh(devices, ('x',), axis_types=(axis_type,))
+      with jax.set_mesh(other):
+        swept = mk.sweep(
+          {'model': METHODS['model']},
+          experts,
+          base,
+          models.unnest,
+          stacked_axes=STACKED,
+          memory_budget=budget,
+        )
+      assert_same('model', swept['model'])
 
   def test_random_keys_are_keys(self, tmp_path):
     tree = lambda value: {
@@ -251,10 +282,13 @@ class TestSweep:
       }
     }
     one, two = (checkpoints.save(tmp_path / str(i), tree(i)) for i in (1, 3))
-    swept = mk.sweep({'mean': mk.average()}, [one, two], None, lambda x: x)
-    params = swept['mean']['params']
-    np.testing.assert_array_equal(params['w'], np.full((2, 3), 2.0))
-    assert params['key'] == jax.random.key(7)
+    sweep = lambda mesh: mk.sweep(
+      {'mean': mk.average()}, [one, two], None, lambda x: x, mesh=mesh
+    )
+    for mesh in (None, models.mesh('2d', AxisType.Explicit)):
+      params = sweep(mesh)['mean']['params']
+      np.testing.assert_array_equal(params['w'], np.full((2, 3), 2.0))
+      assert params['key'] == jax.random.key(7)
 
   def test_says_what_is_left_out(self, tmp_path, caplog):
     tree = {'params': {'w': np.ones(3)}, 'statistics': np.ones(2)}

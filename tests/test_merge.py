@@ -45,6 +45,15 @@ TREES = {
 }
 
 
+# What traces a function without arguments.
+TRACED = {
+  'jit': lambda run: jax.jit(run)(),
+  'checkpoint': lambda run: jax.checkpoint(run)(),
+  'cond': lambda run: jax.lax.cond(True, run, lambda: BASE),
+  'scan': lambda run: jax.lax.scan(lambda x, _: (run(), x), BASE, length=1)[0],
+}
+
+
 class TestTrees:
   """Any pytree in, the same pytree out."""
 
@@ -289,6 +298,72 @@ class TestTransformations:
     with jax.enable_x64(True):
       compare.same_bits(mk.merge(rule, EXPERTS), expected)
 
+  @pytest.mark.parametrize('stacked', [None, 0, 1])
+  @pytest.mark.parametrize(
+    ('mesh', 'spec'),
+    [('fsdp', jax.P(None, 'fsdp')), ('2d', jax.P('fsdp', None, 'tensor'))],
+  )
+  def test_cut_to_what_devices_do_not_divide(self, mesh, spec, stacked):
+    """With a threshold for each layer where layers are stacked."""
+    base, experts = models.flat({'kernel': (16, 16, 8)}, experts=2)
+    placed = NamedSharding(models.mesh(mesh), spec)
+    put = lambda model: {'kernel': jax.device_put(model['kernel'], placed)}
+    cut = lambda model: {'kernel': model['kernel'][:9, :13, :7]}
+    method = mk.ties(0.3, scope='model' if stacked is None else 'tensor')
+    axes = None if stacked is None else {'kernel': stacked}
+
+    def run(experts, base):
+      experts = [*map(cut, experts)]
+      return mk.merge(method, experts, cut(base), stacked_axes=axes)
+
+    merged = jax.jit(run)([*map(put, experts)], put(base))
+    compare.same_bits(merged, run(experts, base))
+
+    def layers(model):
+      if stacked is None:
+        return cut(model)
+      return dict(enumerate(np.moveaxis(cut(model)['kernel'], stacked, 0)))
+
+    base, *experts = map(layers, (base, *experts))
+    expected = reference.ties(experts, base, density=0.3, scope=method.scope)
+    compare.like_reference(layers(merged), expected, [*experts, base])
+
+  def test_constrained_to_devices_that_do_not_divide_it(self):
+    placed = NamedSharding(models.mesh('fsdp'), jax.P('fsdp'))
+
+    @jax.jit
+    def run(experts, base):
+      constrained = jax.lax.with_sharding_constraint([base, *experts], placed)
+      return mk.merge(mk.ties(0.4), constrained[1:], constrained[0])
+
+    merged = run(EXPERTS, BASE)
+    compare.same_bits(merged, mk.merge(mk.ties(0.4), EXPERTS, BASE))
+    expected = reference.ties(EXPERTS, BASE, density=0.4)
+    compare.like_reference(merged, expected, [*EXPERTS, BASE])
+
+  @pytest.mark.parametrize('kind', TRACED)
+  def test_of_models_that_are_closed_over(self, kind):
+    """Where nothing that is merged is traced, but what is computed of it is."""
+    merged = TRACED[kind](lambda: mk.merge(mk.ties(0.4), EXPERTS, BASE))
+    expected = reference.ties(EXPERTS, BASE, density=0.4)
+    compare.like_reference(merged, expected, [*EXPERTS, BASE])
+
+  @pytest.mark.parametrize('placed', [True, False])
+  @pytest.mark.parametrize('axis_type', [AxisType.Explicit, AxisType.Auto])
+  def test_closed_over_in_a_mesh_that_is_set(self, axis_type, placed):
+    mesh = models.mesh('2d', axis_type)
+    put = lambda model: models.place(model, mesh) if placed else model
+    base, *experts = map(put, (BASE, *EXPERTS))
+    method = mk.dare_ties(0.5, 0.4)
+    expected = mk.merge(method, EXPERTS, BASE, key=KEY)
+    with jax.set_mesh(mesh):
+      merged = jax.jit(lambda: mk.merge(method, experts, base, key=KEY))()
+    compare.same_bits(merged, expected)
+
+  def test_shapes_of_models_that_are_closed_over(self):
+    shapes = jax.eval_shape(lambda: mk.merge(mk.ties(), EXPERTS, BASE))
+    assert {name: leaf.shape for name, leaf in shapes.items()} == SHAPES
+
   def test_jit_on_explicit_axes(self):
     mesh = models.mesh('2d', AxisType.Explicit)
     base, *experts = (models.place(m, mesh) for m in (BASE, *EXPERTS))
@@ -333,6 +408,16 @@ class TestTransformations:
       merged = jax.jit(in_parts)(*jax.device_put(list(whole), placed))
     expected = [run(*part) for part in np.split(whole, rows, axis=1)]
     np.testing.assert_array_equal(merged, np.concatenate(expected))
+
+  @pytest.mark.parametrize('axis_type', [AxisType.Explicit, AxisType.Auto])
+  def test_key_in_a_mesh_of_one_device_that_is_set(self, axis_type):
+    method = mk.dare(0.5)
+    expected = mk.merge(method, EXPERTS, BASE, key=KEY)
+    with jax.set_mesh(jax.make_mesh((1,), ('x',), axis_types=(axis_type,))):
+      for key in (3, jax.random.key(3), jax.random.PRNGKey(3)):
+        compare.same_bits(mk.merge(method, EXPERTS, BASE, key=key), expected)
+      (swept,) = mk.sweep({'': method}, EXPERTS, BASE, dict, seed=3).values()
+    compare.same_bits(swept, expected)
 
   def test_gradient_and_vmap_in_a_mesh_that_is_set(self):
     mesh = models.mesh('2d', AxisType.Explicit)

@@ -140,6 +140,20 @@ class TestTogether:
 
     np.testing.assert_array_equal(merge(rule_from(rule)), [10, 10.5, 52, 52.5])
 
+  @pytest.mark.parametrize('scope', ['model', 'tensor'])
+  def test_leaks_no_tracers(self, scope):
+    def function(t):
+      asked = [mk.kth_magnitude(values, 0.5) for values in t.experts]
+      first, second = yield from mk.together(asked)
+      return jnp.where(t.experts[0] >= first, t.experts[0], second)
+
+    rule = rule_from(function, scope=scope)
+    with jax.checking_leaks():
+      outside = merge(rule)
+      inside = jax.jit(mk.merge)(rule, VALUES)
+    np.testing.assert_array_equal(outside, [7, 7, 3, 4])
+    np.testing.assert_array_equal(inside, outside)
+
 
 class TestThen:
   """`then` sees exact totals, and nothing of the models."""

@@ -241,8 +241,9 @@ def _open_question(method, answers, rank, experts, has_base, size) -> Step:
 
   def trace(base, experts, layer, answers):
     bits = lambda i: jnp.zeros(values.shape, jnp.uint32)
-    reached.append(step(method(Place(base, experts, layer, bits)), answers))
-    return [total.partial for total in reached[0].totals]
+    open_step = step(method(Place(base, experts, layer, bits)), answers)
+    reached.append(open_step.without_partials())
+    return [total.partial for total in open_step.totals]
 
   with jax.enable_x64(False):
     jax.eval_shape(

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mergekit_jax.kernels.sums import integer_for, summed_over
 from mergekit_jax.rule import Answering, Total
+from mergekit_jax.sharding import padded, shards
 
 _LOW_BITS = 15
 _LOW_BINS = 2**_LOW_BITS
@@ -206,7 +207,7 @@ def _on_parts(bins: jax.Array, size: int, batch: int) -> jax.Array:
   def counts(bins):
     return histogram_by_slices(bins, size, batch, dtype)
 
-  rank = bins.ndim  # XLA calls back when the array is gone
+  whole = bins.shape  # XLA calls back when the array is gone
 
   def spec_of(array):
     # An array that nobody placed has a sharding without one.
@@ -214,21 +215,31 @@ def _on_parts(bins: jax.Array, size: int, batch: int) -> jax.Array:
 
   def placed(mesh, given, result):
     del result
-    spec = [*spec_of(given[0]), *[None] * rank][:batch]
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    spec = padded(spec_of(given[0]), len(whole))
+    return NamedSharding(mesh, PartitionSpec(*spec[:batch]))
 
   def partition(mesh, given, result):
     sharding = given[0].sharding
-    names = tuple(jax.tree.leaves(tuple(spec_of(given[0]))[batch:]))
+    entries = padded(spec_of(given[0]), len(whole))
+    names = tuple(jax.tree.leaves(entries[batch:]))
+    devices = shards(spec_of(given[0]), len(whole), mesh)
+    # XLA makes the last parts as long as the others, with anything. Along the
+    # batch that adds histograms, which XLA leaves out itself.
+    uneven = [i for i in range(batch, len(whole)) if whole[i] % devices[i]]
 
     def of_part(part):
       with jax.enable_x64(dtype == 'int64'):
+        for axis in uneven:
+          number = jax.lax.axis_index(entries[axis]).astype(dtype)
+          held = whole[axis] - number * part.shape[axis]
+          position = jax.lax.broadcasted_iota(dtype, part.shape, axis)
+          part = jnp.where(position < held, part, size)
         own = histogram_by_slices(part, size, batch, dtype)
         return summed_over(mesh, names, own) if names else own
 
     return mesh, of_part, placed(mesh, given, result), (sharding,)
 
-  axes = [f'axis{i}' for i in range(rank)]
+  axes = [f'axis{i}' for i in range(len(whole))]
   counts.def_partition(
     partition,
     infer_sharding_from_operands=placed,

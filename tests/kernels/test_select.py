@@ -216,3 +216,36 @@ def test_counts_of_all_devices_together(monkeypatch):
   select.histogram.clear_cache()
   assert got.dtype == np.int64
   np.testing.assert_array_equal(got, np.bincount(bins.ravel(), minlength=7))
+
+
+@pytest.mark.parametrize('limit', [2**31, 100])
+@pytest.mark.parametrize(
+  ('mesh', 'spec'),
+  [
+    ('fsdp', PartitionSpec('fsdp')),
+    ('fsdp', PartitionSpec(None, 'fsdp')),
+    ('2d', PartitionSpec('fsdp', 'tensor')),
+    ('2d', PartitionSpec('tensor', None, 'fsdp')),
+    ('2d', PartitionSpec(None, ('tensor', 'fsdp'))),
+  ],
+)
+def test_dimensions_that_devices_do_not_divide(mesh, spec, limit, monkeypatch):
+  """Some devices hold less than others, and some nothing."""
+  monkeypatch.setattr(sums, '_INT32_LIMIT', limit)
+  select._histogram.cache_clear()
+  select.histogram.clear_cache()
+  placed = NamedSharding(models.mesh(mesh), spec)
+  bins = np.random.default_rng(3).integers(0, 8, (9, 11, 5), np.int32)
+
+  def count(bins, batch):
+    histogram = functools.partial(select.histogram, size=7)
+    for _ in range(batch):
+      histogram = jax.vmap(histogram)
+    return histogram(jax.lax.with_sharding_constraint(bins, placed))
+
+  whole, rows = (jax.jit(count, static_argnums=1)(bins, i) for i in (0, 1))
+  select.histogram.clear_cache()
+  numbers = lambda x: np.bincount(x.ravel(), minlength=8)[:7]
+  np.testing.assert_array_equal(whole, numbers(bins))
+  np.testing.assert_array_equal(rows, [*map(numbers, bins)])
+  assert whole.dtype == (np.int32 if limit > bins.size else np.int64)

@@ -8,6 +8,7 @@ import fcntl
 import functools
 import itertools
 import os
+import pathlib
 import random
 import re
 import resource
@@ -800,6 +801,27 @@ def test_killed_before_the_stage_is_removed(
     with pytest.raises(KeyboardInterrupt):
       laid_out(output)
   assert laid_out(output, overwrite=overwrite).units_resumed == 4
+  assert_finished(laid_out, output)
+
+
+def test_killed_while_a_stage_is_cleared(laid_out, tmp_path, monkeypatch):
+  """What is left of it is not taken for what the plan beside it asks."""
+  output = tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    interrupted(patch, 'records')
+    with pytest.raises(KeyboardInterrupt):
+      laid_out(output)
+
+  def stop_once_the_largest_is_gone(directory, *kept):
+    files = filter(os.path.isfile, pathlib.Path(directory).rglob('*'))
+    max(files, key=os.path.getsize).unlink()
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(replace, 'clear', stop_once_the_largest_is_gone)
+    with pytest.raises(KeyboardInterrupt):
+      laid_out(output, resume=False)
+  assert laid_out(output).units_done == 4
   assert_finished(laid_out, output)
 
 

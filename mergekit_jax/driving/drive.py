@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -157,22 +158,33 @@ def _demand_flags(method: Any, flags: PyTree, shape: Sequence[int]) -> None:
 )
 def _answer(method, totals, answers, rank, layered, experts, has_base):
   def of_slice(totals, answers):
-    # 4 for what only takes a size that 2 divides.
-    question, larger = (
-      _open_question(method, answers, rank, experts, has_base, size)
-      for size in (2, 4)
-    )
-    programs = (
-      jax.make_jaxpr(functools.partial(_answers, each))(totals, answers)
-      for each in (question, larger)
-    )
-    if len({f'{program} {program.consts}' for program in programs}) > 1:
+    leaves, structure = jax.tree.flatten((method, totals, answers))
+    specs = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    if not _is_for_any_size(structure, specs, rank, experts, has_base):
       raise _sees_too_much(method)
+    question = _open_question(method, answers, rank, experts, has_base, size=2)
     return question.answered(_answers(question, totals, answers))
 
   for _ in range(layered):
     of_slice = jax.vmap(of_slice)
   return of_slice(totals, list(answers))
+
+
+@functools.cache
+def _is_for_any_size(structure, specs, rank, experts, has_base) -> bool:
+  """Whether each `then` is the same program for blocks of any size."""
+
+  def answers_of(size, method, totals, answers):
+    question = _open_question(method, answers, rank, experts, has_base, size)
+    return _answers(question, totals, answers)
+
+  given = structure.unflatten(itertools.starmap(jax.ShapeDtypeStruct, specs))
+  # 4 for what only takes a size that 2 divides.
+  programs = (
+    jax.make_jaxpr(functools.partial(answers_of, size))(*given)
+    for size in (2, 4)
+  )
+  return len({f'{program} {program.consts}' for program in programs}) == 1
 
 
 def _answers(

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import functools
-import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -159,7 +158,7 @@ def _demand_flags(method: Any, flags: PyTree, shape: Sequence[int]) -> None:
 def _answer(method, totals, answers, rank, layered, experts, has_base):
   def of_slice(totals, answers):
     leaves, structure = jax.tree.flatten((method, totals, answers))
-    specs = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    specs = tuple(map(jax.typeof, leaves))
     if not _is_for_any_size(structure, specs, rank, experts, has_base):
       raise _sees_too_much(method)
     question = _open_question(method, answers, rank, experts, has_base, size=2)
@@ -178,7 +177,10 @@ def _is_for_any_size(structure, specs, rank, experts, has_base) -> bool:
     question = _open_question(method, answers, rank, experts, has_base, size)
     return _answers(question, totals, answers)
 
-  given = structure.unflatten(itertools.starmap(jax.ShapeDtypeStruct, specs))
+  # A rule's numbers must not widen what they meet.
+  given = structure.unflatten(
+    jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in specs
+  )
   # 4 for what only takes a size that 2 divides.
   programs = (
     jax.make_jaxpr(functools.partial(answers_of, size))(*given)

@@ -105,6 +105,9 @@ def _keep_compiled_programs(arguments: argparse.Namespace) -> None:
   first alone writes, and in its next run would not be there when GPUs choose
   kernels together.
   """
+  if getattr(arguments, 'topology', None):
+    # Nor does JAX load what was compiled for devices that are not there.
+    jax.config.update('jax_enable_compilation_cache', False)
   if not (
     os.environ.get('JAX_COMPILATION_CACHE_DIR')
     or joining.are_several(arguments)
@@ -202,7 +205,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     made = job.make_job(methods, experts, base, **what)
     plan, warnings = made.plan, caveats.of_job(made)
   kernels = []
-  if arguments.model or arguments.compile:
+  if arguments.model or arguments.topology or arguments.compile:
     kernels = compiled.compile_kernels(plan)
   print(
     forecast.describe(

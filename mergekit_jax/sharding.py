@@ -158,16 +158,19 @@ def host_device() -> Any:
     ) from error
 
 
-def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
+def make_mesh(
+  axes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None
+) -> Mesh:
   """A mesh with Auto axes.
 
   Args:
     axes: {name: size}; None puts all devices on one axis, 'fsdp'.
+    devices: JAX's own if None.
 
   Raises:
     ValueError: if an axis has no device, or the mesh has more than there are.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   axes = dict(axes or {'fsdp': len(devices)})
   size = math.prod(axes.values())
   described = ','.join(f'{name}={count}' for name, count in axes.items())

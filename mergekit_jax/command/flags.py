@@ -12,10 +12,11 @@ import re
 from typing import Any, TypeVar
 
 from absl import logging
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from mergekit_jax import checks, methods, sharding
 from mergekit_jax.driving import questions
+from mergekit_jax.forecasting import topology
 
 _T = TypeVar('_T')
 
@@ -56,12 +57,11 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
     regex, axes = _split(rule, 'stacked_axes', '.*/layers/.*=1')
     _demand_new('stacked_axes', regex, stacked)
     stacked[regex] = tuple(_integer('stacked_axes', a) for a in axes.split(','))
-  axes = _mesh_axes(arguments.mesh) if arguments.mesh else None
   return {
     'methods': merges,
     'experts': arguments.experts,
     'base': arguments.base,
-    'mesh': sharding.make_mesh(axes),
+    'mesh': _mesh(arguments),
     'memory_budget': arguments.memory_budget,
     'stacked_axes': stacked or None,
     'overrides': overrides or None,
@@ -71,19 +71,30 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def imagined_devices(arguments: argparse.Namespace) -> int | None:
-  """How many devices a plan is for that need not be there, or None.
+  """How many CPU devices stand for those of a plan, which need not be there.
+
+  Returns:
+    None if devices have to be there.
 
   Raises:
     ValueError: if there is no mesh of them, or hosts do not divide it.
   """
   model = getattr(arguments, 'model', None)
   hosts = getattr(arguments, 'hosts', None)
+  if getattr(arguments, 'topology', None):
+    if hosts is not None:
+      raise ValueError(
+        f'--hosts {hosts} was given for --topology {arguments.topology}, which '
+        'says how many hosts there are. Leave --hosts out.'
+      )
+    return 1  # for what a host answers: the kernels are compiled for TPUs
   if model is None and hosts is None:
     return None
   if not arguments.mesh:
     raise ValueError(
       '--model and --hosts plan for devices that need not be there. Give the '
-      "mesh of all of them, as --mesh 'fsdp=256'."
+      "mesh of all of them, as --mesh 'fsdp=256', or TPUs, as --topology "
+      'v5e:16x16.'
     )
   devices = math.prod(_mesh_axes(arguments.mesh).values())
   if hosts is not None and (hosts < 1 or devices % hosts):
@@ -283,6 +294,12 @@ def _partition_rules(rules: Sequence[str]) -> dict[str, Any] | None:
     ]
     specs[regex] = PartitionSpec(*entries)
   return specs or None
+
+
+def _mesh(arguments: argparse.Namespace) -> Mesh:
+  axes = _mesh_axes(arguments.mesh) if arguments.mesh else None
+  name = getattr(arguments, 'topology', None)
+  return sharding.make_mesh(axes, topology.tpus(name) if name else None)
 
 
 def _mesh_axes(text: str) -> dict[str, int]:

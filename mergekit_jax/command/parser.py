@@ -220,6 +220,12 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     help='hosts of the mesh; its devices need not be there',
   )
   add(
+    '--topology',
+    metavar='NAME',
+    help="TPUs that need not be there, as 'v5e:16x16', for which TPU's own "
+    "compiler compiles (pip install 'jax[tpu]'); one axis if --mesh is absent",
+  )
+  add(
     '--bandwidth', help='at which a host reads, as 2GB/s, to tell the seconds'
   )
   add(

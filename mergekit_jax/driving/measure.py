@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import functools
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mergekit_jax.driving.block import as_floats, Block
 from mergekit_jax.driving.reported import Flags
-from mergekit_jax.kernels.sums import summed_over, sums_in_passing
+from mergekit_jax.kernels.sums import sums_in_passing
 
 
 def measure_on(sharding: NamedSharding) -> Any:
@@ -100,8 +99,7 @@ def _over_devices(
   def add(*held):
     sums = sums_in_passing(held)
     with jax.enable_x64(True):
-      over = functools.partial(summed_over, sharding.mesh, tuple(names))
-      return [over(x) for x in sums]
+      return jax.lax.psum(sums, tuple(names))
 
   return jax.shard_map(
     add,

@@ -22,7 +22,7 @@ from mergekit_jax.driving import drive
 from mergekit_jax.driving.block import as_bits, Block
 from mergekit_jax.driving.cutting import first_slice, over_slices
 from mergekit_jax.driving.reported import Flags, pack
-from mergekit_jax.kernels.sums import integer_for, summed_over
+from mergekit_jax.kernels.sums import integer_for
 from mergekit_jax.rule import needs_of, PyTree, scope_of
 from mergekit_jax.sharding import padded
 
@@ -80,8 +80,7 @@ def partials(
     if not added:
       return sums
     with jax.enable_x64(True):
-      over = functools.partial(summed_over, sharding.mesh, added)
-      return jax.tree.map(over, sums)
+      return jax.lax.psum(sums, added)
 
   split = _on_parts(of_part, sharding, method, block, PartitionSpec(*apart))
   return split(block, answers)

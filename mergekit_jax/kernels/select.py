@@ -20,7 +20,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mergekit_jax.kernels.sums import integer_for, summed_over
+from mergekit_jax.kernels.sums import integer_for
 from mergekit_jax.rule import Answering, Total
 from mergekit_jax.sharding import padded, shards
 
@@ -235,7 +235,7 @@ def _on_parts(bins: jax.Array, size: int, batch: int) -> jax.Array:
           position = jax.lax.broadcasted_iota(dtype, part.shape, axis)
           part = jnp.where(position < held, part, size)
         own = histogram_by_slices(part, size, batch, dtype)
-        return summed_over(mesh, names, own) if names else own
+        return jax.lax.psum(own, names) if names else own
 
     return mesh, of_part, placed(mesh, given, result), (sharding,)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,44 +42,6 @@ def accurate_sum(values: jax.Array) -> jax.Array:
   """
   with jax.enable_x64(True):
     return jnp.sum(values.astype(jnp.float64))
-
-
-def summed_over(
-  mesh: Any, names: str | tuple[str, ...], x: jax.Array
-) -> jax.Array:
-  """The sum of what devices hold, inside of `shard_map`.
-
-  Args:
-    mesh: the devices, a `Mesh`.
-    names: axes of the mesh over which is added.
-    x: integers or floats `[*shape]`, of 32 bits or of 64.
-
-  Returns:
-    An array like `x`, the same on all these devices.
-  """
-  if x.dtype.itemsize < 8 or has_wide_collectives(mesh):
-    return jax.lax.psum(x, names)
-  # Both halves have 32 bits.
-  if jnp.issubdtype(x.dtype, jnp.floating):
-    high = x.astype(jnp.float32)
-    low = (x - high.astype(x.dtype)).astype(jnp.float32)
-    unit = 1
-  else:
-    high = (x >> 32).astype(jnp.int32)
-    low = (x & 0xFFFFFFFF).astype(jnp.uint32)
-    unit = 2**32
-  every = lambda half: jax.lax.all_gather(half, names).astype(x.dtype)
-  return jnp.sum(every(high) * unit + every(low), axis=0)
-
-
-def has_wide_collectives(mesh: Any) -> bool:
-  """Whether devices add 64-bit numbers among each other.
-
-  A TPU holds one as two of 32 bits, and XLA does not rewrite an all-reduce of
-  them (github.com/pytorch/xla/issues/1952). Its float64 is a sum of two
-  float32, so nothing is lost if these travel apart.
-  """
-  return mesh.devices.flat[0].platform != 'tpu'
 
 
 def sums_in_passing(values: Sequence[jax.Array]) -> list[jax.Array]:

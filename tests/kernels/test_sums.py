@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mergekit_jax.kernels import sums
-from mergekit_jax.sharding import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -57,38 +56,3 @@ def test_sums_in_passing(shape):
   # Rows of up to 2**14 elements are added in float32: about 2**-24 * 2**7.
   assert abs(float(total) - expected) <= 1e-5 * expected
   assert float(true) == flags.sum()
-
-
-@pytest.mark.parametrize('wide', [True, False])
-def test_summed_over_devices(monkeypatch, wide):
-  """Exactly, also where numbers of 64 bits travel as two of 32."""
-  monkeypatch.setattr(sums, 'has_wide_collectives', lambda mesh: wide)
-  mesh = make_mesh({'data': 2, 'fsdp': 4})
-  random = np.random.default_rng(0)
-  counts = random.integers(-(2**61), 2**61, (8, 3)) // 8
-  # As a TPU holds a float64: two float32, here of 48 bits together.
-  floats = random.integers(-(2**47), 2**47, (8, 3)) / 2.0**40
-  small = random.integers(-9, 9, (8, 3)).astype(np.int32)
-
-  def add(*held):
-    return [sums.summed_over(mesh, ('data', 'fsdp'), x[0]) for x in held]
-
-  with jax.enable_x64(True):
-    program = jax.jit(
-      jax.shard_map(
-        add,
-        mesh=mesh,
-        in_specs=jax.P(('data', 'fsdp')),
-        out_specs=jax.P(),
-        check_vma=False,
-      )
-    )
-    found = program(counts, floats, small)
-    text = program.lower(counts, floats, small).compile().as_text() or ''
-  for got, values in zip(found, (counts, floats, small), strict=True):
-    assert got.dtype == values.dtype
-    # Sums of eight such floats have 51 bits, which float64 holds.
-    np.testing.assert_array_equal(got, values.sum(0))
-  collectives = [line for line in text.splitlines() if ' all-' in line]
-  assert collectives
-  assert any('64[' in line for line in collectives) == wide

@@ -19,6 +19,8 @@ TEST = [
   'pytest-xdist',
   'ruff',
   'pyright[nodejs]',
+  # Of it libtpu, which holds TPU's compiler and needs no TPU.
+  'jax[tpu]; platform_system == "Linux" and platform_machine == "x86_64"',
   *STUDY,
   *REAL,
 ]

@@ -249,22 +249,36 @@ def _on_parts(bins: jax.Array, size: int, batch: int) -> jax.Array:
   return counts(bins)
 
 
-def histogram_by_matmul(bins: jax.Array, size: int) -> jax.Array:
+def histogram_by_matmul(
+  bins: jax.Array, size: int, most: int = 2**30
+) -> jax.Array:
   """A histogram as a product of one-hot matrices, for matrix units.
 
   bin = 256 * row + column, and counts[row, column] is the number of elements
   with both: the product of two one-hot matrices over the elements. A TPU
   serialises scatter-add, and its matrix unit does these 2**17 operations an
-  element in less time than the element takes to read.
+  element in less time than the element takes to read. It has no product in
+  int64, so of more than `most` elements every so many rows are counted apart:
+  those of a block of rows would have to move between devices.
   """
   rows = -(-size // 256)
-  row = jax.nn.one_hot(bins // 256, rows, dtype=jnp.int8)
-  column = jax.nn.one_hot(bins % 256, 256, dtype=jnp.int8)
   elements = tuple(range(bins.ndim))
-  counts = jax.lax.dot_general(
-    row,
-    column,
-    ((elements, elements), ((), ())),
-    preferred_element_type=integer_for(bins.size),
-  )
-  return counts.reshape(-1)[:size]
+
+  def product(bins: jax.Array) -> jax.Array:
+    row = jax.nn.one_hot(bins // 256, rows, dtype=jnp.int8)
+    column = jax.nn.one_hot(bins % 256, 256, dtype=jnp.int8)
+    return jax.lax.dot_general(
+      row,
+      column,
+      ((elements, elements), ((), ())),
+      preferred_element_type=jnp.int32,
+    )
+
+  parts = -(-bins.size // most)
+  if parts <= 1:
+    return product(bins).reshape(-1)[:size]
+  longest = max(elements, key=lambda axis: bins.shape[axis])
+  number = jax.lax.broadcasted_iota(jnp.int32, bins.shape, longest) % parts
+  counts = [product(jnp.where(number == i, bins, size)) for i in range(parts)]
+  added = jnp.sum(jnp.stack(counts), axis=0, dtype=integer_for(bins.size))
+  return added.reshape(-1)[:size]

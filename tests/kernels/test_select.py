@@ -103,6 +103,7 @@ HISTOGRAMS = {
   'scatter': select.histogram_by_scatter,
   'slices': select.histogram_by_slices,
   'matmul': select.histogram_by_matmul,
+  'matmuls': functools.partial(select.histogram_by_matmul, most=100),
 }
 
 

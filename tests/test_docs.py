@@ -1,8 +1,11 @@
 """The code of the documents runs."""
 
+import functools
 import pathlib
 import re
 
+import flax
+from flax import nnx
 from flax.training import train_state
 import jax
 import jax.numpy as jnp
@@ -81,7 +84,7 @@ def test_readme_example(models, tmp_path, monkeypatch):
       checkpointer.save(tmp_path / 'ckpts' / name, stack(tree))
   names = {'base': base, 'expert_1': experts[0], 'expert_2': experts[1]}
   example, training, sweeps, on = python_blocks('README.md')
-  assert python_blocks('docs/checkpoints.md') == [on]
+  assert python_blocks('docs/checkpoints.md')[0] == on
   exec(example, names)
   with ocp.StandardCheckpointer() as checkpointer:
     streamed = checkpointer.restore(tmp_path / 'ckpts' / 'merged')
@@ -138,3 +141,40 @@ def test_readme_example(models, tmp_path, monkeypatch):
     np.testing.assert_array_equal(merged, expected['w'])
   assert (tmp_path / 'ckpts' / 'low').is_dir()
   assert (tmp_path / 'ckpts' / 'high').is_dir()
+
+
+def test_nnx(tmp_path):
+  """Twelve blocks: as text, '10' and '11' come before '2'."""
+
+  class Model(nnx.Module):
+    def __init__(self, seed):
+      layer = functools.partial(nnx.Linear, 3, 3, rngs=nnx.Rngs(seed))
+      self.blocks = nnx.List([layer() for _ in range(12)])
+
+  base, *experts = [nnx.state(Model(seed)) for seed in range(3)]
+  paths = [tmp_path / name for name in ('base', 'a', 'b')]
+  with ocp.StandardCheckpointer() as checkpointer:
+    for path, state in zip(paths, (base, *experts), strict=True):
+      checkpointer.save(path, state)
+  sources = {'experts': paths[1:], 'base': paths[0]}
+  report = mk.merge_checkpoints(
+    mk.average(), **sources, output=tmp_path / 'merged'
+  )
+  mean = lambda *kernels: np.mean(np.float64(kernels), axis=0)
+  expected = jax.tree.map(mean, *experts)
+
+  def check(state):
+    assert jax.tree.structure(state) == jax.tree.structure(base)
+    for got, want in zip(*map(jax.tree.leaves, (state, expected)), strict=True):
+      np.testing.assert_allclose(got, want, rtol=1e-6)  # rounded once
+
+  names = {'nnx': nnx, 'orbax': orbax, 'report': report}
+  names |= {'flax': flax, 'functools': functools, 'jax': jax}
+  names['make_model'] = lambda: Model(0)
+  _, restoring, by_path = python_blocks('docs/checkpoints.md')
+  exec(restoring, names)
+  check(nnx.state(names['model']))
+  exec(by_path, names)
+  as_state = lambda tree: names['as_state'](tree, base)
+  check(mk.sweep({'mean': mk.average()}, **sources, evaluate=as_state)['mean'])
+  check(mk.merge(mk.average(), experts, base))

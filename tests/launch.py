@@ -51,6 +51,10 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
     setting = {'process': process, 'processes': processes, 'port': port}
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
     environment |= {'JAX_NUM_CPU_DEVICES': str(devices)}
+    # What one process has compiled, those of later tests need not.
+    compiled = f'{os.environ["XDG_CACHE_HOME"]}/launched'
+    environment |= {'JAX_COMPILATION_CACHE_DIR': compiled}
+    environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     running.append(
       subprocess.Popen(
         [sys.executable, '-m', 'tests.launch', json.dumps(job | setting)],

@@ -33,8 +33,9 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
   Args:
     job: arguments of `merge_checkpoints`, with `method` as Python text, and
       `kill: [process, units]` to end a process after it has recorded so many,
-      `first: [changes]` to merge something else before, `apart: [names]` of
-      arguments that are lists with a value for each process, and `touched:
+      `first: [changes]` to merge something else before, `refused: [changes]` of
+      merges before that must fail, whose errors are printed, `apart: [names]`
+      of arguments that are lists with a value for each process, and `touched:
       process` to let the sources of a process seem to change. Or `command`,
       which is given to the command line, and `unreadable: [process, reads]` to
       let the reads of a process fail after so many.
@@ -50,6 +51,10 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
     setting = {'process': process, 'processes': processes, 'port': port}
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
     environment |= {'JAX_NUM_CPU_DEVICES': str(devices)}
+    # What one process has compiled, those of later tests need not.
+    compiled = f'{os.environ["XDG_CACHE_HOME"]}/launched'
+    environment |= {'JAX_COMPILATION_CACHE_DIR': compiled}
+    environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     running.append(
       subprocess.Popen(
         [sys.executable, '-m', 'tests.launch', json.dumps(job | setting)],
@@ -114,24 +119,37 @@ def main(job: dict) -> None:
 
     Stage.record = record_and_die
 
-  if job.get('touched') == job['process']:
-    touch_sources()
-  for name in job.get('apart', []):
-    job[name] = job[name][job['process']]
   names = (
     *('experts', 'base', 'output', 'memory_budget', 'stacked_axes', 'seed'),
     *('allow_nonfinite', 'overwrite', 'resume'),
   )
   names += ('format',)
-  arguments = {name: job[name] for name in names if name in job}
-  if 'partition_rules' in job:
-    rules = job['partition_rules'].items()
-    arguments['partition_rules'] = {path: jax.P(*axes) for path, axes in rules}
-  method = eval(job['method'], {'mk': mk})
+
+  def merge(changes):
+    told = job | changes
+    told |= {name: told[name][job['process']] for name in told.get('apart', [])}
+    arguments = {name: told[name] for name in names if name in told}
+    if 'partition_rules' in told:
+      rules = told['partition_rules'].items()
+      arguments['partition_rules'] = {
+        path: jax.P(*axis) for path, axis in rules
+      }
+    method = eval(told['method'], {'mk': mk})
+    touched = told.get('touched') == job['process']
+    with touched_sources() if touched else contextlib.nullcontext():
+      return mk.merge_checkpoints(method, **arguments)
+
+  for changes in job.get('refused', []):
+    try:
+      merge(changes)
+    except (ArithmeticError, OSError, ValueError) as error:
+      print(f'\n{type(error).__name__}: {error}', flush=True)
+    else:
+      raise AssertionError(f'not refused: {changes}')
   peaks = []
   for changes in [*job.get('first', []), {}]:
     with peak_memory(peaks):
-      report = mk.merge_checkpoints(method, **arguments | changes)
+      report = merge(changes)
   printed = {
     'done': report.units_done,
     'resumed': report.units_resumed,
@@ -141,7 +159,8 @@ def main(job: dict) -> None:
   print('REPORT', json.dumps(printed))
 
 
-def touch_sources() -> None:
+@contextlib.contextmanager
+def touched_sources():
   """Lets every look at a source find another state than the last."""
   from mergekit_jax.jobs import job
 
@@ -150,6 +169,10 @@ def touch_sources() -> None:
     name: f'{found}{next(looks)}'
     for name, found in fingerprints(models).items()
   }
+  try:
+    yield
+  finally:
+    job._fingerprints = fingerprints
 
 
 @contextlib.contextmanager

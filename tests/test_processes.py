@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -33,10 +34,14 @@ METHODS = {
 
 
 @pytest.mark.parametrize('family', list(METHODS))
-def test_same_bits(family, sources, tmp_path):
+def test_same_bits(family, sources, tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_LOG_COMPILES', '1')
   method, processes = METHODS[family]
   arguments = job(sources, tmp_path / 'out', 'threshold')
-  run_merge({**arguments, 'method': method}, processes=processes)
+  _, printed = run_merge({**arguments, 'method': method}, processes=processes)
+  # Sums that all processes have are not shared.
+  for text in printed:
+    assert 'Compiling jit(merge)' in text and 'jit(replicate)' not in text
   arguments |= {'method': eval(method), 'output': tmp_path / 'one'}
   mk.merge_checkpoints(**arguments)
   expected = restored(tmp_path / 'one')
@@ -82,16 +87,6 @@ def test_sums_are_shared_by_programs_compiled_once(
   assert_same(tmp_path / 'out', restored(tmp_path / 'one'))
 
 
-def test_sums_that_all_processes_have_are_not_shared(
-  sources, tmp_path, monkeypatch
-):
-  monkeypatch.setenv('JAX_LOG_COMPILES', '1')
-  arguments = job(sources, tmp_path / 'out', 'threshold')
-  _, printed = run_merge(arguments, processes=2)
-  for text in printed:
-    assert 'Compiling jit(merge)' in text and 'jit(replicate)' not in text
-
-
 def test_memory_of_each_process(tmp_path):
   """Each of two processes merges its half of five models of 64 MB.
 
@@ -124,6 +119,7 @@ def test_memory_of_each_process(tmp_path):
 def test_safetensors_output(sources, tmp_path):
   """Two processes write into one file."""
   arguments = job(sources, tmp_path / 'out', 'random', format='safetensors')
+  arguments['method'] = METHODS['elementwise'][0]
   run_merge(arguments, processes=2)
   arguments |= {'method': eval(arguments['method'])}
   mk.merge_checkpoints(**{**arguments, 'output': tmp_path / 'one'})
@@ -131,32 +127,40 @@ def test_safetensors_output(sources, tmp_path):
   compare.same_bits(*map(load_file, files))
 
 
-@pytest.mark.parametrize(
-  ('value', 'place', 'scale', 'said'),
-  [
-    (np.nan, (0, 0, 0), 1, 'holds 1 non-finite values .* on process 0'),
-    (np.inf, (0, -1, -1), 1, 'holds 1 non-finite values .* on process 1'),
-    (1e30, (0, -1, -1), 1e9, 'gave 1 non-finite values .* on process 1'),
-    (1e30, (0, -1, -1), 1, None),
-  ],
-  ids=['first', 'second', 'merge', 'finite'],
-)
-def test_all_find_what_one_holds(value, place, scale, said, sources, tmp_path):
+def test_all_find_what_one_holds(sources, tmp_path):
   """Squares that overflow show in the sums too, and are no fault."""
   model = restored(sources / 'two')
-  layers = np.array(model['params']['layers'])
-  layers[place] = value
-  model['params']['layers'] = layers
-  expert = checkpoints.save(tmp_path / 'expert', model)
+
+  def changes(name, value, place, scale):
+    layers = np.array(model['params']['layers'])
+    layers[place] = value
+    params = {**model['params'], 'layers': layers}
+    path = checkpoints.save(tmp_path / name, {**model, 'params': params})
+    return {
+      'experts': [str(path)],
+      'method': f'mk.task_arithmetic({scale})',
+      'output': str(tmp_path / f'{name}_out'),
+    }
+
   arguments = job(sources, tmp_path / 'out', 'random')
-  arguments['experts'] = [str(expert)]
-  arguments['method'] = f'mk.task_arithmetic({scale})'
-  codes, printed = run_merge(arguments, processes=2, check=False)
-  assert codes == ([1, 1] if said else [0, 0]), printed
-  error = rf'\nFloatingPointError: .*params/layers.* {said}'
+  arguments['refused'] = [
+    changes('first', np.nan, (0, 0, 0), 1),
+    changes('second', np.inf, (0, -1, -1), 1),
+    changes('merge', 1e30, (0, -1, -1), 1e9),
+  ]
+  arguments |= changes('finite', 1e30, (0, -1, -1), 1)
+  _, printed = run_merge(arguments, processes=2)
+  said = (
+    'holds 1 non-finite values .* on process 0',
+    'holds 1 non-finite values .* on process 1',
+    'gave 1 non-finite values .* on process 1',
+  )
   for text in printed:
-    assert bool(re.search(error, text)) is (said is not None)
-  assert (tmp_path / 'out').exists() is (said is None)
+    errors = re.findall('\nFloatingPointError: .*', text)
+    for error, expected in zip(errors, said, strict=True):
+      assert re.search(f'params/layers.* {expected}', error)
+  outputs = {path.name for path in tmp_path.glob('*_out')}
+  assert outputs == {'finite_out'}
 
 
 def test_all_say_what_the_first_was_refused(sources, tmp_path):
@@ -174,41 +178,40 @@ def test_all_say_what_the_first_was_refused(sources, tmp_path):
   assert f'\n{heard}: {said}' in printed[1]
 
 
-@pytest.mark.parametrize(
-  ('name', 'values', 'said'),
-  [
-    (
-      'method',
-      ['mk.task_arithmetic(0.3)', 'mk.task_arithmetic(0.30000000000000004)'],
-      'method, numbers of the method',
-    ),
-    ('seed', [0, 1], 'seed'),
-    ('allow_nonfinite', [True, False], 'allow_nonfinite'),
-    (
-      'memory_budget',
-      ['8MiB', '4GiB'],
-      'mesh, memory_budget, partition_rules, stacked_axes or versions',
-    ),
-    (
-      'stacked_axes',
-      [{'params/layers': 0}, None],
-      'mesh, memory_budget, partition_rules, stacked_axes or versions',
-    ),
-  ],
-)
-def test_processes_that_were_told_different_things(
-  name, values, said, sources, tmp_path
-):
+def test_processes_that_were_told_different_things(sources, tmp_path):
   """They would each write a part of another merge, or wait forever."""
-  arguments = {**job(sources, tmp_path / 'out', 'threshold'), 'apart': [name]}
+  plan = 'mesh, memory_budget, partition_rules, stacked_axes or versions'
+  methods = [
+    f'mk.task_arithmetic({scale})' for scale in (0.3, 0.30000000000000004)
+  ]
+  differing = {
+    'method': (methods, 'method, numbers of the method'),
+    'allow_nonfinite': ([True, False], 'allow_nonfinite'),
+    'memory_budget': (['8MiB', '4GiB'], plan),
+    'stacked_axes': ([{'params/layers': 0}, None], plan),
+    'seed': ([0, 1], 'seed'),
+  }
+  differ_in = lambda name: {name: differing[name][0], 'apart': [name]}
+  arguments = job(sources, tmp_path / 'out', 'threshold')
+  *others, last = differing
+  refused = [{last: arguments[last], **differ_in(name)} for name in others]
   codes, printed = run_merge(
-    {**arguments, name: values}, processes=2, check=False
+    {**arguments, 'refused': refused, **differ_in(last)},
+    processes=2,
+    check=False,
   )
   assert codes == [1, 1], printed
-  differ = f'Process 1 and process 0 differ in {said}. Give all'
-  heard = 'OSError: Process 1 failed, so all processes end. It said: ValueError'
-  assert f'\nValueError: {differ}' in printed[1]
-  assert f'\n{heard}: {differ}' in printed[0]
+  differ = [
+    f'ValueError: Process 1 and process 0 differ in {said}. Give all'
+    for _, said in differing.values()
+  ]
+  heard = 'OSError: Process 1 failed, so all processes end. It said:'
+  for text, expected in (
+    (printed[1], differ),
+    (printed[0], [f'{heard} {error}' for error in differ]),
+  ):
+    errors = re.findall(r'\n((?:OSError|ValueError): .* Give all)', text)
+    assert errors == expected
   assert not (tmp_path / 'out').exists()
 
 
@@ -230,18 +233,20 @@ def test_a_step_that_only_one_process_has_found(sources, tmp_path):
   assert 'Process 1 and process 0 differ in experts[0]. Give' in printed[1]
 
 
-@pytest.mark.parametrize('option', ['overwrite', 'resume'])
-def test_processes_that_would_end_in_different_ways(option, sources, tmp_path):
+def test_processes_that_would_end_in_different_ways(sources, tmp_path):
   """One goes on, where the other refuses what is there and leaves it alone."""
   arguments = job(sources, tmp_path / 'out', 'random')
-  run_merge(arguments)
+  run_merge({**arguments, 'method': METHODS['elementwise'][0]})
+  overwrite = {'overwrite': [True, False], 'apart': ['overwrite']}
+  resume = {'resume': [True, False], 'apart': ['resume']}
   codes, printed = run_merge(
-    {**arguments, option: [True, False], 'apart': [option]},
+    {**arguments, 'refused': [{**overwrite, 'resume': True}], **resume},
     processes=2,
     check=False,
   )
   assert codes == [1, 1], printed
-  assert f'Process 1 and process 0 differ in {option}. Give' in printed[1]
+  for option in ('overwrite', 'resume'):
+    assert f'Process 1 and process 0 differ in {option}. Give' in printed[1]
 
 
 def test_processes_with_different_numbers_of_devices(monkeypatch):
@@ -253,17 +258,22 @@ def test_processes_with_different_numbers_of_devices(monkeypatch):
     sharding.demand_all_processes(mesh)
 
 
-@pytest.mark.parametrize('changed', [0, 1])
-def test_a_source_that_changes_for_one_process(changed, sources, tmp_path):
+def test_a_source_that_changes_for_one_process(sources, tmp_path):
   """Each looks at what it has read, which may be a copy of its own."""
   arguments = job(sources, tmp_path / 'out', 'random')
-  codes, printed = run_merge(
-    {**arguments, 'touched': changed}, processes=2, check=False
+  arguments['method'] = METHODS['elementwise'][0]
+  first, second = (
+    {'output': str(tmp_path / f'out{process}')} for process in range(2)
   )
-  assert codes == [1, 1], printed
-  assert all('changed while it was read' in each for each in printed)
-  assert not (tmp_path / 'out').exists()
-  run_merge(arguments, processes=2)
+  arguments |= {
+    'refused': [{**first, 'touched': 0}, {**second, 'touched': 1}],
+    # An output that was there already would be refused.
+    'first': [first],
+    **second,
+  }
+  _, printed = run_merge(arguments, processes=2)
+  for text in printed:
+    assert text.count('changed while it was read') == 2
 
 
 def test_a_mesh_without_one_of_the_processes(sources, tmp_path):
@@ -280,45 +290,61 @@ def test_a_mesh_without_one_of_the_processes(sources, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-  ('victim', 'method'), [(0, 'random'), (1, 'threshold')]
-)
-def test_a_killed_peer_stops_the_others(victim, method, sources, tmp_path):
+def at_once(check, cases):
+  """Most of the time of these is waited, so they wait together."""
+  with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
+    for checked in [pool.submit(check, *case) for case in cases]:
+      checked.result()
+
+
+def test_a_killed_peer_stops_the_others(sources, tmp_path):
   """They end with a message within 30 s, which `run_merge` sees to."""
-  arguments = job(sources, tmp_path / 'out', method)
-  codes, printed = run_merge(
-    {**arguments, 'kill': [victim, 3]}, processes=2, check=False
-  )
-  # Ended by themselves, not by the launcher.
-  assert codes[victim] == -9 and codes[1 - victim] not in (0, -9)
-  assert re.search('unhealthy|coordination service|closed', printed[1 - victim])
-  assert not pathlib.Path(arguments['output']).exists()
-  _, printed = run_merge(arguments, processes=2)
-  assert report_of(printed[0])['resumed'] > 0
-  arguments |= {'method': eval(arguments['method'])}
-  mk.merge_checkpoints(**{**arguments, 'output': tmp_path / 'one'})
-  assert_same(tmp_path / 'out', restored(tmp_path / 'one'))
+  cases = [(0, 'random'), (1, 'threshold')]
+
+  def check(victim, method):
+    arguments = job(sources, tmp_path / method, method)
+    codes, printed = run_merge(
+      {**arguments, 'kill': [victim, 3]}, processes=2, check=False
+    )
+    # Ended by themselves, not by the launcher.
+    assert codes[victim] == -9 and codes[1 - victim] not in (0, -9)
+    said = 'unhealthy|coordination service|closed'
+    assert re.search(said, printed[1 - victim])
+    assert not pathlib.Path(arguments['output']).exists()
+    _, printed = run_merge(arguments, processes=2)
+    assert report_of(printed[0])['resumed'] > 0
+
+  at_once(check, cases)
+  for _, method in cases:
+    arguments = job(sources, tmp_path / f'{method}_one', method)
+    mk.merge_checkpoints(**arguments | {'method': eval(arguments['method'])})
+    assert_same(tmp_path / method, restored(tmp_path / f'{method}_one'))
 
 
-@pytest.mark.parametrize('failing', [0, 1])
-def test_a_read_error_on_one_host_ends_all(failing, sources, tmp_path):
+def test_a_read_error_on_one_host_ends_all(sources, tmp_path):
   """Without a timeout of the command line they wait for five minutes."""
-  output = tmp_path / 'out'
-  command = ['merge', '--method=ties', '--set=scope=model', '--devices=2']
-  command += ['--stacked_axes=params/layers=0', '--memory_budget=8MiB']
-  command += ['--base', str(sources / 'base'), '--output', str(output)]
-  command += ['--experts', str(sources / 'one'), str(sources / 'two')]
-  codes, printed = run_merge(
-    # In the last of three reads, of 168 pieces each.
-    {'command': command, 'unreadable': [failing, 480]},
-    processes=2,
-    check=False,
-  )
-  # Ended by themselves, not by the launcher.
-  assert all(code not in (0, -9) for code in codes)
-  error = r'^mergekit-jax: .*params/\w+ in .* could not be read \(no way to the'
-  assert re.search(error, printed[failing], re.MULTILINE)
-  assert 'another task died' in printed[1 - failing]
-  assert not output.exists()
-  run_merge({'command': command}, processes=2)
-  assert checkpoints.report_of(output)['units_resumed'] > 0
+
+  def check(failing):
+    output = tmp_path / f'out{failing}'
+    command = ['merge', '--method=ties', '--set=scope=model', '--devices=2']
+    command += ['--stacked_axes=params/layers=0', '--memory_budget=8MiB']
+    command += ['--base', str(sources / 'base'), '--output', str(output)]
+    command += ['--experts', str(sources / 'one'), str(sources / 'two')]
+    codes, printed = run_merge(
+      # In the last of three reads, of 168 pieces each.
+      {'command': command, 'unreadable': [failing, 480]},
+      processes=2,
+      check=False,
+    )
+    # Ended by themselves, not by the launcher.
+    assert all(code not in (0, -9) for code in codes)
+    error = (
+      r'^mergekit-jax: .*params/\w+ in .* could not be read \(no way to the'
+    )
+    assert re.search(error, printed[failing], re.MULTILINE)
+    assert 'another task died' in printed[1 - failing]
+    assert not output.exists()
+    run_merge({'command': command}, processes=2)
+    assert checkpoints.report_of(output)['units_resumed'] > 0
+
+  at_once(check, [(0,), (1,)])

@@ -97,9 +97,9 @@ def test_smoke_fails_if_an_expert_does_not_learn(tmp_path):
   short = {
     'categories': 'topic_classification,sentiment',
     'merged': 2,
-    'pretrain_steps': 50,
-    'expert_steps': 50,
-    'multitask_steps': 50,
+    'pretrain_steps': 2,
+    'expert_steps': 2,
+    'multitask_steps': 2,
     'validation_examples': 4,
     'test_examples': 8,
   }

@@ -30,15 +30,19 @@ FINDINGS = ('1', '2', '3a', '3b', '4', '5')
 SPLITS = {'held_in': measures.held_in, 'held_out': measures.held_out}
 
 
+@functools.cache
+def results_of(preset):
+  """Read once: it takes as long as what is made of it."""
+  return Results.load(RESULTS / preset)
+
+
 def judged(preset):
   return json.loads((RESULTS / preset / 'verdicts.json').read_text())
 
 
 @pytest.mark.parametrize('preset', ['cpu', 'full', 'smollm2'])
 def test_verdicts_follow_from_the_cells(preset):
-  again = verdicts.by_finding(
-    verdicts.judge_all(Results.load(RESULTS / preset))
-  )
+  again = verdicts.by_finding(verdicts.judge_all(results_of(preset)))
   stored = judged(preset)
   assert again.keys() == stored.keys()
   for finding, verdict in stored.items():
@@ -66,7 +70,7 @@ def test_a_study_goes_on_in_the_committed_results(preset, settings):
 @pytest.mark.parametrize('preset', ['cpu', 'full', 'smollm2'])
 def test_accuracies_follow_from_the_cells(preset):
   folder = RESULTS / preset
-  results, questions = Results.load(folder), accuracies.load_questions(folder)
+  results, questions = results_of(preset), accuracies.load_questions(folder)
   for cell in results.cells:
     if cell.split == 'test':
       assert questions.keys() == {*cell.held_in, *cell.held_out}
@@ -125,7 +129,7 @@ def test_the_readme_says_how_far_task_arithmetic_is_behind():
 def gated_gaps(split):
   """Of each preset, how far task arithmetic is behind at most."""
   for preset in ('cpu', 'full', 'smollm2'):
-    grid = Results.load(RESULTS / preset).grid('validated', gated=True)
+    grid = results_of(preset).grid('validated', gated=True)
     values = grid.alike(aggregate.SIZE, aggregate.BASE).values(SPLITS[split])
     # [seeds, subsets, sizes, bases, methods, n] to [sizes, bases, methods, n].
     means = np.nanmean(np.nanmean(values, axis=1), axis=0)
@@ -143,7 +147,7 @@ def signed(value):
 
 def test_the_page_says_where_held_in_does_not_rise():
   """Over subsets, then methods and N, then seeds, as finding 2 has it."""
-  grid = Results.load(RESULTS / 'full').grid('validated', gated=True)
+  grid = results_of('full').grid('validated', gated=True)
   values = grid.alike(effects.SIZE).values(measures.held_in)
   # [seeds, subsets, sizes, bases, methods, n] to [seeds, sizes, bases]
   by_seed = np.nanmean(values, axis=1).mean(axis=(-2, -1))
@@ -163,7 +167,7 @@ def test_the_page_says_where_held_in_does_not_rise():
 def test_the_page_says_what_averaging_does_to_the_spread():
   said = []
   for preset in ('full', 'cpu'):
-    results = Results.load(RESULTS / preset)
+    results = results_of(preset)
     tuned = [cell for cell in results.cells if cell.method != 'average']
     grid = dataclasses.replace(results, cells=tuple(tuned)).grid()
     effect = effects.spread_shrinks(grid, measures.held_in)
@@ -220,7 +224,7 @@ def test_the_readme_has_the_verdicts():
 
 
 def test_the_page_says_what_seeds_say_on_which_nothing_was_chosen():
-  results = Results.load(RESULTS / 'cpu')
+  results = results_of('cpu')
   seeds = (3, 4, 5)
   alone = dataclasses.replace(
     results,
@@ -245,7 +249,7 @@ def test_the_page_says_what_seeds_say_on_which_nothing_was_chosen():
 def test_the_page_says_on_which_categories_verdicts_hang():
   hang = {}
   for preset in ('full', 'cpu'):
-    rows = list(left_out.each(Results.load(RESULTS / preset)))
+    rows = list(left_out.each(results_of(preset)))
     with (RESULTS / preset / 'tables' / 'left_out.csv').open() as file:
       stored = list(csv.DictReader(file))
     assert [(r.finding, r.category, str(r.differs)) for r in rows] == [
@@ -259,7 +263,7 @@ def test_the_page_says_on_which_categories_verdicts_hang():
 
 def test_held_in_falls_with_the_number_of_experts_in_cpu():
   """For both bases and sizes, as the mean over methods."""
-  grid = Results.load(RESULTS / 'cpu').grid()
+  grid = results_of('cpu').grid()
   assert grid.ns == (2, 4, 6, 8)
   means = np.nanmean(grid.means(measures.held_in), axis=2)
   assert means.shape == (2, 2, 4)  # [sizes, bases, n]

@@ -61,8 +61,10 @@ def test_a_study_goes_on_in_the_committed_results(preset, settings):
   module = importlib.import_module(f'{configs.__name__}.{preset}')
   config = functools.reduce(study_config.override, settings, module.CONFIG)
   record = json.loads((RESULTS / preset / 'config.json').read_text())
-  # Results of before questions were recorded do not say which they were.
-  if asked := record.pop('questions', None):
+  # Results of before questions were recorded do not say which they were, and
+  # those of `smollm2` are made of what Debian's list of packages said then.
+  asked = record.pop('questions', None)
+  if asked and config.tasks == 'procedural':
     assert asked == loading.digest(config, loading.load_source(config))
   assert study_config.differences(config, record) == {}
 

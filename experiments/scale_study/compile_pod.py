@@ -1,10 +1,14 @@
 """Compiles training, scoring, writing and merging for a pod that is not there.
 
   python -m experiments.scale_study.compile_pod
+  python -m experiments.scale_study.compile_pod --topology=v5e:16x16
 
-For models of 1B to 64B parameters on 512 simulated devices, the mesh of the
-preset `pod` twice, without a single array, it prints how much memory a device
-needs. These are the programs of the preset: its batch, its length, its way to
+For models of 1B to 64B parameters, without a single array, it prints how much
+memory a device needs: on 512 simulated CPU devices, the mesh of the preset
+`pod` twice, or by TPU's own compiler, which needs no TPU, on the TPUs of a
+topology, the mesh as often as there are devices for it.
+
+These are the programs of the preset: its batch, its length, its way to
 compute. Experts and the multitask model are trained by the first; answers are
 scored by the second, or written out by the third. Merging holds the base and
 all merges of a subset, which are made of one read, beside the largest kernel.
@@ -15,7 +19,7 @@ import itertools
 import math
 from typing import Any
 
-from absl import app
+from absl import app, flags
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -34,12 +38,18 @@ from experiments.scale_study.configs.pod import CONFIG
 from experiments.scale_study.merge_points import candidates
 from experiments.scale_study.model import ModelConfig
 from mergekit_jax import tree
-from mergekit_jax.forecasting import compiled, described
+from mergekit_jax.forecasting import compiled, described, topology
 from mergekit_jax.sharding import make_mesh
+
+_TOPOLOGY = flags.DEFINE_string(
+  'topology',
+  None,
+  'TPUs to compile for, as v5p:8x8x8; simulated CPU devices if absent.',
+)
 
 # What is asked is how XLA divides the program and what it keeps in memory; how
 # well it writes machine code for this CPU is not.
-_COMPILER_OPTIONS = {
+_CPU_OPTIONS = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
   'xla_cpu_use_fusion_emitters': False,
@@ -63,36 +73,34 @@ def training(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
       np.zeros(steps, np.float32),
       train.Batch(*batch),
     )
-  return lowered.compile(_COMPILER_OPTIONS)
+  return _compile(lowered, mesh)
 
 
 def scored(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
   """Compiles what scores texts, each of which is asked about 64 tokens."""
   texts = jax.ShapeDtypeStruct((packing.ROWS, CONFIG.length), jnp.int32)
   places = jax.ShapeDtypeStruct((64 * packing.ROWS,), jnp.int32)
+  params = _placed(model.abstract_params(config), mesh)
   with jax.set_mesh(mesh):
     lowered = examination.token_likelihoods.lower(
       config,
-      _placed(model.abstract_params(config), mesh),
+      params,
       texts,
       *(places, places, places),
     )
-  return lowered.compile(_COMPILER_OPTIONS)
+  return _compile(lowered, mesh)
 
 
 def written(config: ModelConfig, mesh: Mesh) -> jax.stages.Compiled:
   """Compiles what writes an answer of 64 tokens behind each text."""
   texts = jax.ShapeDtypeStruct((packing.ROWS, CONFIG.length), jnp.int32)
   starts = jax.ShapeDtypeStruct((packing.ROWS,), jnp.int32)
+  params = _placed(model.abstract_params(config), mesh)
   with jax.set_mesh(mesh):
     lowered = examination.write_greedily.lower(
-      config,
-      _placed(model.abstract_params(config), mesh),
-      texts,
-      starts,
-      tokens=64,
+      config, params, texts, starts, tokens=64
     )
-  return lowered.compile(_COMPILER_OPTIONS)
+  return _compile(lowered, mesh)
 
 
 def merging(config: ModelConfig, mesh: Mesh) -> int:
@@ -132,6 +140,24 @@ def device_bytes(program: jax.stages.Compiled) -> int:
   )
 
 
+def _compile(lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compiled:
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
+  return lowered.compile(_CPU_OPTIONS if on_cpu else None)
+
+
+def _mesh() -> Mesh:
+  """The preset's mesh, `data` times on the devices that are asked for."""
+  jax.config.update('jax_platforms', 'cpu')
+  axes = {**(CONFIG.mesh or {}), 'data': 1}
+  if _TOPOLOGY.value:
+    devices = topology.tpus(_TOPOLOGY.value)
+    axes['data'] = max(1, len(devices) // math.prod(axes.values()))
+    return make_mesh(axes, devices)
+  axes['data'] = 2
+  jax.config.update('jax_num_cpu_devices', math.prod(axes.values()))
+  return make_mesh(axes)
+
+
 def _placed(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda spec, place: jax.ShapeDtypeStruct(
@@ -146,14 +172,11 @@ def main(argv: list[str]) -> None:
   """Prints a line for every size."""
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
-  jax.config.update('jax_platforms', 'cpu')
-  axes = {**(CONFIG.mesh or {}), 'data': 2}
-  jax.config.update('jax_num_cpu_devices', math.prod(axes.values()))
-  mesh = make_mesh(axes)
-  said = ', '.join(f'{name}={size}' for name, size in axes.items())
+  mesh = _mesh()
+  axes = ', '.join(f'{name}={size}' for name, size in mesh.shape.items())
   print(
-    f'{CONFIG.batch} texts of {CONFIG.length} tokens on {said}; GB on each '
-    'device:'
+    f'{CONFIG.batch} texts of {CONFIG.length} tokens on '
+    f'{_TOPOLOGY.value or "simulated CPU devices"}, {axes}; GB on each device:'
   )
   print('size  training  scoring  writing  merging')
 

@@ -46,6 +46,9 @@ _TOPOLOGY = flags.DEFINE_string(
   None,
   'TPUs to compile for, as v5p:8x8x8; simulated CPU devices if absent.',
 )
+_SIZES = flags.DEFINE_multi_enum(
+  'size', [*shapes.SIZES], [*shapes.SIZES], 'A size; may be repeated.'
+)
 
 # What is asked is how XLA divides the program and what it keeps in memory; how
 # well it writes machine code for this CPU is not.
@@ -169,7 +172,7 @@ def _placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def main(argv: list[str]) -> None:
-  """Prints a line for every size."""
+  """Prints a line for each size that is asked for."""
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
   mesh = _mesh()
@@ -189,7 +192,7 @@ def main(argv: list[str]) -> None:
     return '{:>4}  {:8.2f}  {:7.2f}  {:7.2f}  {:7.2f}'.format(name, *gigabytes)
 
   with futures.ThreadPoolExecutor(2) as pool:
-    for text in pool.map(line, shapes.SIZES):
+    for text in pool.map(line, _SIZES.value):
       print(text, flush=True)
 
 

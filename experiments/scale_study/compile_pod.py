@@ -152,13 +152,17 @@ def _mesh() -> Mesh:
   """The preset's mesh, `data` times on the devices that are asked for."""
   jax.config.update('jax_platforms', 'cpu')
   axes = {**(CONFIG.mesh or {}), 'data': 1}
-  if _TOPOLOGY.value:
-    devices = topology.tpus(_TOPOLOGY.value)
-    axes['data'] = max(1, len(devices) // math.prod(axes.values()))
-    return make_mesh(axes, devices)
-  axes['data'] = 2
-  jax.config.update('jax_num_cpu_devices', math.prod(axes.values()))
-  return make_mesh(axes)
+  of_model = math.prod(axes.values())
+  if not _TOPOLOGY.value:
+    jax.config.update('jax_num_cpu_devices', 2 * of_model)
+    return make_mesh({**axes, 'data': 2})
+  devices = topology.tpus(_TOPOLOGY.value)
+  if len(devices) < of_model:
+    raise ValueError(
+      f'--topology={_TOPOLOGY.value} has {len(devices)} devices, but the '
+      f"preset's mesh needs {of_model}. Give a larger one."
+    )
+  return make_mesh({**axes, 'data': len(devices) // of_model}, devices)
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:
@@ -175,7 +179,10 @@ def main(argv: list[str]) -> None:
   """Prints a line for each size that is asked for."""
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}.')
-  mesh = _mesh()
+  try:
+    mesh = _mesh()
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
   axes = ', '.join(f'{name}={size}' for name, size in mesh.shape.items())
   print(
     f'{CONFIG.batch} texts of {CONFIG.length} tokens on '

@@ -183,7 +183,7 @@ def make_mesh(
       f'The mesh {described} needs {size} devices, but there are '
       f'{len(devices)}. Give a smaller mesh, or start on more devices: on a '
       f'CPU --devices {size}, or jax_num_cpu_devices. To plan for a mesh that '
-      'is not there, give --hosts.'
+      'is not there, give --hosts, or a --topology that is large enough.'
     )
   grid = np.asarray(devices[:size]).reshape(tuple(axes.values()))
   return Mesh(grid, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))

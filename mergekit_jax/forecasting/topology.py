@@ -12,11 +12,12 @@ from typing import Any
 
 from jax.experimental import topologies
 
-# Before libtpu is loaded: one process need not wait for another, and nothing is
-# asked of a TPU host's metadata server, which is not there either.
+# Before libtpu is loaded: one process need not wait for another, nothing is asked
+# of a TPU host's metadata server, which is not there either, and no logs are left.
 _ENVIRONMENT = {
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+  'TPU_LOG_DIR': 'disabled',
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',
 }

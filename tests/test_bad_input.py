@@ -445,6 +445,33 @@ class TestArguments:
     """Weights rounded to integers would be no model."""
     refused(ValueError, dtype, dtype=dtype)
 
+  @pytest.mark.parametrize('dtype', ['f8', 'f2', 'd', 'e', '>f4', ''])
+  def test_a_code_for_a_dtype(self, refused, dtype):
+    """To numpy f8 is float64, and who writes it may mean 8 bits."""
+    message = f'dtype={dtype!r} was given; give a floating-point dtype by its'
+    assert "'float8_e4m3fn'" in refused(ValueError, message, dtype=dtype)
+
+  @pytest.mark.parametrize('dtype', ['f16', 'float128'])
+  def test_a_dtype_that_jax_has_not(self, refused, dtype):
+    refused(ValueError, 'was given; give a floating-point dtype', dtype=dtype)
+
+  @pytest.mark.parametrize(
+    'dtype, name',
+    [
+      ('bf16', 'bfloat16'),
+      ('fp16', 'float16'),
+      ('fp32', 'float32'),
+      ('float8_e5m2', 'float8_e5m2'),
+      (jnp.bfloat16, 'bfloat16'),
+      (np.dtype('float64'), 'float64'),
+    ],
+    ids=str,
+  )
+  def test_names_of_a_dtype(self, merge, tmp_path, dtype, name):
+    merge(dtype=dtype)
+    written = mk.open_checkpoint(tmp_path / 'out').specs['params/odd']
+    assert written.dtype.name == name
+
   def test_format(self, refused):
     refused(ValueError, "format='gguf' was given", format='gguf')
 

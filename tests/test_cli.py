@@ -108,7 +108,7 @@ class TestParse:
     assert what['methods'] == {'': rule}
     assert list(what['overrides']) == ['a', 'b']
     assert what['stacked_axes'] == {'c': (0,), 'd': (1,)}
-    assert what['dtype'] == 'bfloat16'
+    assert what['dtype'] == 'bf16'
     swept = read('--method=ties', '--sweep', 'scale=1,2', 'density=0.1,0.2')
     assert len(swept['methods']) == 4
 

@@ -20,8 +20,6 @@ from mergekit_jax.forecasting import topology
 
 _T = TypeVar('_T')
 
-_DTYPES = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
-
 
 def all_methods() -> dict[str, Callable[..., Any]]:
   return {name: getattr(methods, name) for name in methods.__all__}
@@ -65,7 +63,7 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
     'memory_budget': arguments.memory_budget,
     'stacked_axes': stacked or None,
     'overrides': overrides or None,
-    'dtype': _DTYPES.get(arguments.dtype, arguments.dtype),
+    'dtype': arguments.dtype,
     'partition_rules': _partition_rules(arguments.partition_rules),
   }
 

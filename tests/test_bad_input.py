@@ -546,6 +546,22 @@ class TestCommandLine:
   def test_method(self):
     self.check("Did you mean 'ties'", '--method', 'tis')
     self.check("Did you mean 'average'", '--method', 'avarage')
+    self.check("Did you mean 'ties'", '--method', 'TIES')
+
+  def test_names_of_mergekit(self):
+    """Only where its name is none here: TIES has a density."""
+    calls = 'What mergekit calls '
+    self.check(f'{calls}linear is average here.', '--method', 'linear')
+    self.check(f'{calls}dare_linear is dare here.', '--method', 'dare_linear')
+    self.check(
+      f'{calls}lambda is scale here.', '--method=ties', '--set=lambda=0.3'
+    )
+    drop = f'{calls}density is 1 - drop_rate here.'
+    self.check(drop, '--method=dare', '--set=density=0.3')
+    self.check(drop, '--method=dare', '--sweep=density=0.3,0.5')
+    self.check(drop, '--method=dare', '--override=.*:density=0.3')
+    what = ['plan', '--method=ties', '--set=density=0.3', '--experts=x']
+    flags.what_to_merge(cli.parse(['', *what]))
 
   def test_option(self):
     self.check(

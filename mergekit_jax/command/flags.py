@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
-import inspect
 import itertools
 import math
 import os
@@ -15,6 +14,7 @@ from absl import logging
 from jax.sharding import Mesh, PartitionSpec
 
 from mergekit_jax import checks, methods, sharding
+from mergekit_jax.command import names
 from mergekit_jax.driving import questions
 from mergekit_jax.forecasting import topology
 
@@ -166,23 +166,20 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
   'ties-scale=0.5': it has the method only if there are several.
   """
   known = all_methods()
-  makes = [
-    known[checks.one_of('method', name, list(known))]
-    for name in arguments.method
-  ]
+  makes = [names.method(name, known) for name in arguments.method]
   sweeps = []
   for sweep in arguments.sweep:
     option, values = _split(sweep, 'sweep', 'scale=0.3,0.5,1')
-    _demand_option(makes, option)
+    names.demand_option(makes, option)
     items = [f'{option}={value}' for value in values.split(',')]
     sweeps.append((option, items))
   for item in _set_items(arguments):
-    _demand_option(makes, _option_of(item))
+    names.demand_option(makes, _option_of(item))
   merges = {}
   made = set()
   wanted = 0
   for name, make in zip(arguments.method, makes, strict=True):
-    own = {option for option, _ in sweeps if _has(make, option)}
+    own = {option for option, _ in sweeps if names.has(make, option)}
     _doubt(name, {*_set_options(make, arguments), *own})
     choices = [items for option, items in sweeps if option in own]
     wanted += math.prod(map(len, choices))
@@ -217,7 +214,7 @@ def _set_options(
 ) -> dict[str, Any]:
   """What --set and a sweep say of a method's options, and --weights."""
   items = [
-    item for item in _set_items(arguments) if _has(make, _option_of(item))
+    item for item in _set_items(arguments) if names.has(make, _option_of(item))
   ]
   options = _options(make, ','.join([*items, *swept]))
   if arguments.weights:
@@ -234,23 +231,6 @@ def _option_of(item: str) -> str:
   return _split(item, 'set', 'density=0.2')[0]
 
 
-def _has(make: Callable[..., Any], option: str) -> bool:
-  return option in inspect.signature(make).parameters
-
-
-def _demand_option(makes: Sequence[Callable[..., Any]], option: str) -> None:
-  """Raises ValueError, with the nearest names, if no method has an option."""
-  if any(_has(make, option) for make in makes):
-    return
-  options = (x for make in makes for x in inspect.signature(make).parameters)
-  known = list(dict.fromkeys(options))
-  names = dict.fromkeys(make.__name__ for make in makes)
-  raise ValueError(
-    f'{" and ".join(names)} {"has" if len(names) == 1 else "have"} no option '
-    f'{option!r}; there is {", ".join(known)}.{checks.nearest(option, known)}'
-  )
-
-
 def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
   """'density=0.2,scope=tensor' as keyword arguments of a method.
 
@@ -262,7 +242,7 @@ def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
     name, value = _split(item, 'set', 'density=0.2')
     if name == 'weights':
       raise ValueError('Give weights with --weights W1 W2 ..., not with --set.')
-    _demand_option([make], name)
+    names.demand_option([make], name)
     if name in options:
       raise ValueError(
         f'{name} was given twice, as {options[name]!r} and as {value!r}. Give '

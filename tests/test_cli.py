@@ -281,6 +281,20 @@ class TestParse:
       (['merge', '--method', 'ties', '--experts', 'a'], 'required: --output'),
       (['merge', '--seed', 'one'], "invalid int value: 'one'"),
       (['inspect'], 'required: checkpoint'),
+      (
+        ['merge', '--methods', 'ties', '--experts', 'a', '--output', 'b'],
+        "there is no flag --methods. Did you mean '--method'",
+      ),
+      (['plan', '--method=ties', '--expert=a'], "mean '--experts'"),
+      (
+        ['merge', '--method=ties', '--experts=a', '--output=b', '--dtyp=fp16'],
+        "there is no flag --dtyp. Did you mean '--dtype'",
+      ),
+      (['merge', '--out-shard-size', '5GB'], "mean '--shard_size'"),
+      (['merge', '--models=a'], 'mergekit calls models is --experts here'),
+      (['plan', '--base-model=a'], 'mergekit calls base_model is --base here'),
+      (['verify', '--quiet', 'a'], 'there is no flag --quiet.'),
+      (['--verbosit=1', 'methods'], 'unrecognized arguments: --verbosit=1'),
     ],
   )
   def test_usage(self, arguments, message, capsys):
@@ -288,6 +302,9 @@ class TestParse:
       cli.parse(['mergekit-jax', *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+  def test_what_is_called_like_a_flag(self):
+    assert cli.parse(['', 'inspect', '--', '--a']).checkpoint == '--a'
 
   def test_flags_of_the_process(self, monkeypatch):
     """Flags that other modules gave to absl do not collide with ours."""

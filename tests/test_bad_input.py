@@ -594,11 +594,25 @@ class TestCommandLine:
       "--partition_rules 'x' was", '--method=ties', '--partition_rules=x'
     )
     self.check(
-      'Give weights with --weights', '--method=ties', '--set=weights=1'
-    )
-    self.check(
       "--weights: 'x' was given", '--method=ties', '--weights', '0.3,x'
     )
+    self.check(
+      "--override 'scale' was", '--method=ties', '--override=.*:density=1,scale'
+    )
+
+  @pytest.mark.parametrize(
+    'given, message',
+    [
+      ('--set=weights=0.1,0.9', 'Give them with --weights W1 W2'),
+      ('--sweep=weights=0.1,0.9', 'give merge_checkpoints or sweep {name:'),
+      ('--override=.*:weights=0.1,0.9', 'overrides={regex: mk.ties(weights='),
+    ],
+  )
+  def test_weights_as_an_option(self, given, message):
+    """Named is what was given, and it cannot all be done here."""
+    flag = given.split('=')[0]
+    self.check(f'{flag} takes no weights. ', '--method=ties', given)
+    self.check(message, '--method=ties', given)
 
   @pytest.mark.parametrize(
     'given',

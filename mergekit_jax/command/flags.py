@@ -48,7 +48,8 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
       )
     else:
       make = all_methods()[arguments.method[0]]
-      options = _set_options(make, arguments) | _options(make, change)
+      options = _set_options(make, arguments)
+      options |= _options(make, change, 'override')
       overrides[regex] = make(**options)
   stacked = {}
   for rule in arguments.stacked_axes:
@@ -170,11 +171,11 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
   sweeps = []
   for sweep in arguments.sweep:
     option, values = _split(sweep, 'sweep', 'scale=0.3,0.5,1')
-    names.demand_option(makes, option)
+    names.demand_option('sweep', makes, option)
     items = [f'{option}={value}' for value in values.split(',')]
     sweeps.append((option, items))
   for item in _set_items(arguments):
-    names.demand_option(makes, _option_of(item))
+    names.demand_option('set', makes, _option_of(item))
   merges = {}
   made = set()
   wanted = 0
@@ -231,18 +232,18 @@ def _option_of(item: str) -> str:
   return _split(item, 'set', 'density=0.2')[0]
 
 
-def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
-  """'density=0.2,scope=tensor' as keyword arguments of a method.
+def _options(
+  make: Callable[..., Any], text: str, flag: str = 'set'
+) -> dict[str, Any]:
+  """'density=0.2,scope=tensor' of a flag as keyword arguments of a method.
 
   Raises:
     ValueError: if an option is unknown, with the nearest names.
   """
   options = {}
   for item in filter(None, text.split(',')):
-    name, value = _split(item, 'set', 'density=0.2')
-    if name == 'weights':
-      raise ValueError('Give weights with --weights W1 W2 ..., not with --set.')
-    names.demand_option([make], name)
+    name, value = _split(item, flag, 'density=0.2')
+    names.demand_option(flag, [make], name)
     if name in options:
       raise ValueError(
         f'{name} was given twice, as {options[name]!r} and as {value!r}. Give '

@@ -23,6 +23,15 @@ _ELSEWHERE = {
   'base_model': '--base',
 }
 
+# Where to give weights, which are several numbers, instead of with a flag.
+_WEIGHTS = {
+  'set': 'Give them with --weights W1 W2 ...',
+  'sweep': 'In Python they can be swept: give merge_checkpoints or sweep '
+  '{name: mk.ties(weights=...)}.',
+  'override': 'In Python they can be overridden: give merge_checkpoints '
+  'overrides={regex: mk.ties(weights=...)}.',
+}
+
 
 def nearest(given: str, known: Collection[str]) -> str:
   """What a name of mergekit is here, else the nearest names, or nothing."""
@@ -48,8 +57,12 @@ def has(make: Callable[..., Any], option: str) -> bool:
   return option in inspect.signature(make).parameters
 
 
-def demand_option(makes: Sequence[Callable[..., Any]], option: str) -> None:
-  """Raises ValueError, with a hint, if no method has an option."""
+def demand_option(
+  flag: str, makes: Sequence[Callable[..., Any]], option: str
+) -> None:
+  """Raises ValueError, with a hint, if no method has the option of a flag."""
+  if option == 'weights':
+    raise ValueError(f'--{flag} takes no weights. {_WEIGHTS[flag]}')
   if any(has(make, option) for make in makes):
     return
   options = (x for make in makes for x in inspect.signature(make).parameters)

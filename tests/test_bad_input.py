@@ -581,6 +581,13 @@ class TestCommandLine:
       'density=3.0 was given', '--method=ties', '--override=.*:density=3'
     )
 
+  def test_which_method_refuses_a_value(self):
+    methods = ['--method', 'task_arithmetic', 'ties', 'average']
+    self.check(
+      'ties: weights=(1.0, -0.5) were given; this method divides by their sum',
+      *(*methods, '--weights', '1', '-0.5'),
+    )
+
   def test_malformed(self):
     self.check("--set 'density' was", '--method=ties', '--set=density')
     self.check("--override '.*' was", '--method=ties', '--override=.*')

@@ -50,7 +50,7 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
       make = all_methods()[arguments.method[0]]
       options = _set_options(make, arguments)
       options |= _options(make, change, 'override')
-      overrides[regex] = make(**options)
+      overrides[regex] = _rule(arguments.method[0], options)
   stacked = {}
   for rule in arguments.stacked_axes:
     regex, axes = _split(rule, 'stacked_axes', '.*/layers/.*=1')
@@ -187,7 +187,7 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
     for chosen in itertools.product(*choices):
       options = _set_options(make, arguments, chosen)
       parts = [name] if len(arguments.method) > 1 else []
-      rule = merges['-'.join([*parts, *chosen])] = make(**options)
+      rule = merges['-'.join([*parts, *chosen])] = _rule(name, options)
       # 0.3 and 0.30 are two names of one value.
       made.add((name, repr(rule)))
   if len(made) < wanted or len(set(arguments.seed)) < len(arguments.seed):
@@ -196,6 +196,14 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
       'same merge twice. Give each method and value once.'
     )
   return merges
+
+
+def _rule(method: str, options: Mapping[str, Any]) -> Any:
+  """A method's rule; of several methods, an error says which refuses what."""
+  try:
+    return all_methods()[method](**options)
+  except ValueError as error:
+    raise ValueError(f'{method}: {error}') from error
 
 
 def _doubt(method: str, given: Collection[str]) -> None:

@@ -374,6 +374,24 @@ class TestMain:
     assert self.run('plan', '--method=average', '--experts', path) == 0
     assert 'warning: 1 leaves of the base lie beside' in capsys.readouterr().out
 
+  def test_plan_warns_of_what_merge_refuses(self, saved, tmp_path, capsys):
+    """If an output is given, which a plan does not need."""
+
+    def warned(*flags_):
+      assert self.run('plan', *self.plan_arguments(saved), *flags_) == 0
+      *_, last = capsys.readouterr().out.splitlines()
+      return last.partition('warning: merge would refuse this: ')[2]
+
+    output = tmp_path / 'out'
+    assert warned() == warned('--output', output) == ''
+    assert warned('--output', output, '--shard_size=5GB').startswith(
+      "shard_size='5GB' was given, which is an option of safetensors"
+    )
+    checkpoints.save(output, {'w': np.ones(3)})
+    assert warned('--output', output).startswith(f'{output} exists.')
+    assert warned('--output', output, '--overwrite') == ''
+    assert 'lie in each other' in warned('--output', saved[0], '--overwrite')
+
   @pytest.mark.parametrize('number', ['0', '-1'])
   def test_no_devices(self, saved, capsys, number):
     arguments = ('--method=average', '--experts', saved[0])

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     epilog=_EPILOGUE,
   )
   _add_planning(plan)
-  # The command of a merge can be planned as it is.
+  # The command of a merge can be planned as it is, but needs no output.
   _add_writing(plan, output_needed=False)
 
   look = commands.add_parser('inspect', help="print a checkpoint's leaves")
@@ -173,7 +173,7 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_writing(parser: argparse.ArgumentParser, output_needed: bool) -> None:
-  """What `merge` needs to write its output; `plan` takes no notice of it."""
+  """What `merge` needs to write its output; `plan` says what it refuses."""
   add = parser.add_argument
   add(
     '--output',

@@ -187,7 +187,9 @@ class TestSources:
       checkpoints.save(tmp_path / 'integers', integers),
     ]
     message = refused(ValueError, 'differ in 4 places', experts=paths)
-    *lines, hint = message.splitlines()[1:]
+    *lines, quantised, hint = message.splitlines()[1:]
+    assert quantised.startswith('params/odd looks quantised: ')
+    assert hint.startswith('What else is to be as the base has it')
     assert "overrides={'regular expression of its path': 'base'}" in hint
     assert lines == [
       '  params/a/kernel: float32[16,23] in experts[0], float32[16,24] '
@@ -196,6 +198,16 @@ class TestSources:
       '  params/b/kernel: missing in experts[0]',
       '  params/odd: int32[7,5] in experts[2], float32[7,5] expected',
     ]
+
+  @pytest.mark.parametrize('quantised', ['base', 'experts'])
+  def test_quantised(self, refused, tmp_path, quantised):
+    """As the base has them, these leaves would not be merged at all."""
+    codes = jax.tree.map(lambda leaf: leaf.astype(jnp.int8), BASE)
+    path = checkpoints.save(tmp_path / 'codes', codes)
+    given = {quantised: path if quantised == 'base' else [path]}
+    message = refused(ValueError, 'a/kernel looks quantised: it', **given)
+    assert message.endswith('Store all as floating-point numbers first.')
+    assert 'override' not in message
 
   def test_different_in_one_leaf(self, refused, tmp_path):
     other = changed(EXPERTS[0], 'params/odd', jnp.zeros(3))

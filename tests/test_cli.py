@@ -709,8 +709,10 @@ class TestProgram:
     )
     assert finished.returncode == 0, finished.stderr
     # Only our own lines of progress, nothing of Orbax and JAX.
+    size = r'[1-9][\d.]* [KM]?i?B'
+    progress = rf'merged \d+ % \({size} of {size}, {size}/s, \d+ s left\)'
     for line in finished.stderr.splitlines():
-      assert re.match(r'I\d{4} .* progress\.py:\d+\] merged \d+ %', line), line
+      assert re.match(rf'I\d{{4}} .* progress\.py:\d+\] {progress}', line), line
     assert '1 tensors merged, 2 copied' in finished.stdout
     assert f'merged checkpoint: {output}\n' in finished.stdout
     base, experts = models.trees(models.SMALL, experts=2)

@@ -521,6 +521,10 @@ class TestMain:
       '422 parameters'
     )
 
+  def test_repr_of_a_checkpoint(self, saved):
+    expected = f'<orbax checkpoint at {saved[0]}, 3 leaves>'
+    assert repr(mk.open_checkpoint(saved[0])) == expected
+
   def test_inspect_compressed(self, tmp_path, capsys):
     path = checkpoints.save(tmp_path / 'a', {'w': np.ones(3)}, compress=True)
     assert self.run('inspect', path) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 import contextlib
 import ctypes
 import gc
@@ -23,7 +24,7 @@ from mergekit_jax import roots, verify
 from mergekit_jax.command import flags, joining
 from mergekit_jax.command.parser import parse
 from mergekit_jax.forecasting import compiled, described, forecast
-from mergekit_jax.jobs import caveats, job
+from mergekit_jax.jobs import caveats, job, outputs
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -163,10 +164,7 @@ def _merge(arguments: argparse.Namespace) -> None:
   what = flags.what_to_merge(arguments)
   merged = mk.merge_checkpoints(
     **flags.outputs(arguments, what.pop('methods')),
-    format=arguments.format,
-    shard_size=arguments.shard_size,
-    zarr3=arguments.zarr3,
-    compression=arguments.compression,
+    **_format(arguments),
     allow_nonfinite=arguments.allow_nonfinite,
     overwrite=arguments.overwrite,
     resume=not arguments.noresume,
@@ -182,6 +180,28 @@ def _merge(arguments: argparse.Namespace) -> None:
   print(f'merged checkpoint: {merged.output}')
 
 
+def _format(arguments: argparse.Namespace) -> dict[str, Any]:
+  """How an output is to be written."""
+  names = ('format', 'shard_size', 'zarr3', 'compression')
+  return {name: getattr(arguments, name) for name in names}
+
+
+def _refused(
+  arguments: argparse.Namespace, methods: Mapping[str, Any], made: job.Job
+) -> list[str]:
+  """What `merge` would not do, if outputs are given, before it reads."""
+  if not arguments.output:
+    return []
+  try:
+    for output in outputs.outputs_of(**flags.outputs(arguments, methods)):
+      output.demand_possible(
+        made, _format(arguments), arguments.overwrite, not arguments.noresume
+      )
+  except (ValueError, OSError) as error:
+    return [f'merge would refuse this: {error}']
+  return []
+
+
 def _plan(arguments: argparse.Namespace) -> None:
   bandwidth = flags.bandwidth(arguments.bandwidth)
   what = flags.what_to_merge(arguments) | {'hosts': arguments.hosts}
@@ -189,7 +209,8 @@ def _plan(arguments: argparse.Namespace) -> None:
   count = len(experts)
   if arguments.model:
     count = flags.number_of_experts(arguments)
-  merges = flags.seeded(arguments, what.pop('methods'), count)
+  named = what.pop('methods')
+  merges = flags.seeded(arguments, named, count)
   methods = [rule for rule, _ in merges.values()]
   if arguments.model:
     model = described.model(arguments.model)
@@ -204,6 +225,7 @@ def _plan(arguments: argparse.Namespace) -> None:
   else:
     made = job.make_job(methods, experts, base, **what)
     plan, warnings = made.plan, caveats.of_job(made)
+    warnings = [*warnings, _refused(arguments, named, made)]
   kernels = []
   if arguments.model or arguments.topology or arguments.compile:
     kernels = compiled.compile_kernels(plan)

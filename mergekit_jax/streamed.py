@@ -88,7 +88,7 @@ def merge_checkpoints(
       rule is a scope of its own: totals are over its leaves alone. As the
       'base' has it, or the first expert where there is no base, a leaf may
       differ in the experts; one that only experts have is then left out.
-    dtype: dtype of the merged leaves; None keeps the base's.
+    dtype: of the merged leaves, a dtype or its name; None keeps the base's.
     partition_rules: {regex of a path: PartitionSpec}; other leaves are sharded
       by the first dimensions that the mesh divides.
     allow_nonfinite: let NaN and Inf in the sources through.

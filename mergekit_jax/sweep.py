@@ -78,6 +78,11 @@ def sweep(
     raise ValueError(
       f'methods is a {type(methods).__name__}; give {{name: rule}}.'
     )
+  if not callable(evaluate):
+    raise ValueError(
+      f'evaluate={evaluate!r} was given; give a function, which is called with '
+      'each merged tree.'
+    )
   seeds = seed if isinstance(seed, Mapping) else dict.fromkeys(methods, seed)
   if not methods or seeds.keys() != methods.keys():
     raise ValueError(

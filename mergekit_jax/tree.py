@@ -207,12 +207,37 @@ def demand_same(
     for name, other in others.items()
     for line in differences(name, compared(reference), compared(other))
   ]
-  if lines:
-    count = len(lines)
-    raise ValueError(
-      f'The models differ in {count:,} place{"s" * (count > 1)} and '
-      'cannot be merged:\n  ' + '\n  '.join(lines) + '\nWhat is to be as the '
-      'base has it, or is not in it, may be named: '
-      "overrides={'regular expression of its path': 'base'}, or --override "
-      "'REGEX:base'."
+  if not lines:
+    return
+  quantised = [
+    path
+    for other in others.values()
+    for path, leaf in compared(reference).items()
+    if path in other and _holds_codes(leaf, other[path])
+  ]
+  advice = ''
+  if quantised:
+    advice += (
+      f'\n{quantised[0]} looks quantised: it holds whole numbers in one model, '
+      'floating-point numbers in another. Store all as floating-point numbers '
+      'first.'
     )
+  if len(lines) > len(quantised):
+    advice += (
+      f'\nWhat {"else " * bool(quantised)}is to be as the base has it, or is '
+      "not in it, may be named: overrides={'regular expression of its path': "
+      "'base'}, or --override 'REGEX:base'."
+    )
+  count = len(lines)
+  raise ValueError(
+    f'The models differ in {count:,} place{"s" * (count > 1)} and '
+    'cannot be merged:\n  ' + '\n  '.join(lines) + advice
+  )
+
+
+def _holds_codes(one: Any, other: Any) -> bool:
+  """Whether one of two leaves may be of codes, for the numbers in the other."""
+  kinds = is_merged(one.dtype), is_merged(other.dtype)
+  return kinds[0] != kinds[1] and any(
+    jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in (one, other)
+  )

@@ -187,7 +187,9 @@ class TestSources:
       checkpoints.save(tmp_path / 'integers', integers),
     ]
     message = refused(ValueError, 'differ in 4 places', experts=paths)
-    *lines, hint = message.splitlines()[1:]
+    *lines, quantised, hint = message.splitlines()[1:]
+    assert quantised.startswith('params/odd looks quantised: ')
+    assert hint.startswith('What else is to be as the base has it')
     assert "overrides={'regular expression of its path': 'base'}" in hint
     assert lines == [
       '  params/a/kernel: float32[16,23] in experts[0], float32[16,24] '
@@ -196,6 +198,16 @@ class TestSources:
       '  params/b/kernel: missing in experts[0]',
       '  params/odd: int32[7,5] in experts[2], float32[7,5] expected',
     ]
+
+  @pytest.mark.parametrize('quantised', ['base', 'experts'])
+  def test_quantised(self, refused, tmp_path, quantised):
+    """As the base has them, these leaves would not be merged at all."""
+    codes = jax.tree.map(lambda leaf: leaf.astype(jnp.int8), BASE)
+    path = checkpoints.save(tmp_path / 'codes', codes)
+    given = {quantised: path if quantised == 'base' else [path]}
+    message = refused(ValueError, 'a/kernel looks quantised: it', **given)
+    assert message.endswith('Store all as floating-point numbers first.')
+    assert 'override' not in message
 
   def test_different_in_one_leaf(self, refused, tmp_path):
     other = changed(EXPERTS[0], 'params/odd', jnp.zeros(3))
@@ -445,6 +457,33 @@ class TestArguments:
     """Weights rounded to integers would be no model."""
     refused(ValueError, dtype, dtype=dtype)
 
+  @pytest.mark.parametrize('dtype', ['f8', 'f2', 'd', 'e', '>f4', ''])
+  def test_a_code_for_a_dtype(self, refused, dtype):
+    """To numpy f8 is float64, and who writes it may mean 8 bits."""
+    message = f'dtype={dtype!r} was given; give a floating-point dtype by its'
+    assert "'float8_e4m3fn'" in refused(ValueError, message, dtype=dtype)
+
+  @pytest.mark.parametrize('dtype', ['f16', 'float128'])
+  def test_a_dtype_that_jax_has_not(self, refused, dtype):
+    refused(ValueError, 'was given; give a floating-point dtype', dtype=dtype)
+
+  @pytest.mark.parametrize(
+    'dtype, name',
+    [
+      ('bf16', 'bfloat16'),
+      ('fp16', 'float16'),
+      ('fp32', 'float32'),
+      ('float8_e5m2', 'float8_e5m2'),
+      (jnp.bfloat16, 'bfloat16'),
+      (np.dtype('float64'), 'float64'),
+    ],
+    ids=str,
+  )
+  def test_names_of_a_dtype(self, merge, tmp_path, dtype, name):
+    merge(dtype=dtype)
+    written = mk.open_checkpoint(tmp_path / 'out').specs['params/odd']
+    assert written.dtype.name == name
+
   def test_format(self, refused):
     refused(ValueError, "format='gguf' was given", format='gguf')
 
@@ -519,6 +558,22 @@ class TestCommandLine:
   def test_method(self):
     self.check("Did you mean 'ties'", '--method', 'tis')
     self.check("Did you mean 'average'", '--method', 'avarage')
+    self.check("Did you mean 'ties'", '--method', 'TIES')
+
+  def test_names_of_mergekit(self):
+    """Only where its name is none here: TIES has a density."""
+    calls = 'What mergekit calls '
+    self.check(f'{calls}linear is average here.', '--method', 'linear')
+    self.check(f'{calls}dare_linear is dare here.', '--method', 'dare_linear')
+    self.check(
+      f'{calls}lambda is scale here.', '--method=ties', '--set=lambda=0.3'
+    )
+    drop = f'{calls}density is 1 - drop_rate here.'
+    self.check(drop, '--method=dare', '--set=density=0.3')
+    self.check(drop, '--method=dare', '--sweep=density=0.3,0.5')
+    self.check(drop, '--method=dare', '--override=.*:density=0.3')
+    what = ['plan', '--method=ties', '--set=density=0.3', '--experts=x']
+    flags.what_to_merge(cli.parse(['', *what]))
 
   def test_option(self):
     self.check(
@@ -538,6 +593,13 @@ class TestCommandLine:
       'density=3.0 was given', '--method=ties', '--override=.*:density=3'
     )
 
+  def test_which_method_refuses_a_value(self):
+    methods = ['--method', 'task_arithmetic', 'ties', 'average']
+    self.check(
+      'ties: weights=(1.0, -0.5) were given; this method divides by their sum',
+      *(*methods, '--weights', '1', '-0.5'),
+    )
+
   def test_malformed(self):
     self.check("--set 'density' was", '--method=ties', '--set=density')
     self.check("--override '.*' was", '--method=ties', '--override=.*')
@@ -551,11 +613,25 @@ class TestCommandLine:
       "--partition_rules 'x' was", '--method=ties', '--partition_rules=x'
     )
     self.check(
-      'Give weights with --weights', '--method=ties', '--set=weights=1'
-    )
-    self.check(
       "--weights: 'x' was given", '--method=ties', '--weights', '0.3,x'
     )
+    self.check(
+      "--override 'scale' was", '--method=ties', '--override=.*:density=1,scale'
+    )
+
+  @pytest.mark.parametrize(
+    'given, message',
+    [
+      ('--set=weights=0.1,0.9', 'Give them with --weights W1 W2'),
+      ('--sweep=weights=0.1,0.9', 'give merge_checkpoints or sweep {name:'),
+      ('--override=.*:weights=0.1,0.9', 'overrides={regex: mk.ties(weights='),
+    ],
+  )
+  def test_weights_as_an_option(self, given, message):
+    """Named is what was given, and it cannot all be done here."""
+    flag = given.split('=')[0]
+    self.check(f'{flag} takes no weights. ', '--method=ties', given)
+    self.check(message, '--method=ties', given)
 
   @pytest.mark.parametrize(
     'given',

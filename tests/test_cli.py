@@ -108,7 +108,7 @@ class TestParse:
     assert what['methods'] == {'': rule}
     assert list(what['overrides']) == ['a', 'b']
     assert what['stacked_axes'] == {'c': (0,), 'd': (1,)}
-    assert what['dtype'] == 'bfloat16'
+    assert what['dtype'] == 'bf16'
     swept = read('--method=ties', '--sweep', 'scale=1,2', 'density=0.1,0.2')
     assert len(swept['methods']) == 4
 
@@ -281,6 +281,20 @@ class TestParse:
       (['merge', '--method', 'ties', '--experts', 'a'], 'required: --output'),
       (['merge', '--seed', 'one'], "invalid int value: 'one'"),
       (['inspect'], 'required: checkpoint'),
+      (
+        ['merge', '--methods', 'ties', '--experts', 'a', '--output', 'b'],
+        "there is no flag --methods. Did you mean '--method'",
+      ),
+      (['plan', '--method=ties', '--expert=a'], "mean '--experts'"),
+      (
+        ['merge', '--method=ties', '--experts=a', '--output=b', '--dtyp=fp16'],
+        "there is no flag --dtyp. Did you mean '--dtype'",
+      ),
+      (['merge', '--out-shard-size', '5GB'], "mean '--shard_size'"),
+      (['merge', '--models=a'], 'mergekit calls models is --experts here'),
+      (['plan', '--base-model=a'], 'mergekit calls base_model is --base here'),
+      (['verify', '--quiet', 'a'], 'there is no flag --quiet.'),
+      (['--verbosit=1', 'methods'], 'unrecognized arguments: --verbosit=1'),
     ],
   )
   def test_usage(self, arguments, message, capsys):
@@ -288,6 +302,9 @@ class TestParse:
       cli.parse(['mergekit-jax', *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+  def test_what_is_called_like_a_flag(self):
+    assert cli.parse(['', 'inspect', '--', '--a']).checkpoint == '--a'
 
   def test_flags_of_the_process(self, monkeypatch):
     """Flags that other modules gave to absl do not collide with ours."""
@@ -356,6 +373,24 @@ class TestMain:
     path = checkpoints.save(tmp_path / 'one', tree)
     assert self.run('plan', '--method=average', '--experts', path) == 0
     assert 'warning: 1 leaves of the base lie beside' in capsys.readouterr().out
+
+  def test_plan_warns_of_what_merge_refuses(self, saved, tmp_path, capsys):
+    """If an output is given, which a plan does not need."""
+
+    def warned(*flags_):
+      assert self.run('plan', *self.plan_arguments(saved), *flags_) == 0
+      *_, last = capsys.readouterr().out.splitlines()
+      return last.partition('warning: merge would refuse this: ')[2]
+
+    output = tmp_path / 'out'
+    assert warned() == warned('--output', output) == ''
+    assert warned('--output', output, '--shard_size=5GB').startswith(
+      "shard_size='5GB' was given, which is an option of safetensors"
+    )
+    checkpoints.save(output, {'w': np.ones(3)})
+    assert warned('--output', output).startswith(f'{output} exists.')
+    assert warned('--output', output, '--overwrite') == ''
+    assert 'lie in each other' in warned('--output', saved[0], '--overwrite')
 
   @pytest.mark.parametrize('number', ['0', '-1'])
   def test_no_devices(self, saved, capsys, number):
@@ -485,6 +520,10 @@ class TestMain:
       f"orbax at {saved[0]}: 3 leaves, 1.6 KiB; parameter root 'params' with "
       '422 parameters'
     )
+
+  def test_repr_of_a_checkpoint(self, saved):
+    expected = f'<orbax checkpoint at {saved[0]}, 3 leaves>'
+    assert repr(mk.open_checkpoint(saved[0])) == expected
 
   def test_inspect_compressed(self, tmp_path, capsys):
     path = checkpoints.save(tmp_path / 'a', {'w': np.ones(3)}, compress=True)
@@ -674,8 +713,10 @@ class TestProgram:
     )
     assert finished.returncode == 0, finished.stderr
     # Only our own lines of progress, nothing of Orbax and JAX.
+    size = r'[1-9][\d.]* [KM]?i?B'
+    progress = rf'merged \d+ % \({size} of {size}, {size}/s, \d+ s left\)'
     for line in finished.stderr.splitlines():
-      assert re.match(r'I\d{4} .* progress\.py:\d+\] merged \d+ %', line), line
+      assert re.match(rf'I\d{{4}} .* progress\.py:\d+\] {progress}', line), line
     assert '1 tensors merged, 2 copied' in finished.stdout
     assert f'merged checkpoint: {output}\n' in finished.stdout
     base, experts = models.trees(models.SMALL, experts=2)

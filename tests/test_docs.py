@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import re
+import shlex
 
 import flax
 from flax import nnx
@@ -14,8 +15,11 @@ import optax
 import orbax
 import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import mergekit_jax as mk
+from mergekit_jax import cli
+from mergekit_jax.command import flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -178,3 +182,45 @@ def test_nnx(tmp_path):
   as_state = lambda tree: names['as_state'](tree, base)
   check(mk.sweep({'mean': mk.average()}, **sources, evaluate=as_state)['mean'])
   check(mk.merge(mk.average(), experts, base))
+
+
+def test_readme_for_who_comes_from_another_library(tmp_path):
+  """What it says to do about leaves that not all have, and to save a merge."""
+  readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+  section = readme.partition('## Coming from another library')[2]
+  (override,) = re.findall(r'`(--override\s[^`]*inv_freq[^`]*)`', section)
+  (as_numpy,) = re.findall(r'`({k: np[^`]*)`', section)
+  leaf = lambda value: np.full((2, 3), value, np.float32)
+  held = {
+    'base': {'w': leaf(1), 'lm_head.weight': leaf(2)},
+    'a': {'w': leaf(3), 'lm_head.weight': leaf(4), 'rotary.inv_freq': leaf(5)},
+    'b': {'w': leaf(5)},
+  }
+  paths = {}
+  for name, leaves in held.items():
+    (tmp_path / name).mkdir()
+    save_file(leaves, tmp_path / name / 'model.safetensors')
+    paths[name] = str(tmp_path / name)
+  command = ['', 'merge', '--method=average', '--base', paths.pop('base')]
+  command += ['--experts', *paths.values(), '--output', str(tmp_path / 'out')]
+
+  def merge(*more):
+    arguments = cli.parse([*command, *more])
+    what = flags.what_to_merge(arguments)
+    given = flags.outputs(arguments, what.pop('methods'))
+    mk.merge_checkpoints(**given, **what)
+
+  with pytest.raises(ValueError, match='differ in 2 places'):
+    merge()
+  merge(*shlex.split(override))
+  written = load_file(tmp_path / 'out' / 'model.safetensors')
+  assert written.keys() == held['base'].keys()
+  np.testing.assert_array_equal(written['w'], leaf(4))
+  np.testing.assert_array_equal(written['lm_head.weight'], leaf(2))
+
+  for place in ('out.report.json', 'out/model.safetensors'):
+    assert paths['a'].encode() in (tmp_path / place).read_bytes()
+
+  merged = mk.merge(mk.average(), [{'w': leaf(3)}, {'w': leaf(5)}])
+  save_file(eval(as_numpy, {'np': np, 'merged': merged}), tmp_path / 'saved')
+  np.testing.assert_array_equal(load_file(tmp_path / 'saved')['w'], leaf(4))

@@ -304,6 +304,10 @@ class TestSweep:
       mk.sweep({'dare': mk.dare(0.5)}, [path], path, len)
     assert '1 tensors below "layers", such as layers/w' in caplog.text
 
+  def test_refuses_what_cannot_be_called_before_it_reads(self):
+    with pytest.raises(ValueError, match='evaluate=None was given; give a fun'):
+      mk.sweep({'a': mk.average()}, ['nowhere'], None, None)
+
   def test_refuses_a_merge_before_another_is_evaluated(self):
     evaluated = []
     trees = [{'w': np.float32([x])} for x in (0, 1, 2)]

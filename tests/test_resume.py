@@ -251,7 +251,7 @@ def test_a_source_that_changed_is_refused(sources, copied, tmp_path):
   codes, printed = run_merge(arguments, devices=8, check=False)
   assert codes == [-9], printed
   os.utime(data, ns=(1, 1))
-  said = r'differs:\n  source experts\[1\]: "\w+" then, "\w+" now\n'
+  said = r'differs:\n  source experts\[1\]\n'  # and no digest of it
   with pytest.raises(ValueError, match=said) as caught:
     merge(sources, output, experts=experts)
   what_to_do = str(caught.value).splitlines()[-1]
@@ -932,7 +932,7 @@ def test_fewer_merges_than_were_begun_together(sources, tmp_path):
     with pytest.raises(OSError, match='no room'):
       merge(sources, outputs, method=methods)
   with pytest.raises(
-    ValueError, match='unfinished merge that differs:\n  units'
+    ValueError, match='unfinished merge that differs:\n  units\n'
   ):
     merge(sources, outputs['a'], method=methods['a'])
 

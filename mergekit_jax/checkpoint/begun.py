@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import json
+import re
 from typing import Any
 
 from absl import logging
@@ -35,8 +36,7 @@ def demand_same(
   if not changed:
     return
   described = '\n  '.join(
-    f'{key}: {_short(begun.get(key))} then, {_short(plan.get(key))} now'
-    for key in changed
+    _described(key, begun.get(key), plan.get(key)) for key in changed
   )
   if any(key.startswith('source ') for key in changed):
     what_to_do = (
@@ -54,6 +54,13 @@ def demand_same(
     f'{directory} holds an unfinished merge that differs:\n  {described}\n'
     f'{what_to_do}'
   )
+
+
+def _described(key: str, then: Any, now: Any) -> str:
+  """What differs: its name alone if it is known by its digest."""
+  if all(re.fullmatch('[0-9a-f]{32}', str(value)) for value in (then, now)):
+    return key
+  return f'{key}: {_short(then)} then, {_short(now)} now'
 
 
 def _short(value: Any) -> str:

@@ -116,6 +116,10 @@ class Checkpoint(abc.ABC):
     self.metadata = dict(metadata)
     self.layout = layout
 
+  def __repr__(self) -> str:
+    leaves = f'{len(self.specs)} leaves'
+    return f'<{self.format} checkpoint at {self.location}, {leaves}>'
+
   @property
   def items_beside(self) -> list[str]:
     """What of the path given was not chosen: the names of other trees."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
-import inspect
 import itertools
 import math
 import os
@@ -15,12 +14,11 @@ from absl import logging
 from jax.sharding import Mesh, PartitionSpec
 
 from mergekit_jax import checks, methods, sharding
+from mergekit_jax.command import names
 from mergekit_jax.driving import questions
 from mergekit_jax.forecasting import topology
 
 _T = TypeVar('_T')
-
-_DTYPES = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
 
 
 def all_methods() -> dict[str, Callable[..., Any]]:
@@ -50,8 +48,9 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
       )
     else:
       make = all_methods()[arguments.method[0]]
-      options = _set_options(make, arguments) | _options(make, change)
-      overrides[regex] = make(**options)
+      options = _set_options(make, arguments)
+      options |= _options(make, change, 'override')
+      overrides[regex] = _rule(arguments.method[0], options)
   stacked = {}
   for rule in arguments.stacked_axes:
     regex, axes = _split(rule, 'stacked_axes', '.*/layers/.*=1')
@@ -65,7 +64,7 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
     'memory_budget': arguments.memory_budget,
     'stacked_axes': stacked or None,
     'overrides': overrides or None,
-    'dtype': _DTYPES.get(arguments.dtype, arguments.dtype),
+    'dtype': arguments.dtype,
     'partition_rules': _partition_rules(arguments.partition_rules),
   }
 
@@ -168,30 +167,27 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
   'ties-scale=0.5': it has the method only if there are several.
   """
   known = all_methods()
-  makes = [
-    known[checks.one_of('method', name, list(known))]
-    for name in arguments.method
-  ]
+  makes = [names.method(name, known) for name in arguments.method]
   sweeps = []
   for sweep in arguments.sweep:
     option, values = _split(sweep, 'sweep', 'scale=0.3,0.5,1')
-    _demand_option(makes, option)
+    names.demand_option('sweep', makes, option)
     items = [f'{option}={value}' for value in values.split(',')]
     sweeps.append((option, items))
   for item in _set_items(arguments):
-    _demand_option(makes, _option_of(item))
+    names.demand_option('set', makes, _option_of(item))
   merges = {}
   made = set()
   wanted = 0
   for name, make in zip(arguments.method, makes, strict=True):
-    own = {option for option, _ in sweeps if _has(make, option)}
+    own = {option for option, _ in sweeps if names.has(make, option)}
     _doubt(name, {*_set_options(make, arguments), *own})
     choices = [items for option, items in sweeps if option in own]
     wanted += math.prod(map(len, choices))
     for chosen in itertools.product(*choices):
       options = _set_options(make, arguments, chosen)
       parts = [name] if len(arguments.method) > 1 else []
-      rule = merges['-'.join([*parts, *chosen])] = make(**options)
+      rule = merges['-'.join([*parts, *chosen])] = _rule(name, options)
       # 0.3 and 0.30 are two names of one value.
       made.add((name, repr(rule)))
   if len(made) < wanted or len(set(arguments.seed)) < len(arguments.seed):
@@ -200,6 +196,14 @@ def _merges(arguments: argparse.Namespace) -> dict[str, Any]:
       'same merge twice. Give each method and value once.'
     )
   return merges
+
+
+def _rule(method: str, options: Mapping[str, Any]) -> Any:
+  """A method's rule; of several methods, an error says which refuses what."""
+  try:
+    return all_methods()[method](**options)
+  except ValueError as error:
+    raise ValueError(f'{method}: {error}') from error
 
 
 def _doubt(method: str, given: Collection[str]) -> None:
@@ -219,7 +223,7 @@ def _set_options(
 ) -> dict[str, Any]:
   """What --set and a sweep say of a method's options, and --weights."""
   items = [
-    item for item in _set_items(arguments) if _has(make, _option_of(item))
+    item for item in _set_items(arguments) if names.has(make, _option_of(item))
   ]
   options = _options(make, ','.join([*items, *swept]))
   if arguments.weights:
@@ -236,35 +240,18 @@ def _option_of(item: str) -> str:
   return _split(item, 'set', 'density=0.2')[0]
 
 
-def _has(make: Callable[..., Any], option: str) -> bool:
-  return option in inspect.signature(make).parameters
-
-
-def _demand_option(makes: Sequence[Callable[..., Any]], option: str) -> None:
-  """Raises ValueError, with the nearest names, if no method has an option."""
-  if any(_has(make, option) for make in makes):
-    return
-  options = (x for make in makes for x in inspect.signature(make).parameters)
-  known = list(dict.fromkeys(options))
-  names = dict.fromkeys(make.__name__ for make in makes)
-  raise ValueError(
-    f'{" and ".join(names)} {"has" if len(names) == 1 else "have"} no option '
-    f'{option!r}; there is {", ".join(known)}.{checks.nearest(option, known)}'
-  )
-
-
-def _options(make: Callable[..., Any], text: str) -> dict[str, Any]:
-  """'density=0.2,scope=tensor' as keyword arguments of a method.
+def _options(
+  make: Callable[..., Any], text: str, flag: str = 'set'
+) -> dict[str, Any]:
+  """'density=0.2,scope=tensor' of a flag as keyword arguments of a method.
 
   Raises:
     ValueError: if an option is unknown, with the nearest names.
   """
   options = {}
   for item in filter(None, text.split(',')):
-    name, value = _split(item, 'set', 'density=0.2')
-    if name == 'weights':
-      raise ValueError('Give weights with --weights W1 W2 ..., not with --set.')
-    _demand_option([make], name)
+    name, value = _split(item, flag, 'density=0.2')
+    names.demand_option(flag, [make], name)
     if name in options:
       raise ValueError(
         f'{name} was given twice, as {options[name]!r} and as {value!r}. Give '

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+import itertools
 import re
+from typing import Any
 
 from absl.flags import argparse_flags
 
 from mergekit_jax.checkpoint import FORMATS
+from mergekit_jax.command import names
 
 _EPILOGUE = """
 Expressions (REGEX) match whole paths as `inspect` prints them; the first match
@@ -22,11 +25,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     prog='mergekit-jax',
     description='Merges fine-tuned experts of one base model, as partitioned '
     'checkpoints on a mesh, without any host holding a whole model.',
+    allow_abbrev=False,
   )
   commands = parser.add_subparsers(
-    dest='command', required=True, parser_class=argparse.ArgumentParser
+    dest='command', required=True, parser_class=_Command
   )
-  merging = argparse.ArgumentParser(add_help=False)
+  merging = _Command(add_help=False)
   _add_merging(merging)
   merge = commands.add_parser(
     'merge', parents=[merging], help='merge', epilog=_EPILOGUE
@@ -41,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     epilog=_EPILOGUE,
   )
   _add_planning(plan)
-  # The command of a merge can be planned as it is.
+  # The command of a merge can be planned as it is, but needs no output.
   _add_writing(plan, output_needed=False)
 
   look = commands.add_parser('inspect', help="print a checkpoint's leaves")
@@ -58,6 +62,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     # --weights -0.5,1 or -1e-1 is taken for a flag.
     command._negative_number_matcher = re.compile(r'-\.?\d')
   return parser.parse_args(argv[1:])
+
+
+class _Command(argparse.ArgumentParser):
+  """Takes whole names alone, and says first which flag there is not.
+
+  One that is misspelled would else be said to be missing.
+  """
+
+  def __init__(self, **options: Any):
+    super().__init__(allow_abbrev=False, **options)
+
+  def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    known = self._option_string_actions
+    for word in itertools.takewhile(lambda word: word != '--', args):
+      flag = word.partition('=')[0]
+      if flag.startswith('--') and flag not in known:
+        self.error(f'there is no flag {flag}.{names.nearest(flag, known)}')
+    return super().parse_known_args(args, namespace)
 
 
 def _add_merging(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +173,7 @@ def _add_merging(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_writing(parser: argparse.ArgumentParser, output_needed: bool) -> None:
-  """What `merge` needs to write its output; `plan` takes no notice of it."""
+  """What `merge` needs to write its output; `plan` says what it refuses."""
   add = parser.add_argument
   add(
     '--output',

@@ -26,6 +26,7 @@ from mergekit_jax.planning import plan as plans
 from mergekit_jax.streaming.reading import Model
 
 _BESIDE_ROOT = 'nnx_aux'
+_SHORT_NAMES = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
 # What comes before the leaves of stacked layers.
 _STACK = re.compile(r'(.*?/)??(\w+_)?layers/')
 
@@ -241,12 +242,17 @@ def floating(dtype: Any) -> Any:
   """The dtype of the merged leaves; None stays None."""
   if dtype is None:
     return None
+  name = _SHORT_NAMES.get(dtype, dtype) if isinstance(dtype, str) else None
   with contextlib.suppress(TypeError):  # a name that is no dtype
-    if tree.is_merged(jnp.dtype(dtype)):
-      return jnp.dtype(dtype)
+    known = jnp.dtype(name or dtype)
+    # To numpy 'f8' is float64, of 8 bytes. JAX has no floats of more.
+    by_its_name = name in (None, known.name)
+    if by_its_name and tree.is_merged(known) and known.itemsize <= 8:
+      return known
   raise ValueError(
-    f'dtype={dtype!r} was given; give a floating-point dtype such as '
-    "'float32' or 'bfloat16'."
+    f'dtype={dtype!r} was given; give a floating-point dtype by its whole '
+    "name, such as 'float32' or 'float8_e4m3fn', or "
+    f'{", ".join(_SHORT_NAMES)}.'
   )
 
 

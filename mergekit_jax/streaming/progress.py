@@ -13,6 +13,7 @@ import jax
 import tqdm
 
 from mergekit_jax.planning import plan as plans
+from mergekit_jax.report import readable
 
 
 @contextlib.contextmanager
@@ -46,11 +47,9 @@ def progress(plan: plans.Plan, done: Container[int]) -> Iterator[Any]:
       if 10 * before // total < 10 * read // total:
         rate = read / max(time.perf_counter() - start, 1e-9)
         logging.info(
-          'merged %.0f %% (%.2f of %.2f GB, %.2f GB/s, %.0f s left)',
+          'merged %.0f %% (%s of %s, %s/s, %.0f s left)',
           100 * read / total,
-          read / 1e9,
-          total / 1e9,
-          rate / 1e9,
+          *map(readable, (read, total, rate)),
           (total - read) / rate,
         )
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from jax.experimental import topologies
 
-# Before libtpu is loaded: one process need not wait for another, nothing is asked
-# of a TPU host's metadata server, which is not there either, and no logs are left.
+# Before libtpu is loaded: one process need not wait for another, nothing is
+# asked of a TPU host's metadata server, which is not there either, and no logs
+# are left.
 _ENVIRONMENT = {
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',

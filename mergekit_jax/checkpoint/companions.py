@@ -17,29 +17,31 @@ from mergekit_jax.checkpoint import configuration, files
 # In the form that `sha256sum --check` reads.
 RECORD = 'mergekit_jax_copied.sha256'
 # Names that are given to nothing else.
-_KNOWN = (
-  'config.json',
-  'generation_config.json',
-  'adapter_config.json',
-  '*processor_config.json',
-  'tokenizer*',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'chat_template.*',
-  'vocab.*',
-  'vocab-*.json',
-  'entity_vocab.json',
-  'merges.txt',
-  'bpe.codes',
-  'spiece.model',
-  'sentencepiece*.model',
-  '*.tiktoken',
-  'tekken.json',
-  'normalizer.json',
+_KNOWN = frozenset(
+  'config.json generation_config.json adapter_config.json'
+  ' preprocessor_config.json processor_config.json'
+  ' video_preprocessor_config.json tokenizer.json tokenizer.model'
+  ' tokenizer_config.json special_tokens_map.json added_tokens.json'
+  ' chat_template.jinja chat_template.json vocab.json vocab.txt'
+  ' vocab-src.json vocab-tgt.json entity_vocab.json merges.txt bpe.codes'
+  ' spiece.model sentencepiece.model sentencepiece.bpe.model qwen.tiktoken'
+  ' tekken.json normalizer.json'.split()
 )
 # Vocabularies, templates and code, or somebody's own work.
 _CODE = '.py'
-_ANYBODYS = (f'*{_CODE}', '*.model', '*.spm', '*.jinja', 'dict.txt')
+_ANYBODYS = (
+  f'*{_CODE}',
+  '*processor_config.json',
+  'tokenizer*',
+  'chat_template.*',
+  'vocab.*',
+  'vocab-*.json',
+  '*.model',
+  '*.spm',
+  '*.tiktoken',
+  '*.jinja',
+  'dict.txt',
+)
 # Weights and their indexes, whatever comes before: not those of the merge.
 _WEIGHTS = tuple(
   '.safetensors .bin .pt .pth .ckpt .gguf .h5 .msgpack .onnx .npz .npy'
@@ -76,7 +78,7 @@ def copy(source: epath.Path, target: epath.Path, dtype: str | None) -> None:
     if dtype and file.name == configuration.NAME:
       content = configuration.with_dtype(content, dtype)
     _write(target / file.name, content)
-    if not _is_known(file.name):
+    if file.name not in _KNOWN:
       recorded += _digest(content) + b'  ' + os.fsencode(file.name) + b'\n'
   if recorded:
     _write(target / RECORD, recorded)
@@ -97,22 +99,15 @@ def belongs(file: epath.Path, record: dict[bytes, bytes]) -> bool:
     file: the file.
     record: from `read_record`, of its directory.
   """
-  if file.name == RECORD or _is_known(file.name):
+  if file.name == RECORD or file.name in _KNOWN:
     return True
   digest = record.get(os.fsencode(file.name))
   return digest is not None and digest == _digest(file.read_bytes())
 
 
-def _is_known(name: str) -> bool:
-  return _matches(name, _KNOWN) and not name.endswith((_CODE, *_WEIGHTS))
-
-
 def _is_copied(name: str) -> bool:
-  return _matches(name, _KNOWN + _ANYBODYS) and not name.endswith(_WEIGHTS)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-  return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+  anybodys = any(fnmatch.fnmatch(name, pattern) for pattern in _ANYBODYS)
+  return name in _KNOWN or (anybodys and not name.endswith(_WEIGHTS))
 
 
 def _digest(content: bytes) -> bytes:

@@ -457,7 +457,13 @@ class TestMerge:
     assert set(os.listdir(self.directory / 'again')) == set(found)
 
   @pytest.mark.parametrize(
-    'name', ['modeling_x.py', 'train.py', 'tokenizer.py', 'lda.model']
+    'name',
+    [
+      *['modeling_x.py', 'train.py', 'tokenizer.py', 'lda.model'],
+      *['tokenizer.json.bak', 'tokenizer_stats.csv', 'vocab.xlsx'],
+      *['chat_template.jinja.orig', 'vocab-words.json', 'my.tiktoken'],
+      'my_processor_config.json',
+    ],
   )
   def test_somebodys_work_is_not_replaced(self, name):
     """Be it of the name of a file that a merge has copied."""
@@ -469,6 +475,19 @@ class TestMerge:
     with pytest.raises(FileExistsError, match='is not a checkpoint'):
       self.copy(base, self.out, overwrite=True)
     assert (self.out / name).read_text() == 'years of work'
+
+  def test_names_that_are_like_those_of_a_tokenizer(self):
+    """They are copied, and known again by what is in them."""
+    base = self.base()
+    names = {'tokenizer.model.v3', 'vocab.bpe', 'chat_template.tool.jinja'}
+    names |= {'cl100k.tiktoken', 'audio_preprocessor_config.json'}
+    for name in names:
+      (base / name).write_text(name)
+    for _ in range(2):
+      self.copy(base, self.out, overwrite=True)
+      found = {path.name for path in self.out.iterdir()}
+      assert found == {*names, companions.RECORD, 'model.safetensors'}
+      assert {(self.out / name).read_text() for name in names} == names
 
   def test_weights_called_like_a_tokenizer(self):
     """A second file of weights would make the output one of two models."""

@@ -6,6 +6,7 @@ anybody's: of these a record is kept, since overwriting an output must not
 delete what somebody else has put there.
 """
 
+from collections.abc import Iterator
 import fnmatch
 import hashlib
 import os
@@ -27,6 +28,8 @@ _KNOWN = frozenset(
   ' spiece.model sentencepiece.model sentencepiece.bpe.model qwen.tiktoken'
   ' tekken.json normalizer.json'.split()
 )
+# Where transformers keeps chat templates beside the one that is the default.
+_TEMPLATES = 'additional_chat_templates'
 # Vocabularies, templates and code, or somebody's own work.
 _CODE = '.py'
 _ANYBODYS = (
@@ -59,29 +62,39 @@ def copy(source: epath.Path, target: epath.Path, dtype: str | None) -> None:
     dtype: what the configuration is to name as the dtype of the weights; None
       leaves it as it is.
   """
-  found = [
-    file
-    for file in sorted(source.iterdir())
-    if _is_copied(file.name) and file.is_file()
-  ]
+  found = {
+    name: file
+    for name, file in entries(source)
+    if _is_copied(name) and file.is_file()
+  }
   # Other code beside weights is no part of the model.
   has_code = any(
     _SAYS_CODE in file.read_bytes()
-    for file in found
-    if file.name.endswith('config.json')
+    for name, file in found.items()
+    if name.endswith('config.json')
   )
   recorded = b''
-  for file in found:
-    if file.name.endswith(_CODE) and not has_code:
+  for name, file in found.items():
+    if name.endswith(_CODE) and not has_code:
       continue
     content = file.read_bytes()
-    if dtype and file.name == configuration.NAME:
+    if dtype and name == configuration.NAME:
       content = configuration.with_dtype(content, dtype)
-    _write(target / file.name, content)
-    if file.name not in _KNOWN:
-      recorded += _digest(content) + b'  ' + os.fsencode(file.name) + b'\n'
+    _write(target / name, content)
+    if name not in _KNOWN:
+      recorded += _digest(content) + b'  ' + os.fsencode(name) + b'\n'
   if recorded:
     _write(target / RECORD, recorded)
+
+
+def entries(directory: epath.Path) -> Iterator[tuple[str, epath.Path]]:
+  """What lies in a directory and in the one of its templates, with names."""
+  for child in sorted(directory.iterdir()):
+    if child.name == _TEMPLATES and child.is_dir():
+      for file in sorted(child.iterdir()):
+        yield f'{_TEMPLATES}/{file.name}', file
+    else:
+      yield child.name, child
 
 
 def read_record(directory: epath.Path) -> dict[bytes, bytes]:
@@ -92,16 +105,19 @@ def read_record(directory: epath.Path) -> dict[bytes, bytes]:
   return {name: digest for digest, _, name in parts}
 
 
-def belongs(file: epath.Path, record: dict[bytes, bytes]) -> bool:
-  """Whether a file beside weights is there because a merge has copied it.
+def belongs(name: str, file: epath.Path, record: dict[bytes, bytes]) -> bool:
+  """Whether what lies beside weights is there because a merge has copied it.
 
   Args:
-    file: the file.
+    name: what `entries` calls it.
+    file: where it lies.
     record: from `read_record`, of its directory.
   """
-  if file.name == RECORD or file.name in _KNOWN:
+  if file.is_dir():
+    return False
+  if name == RECORD or name in _KNOWN:
     return True
-  digest = record.get(os.fsencode(file.name))
+  digest = record.get(os.fsencode(name))
   return digest is not None and digest == _digest(file.read_bytes())
 
 
@@ -115,5 +131,6 @@ def _digest(content: bytes) -> bytes:
 
 
 def _write(file: epath.Path, content: bytes) -> None:
+  file.parent.mkdir(exist_ok=True)
   file.write_bytes(content)
   files.sync(file)

@@ -118,8 +118,8 @@ def _is_safetensors(path: epath.Path) -> bool:
   own = {shard.name for shard in shards} | {index}
   record = companions.read_record(path)
   return all(
-    not file.is_dir() and (file.name in own or companions.belongs(file, record))
-    for file in path.iterdir()
+    name in own or companions.belongs(name, file, record)
+    for name, file in companions.entries(path)
   )
 
 

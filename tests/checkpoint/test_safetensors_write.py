@@ -489,6 +489,32 @@ class TestMerge:
       assert found == {*names, companions.RECORD, 'model.safetensors'}
       assert {(self.out / name).read_text() for name in names} == names
 
+  TEMPLATES = 'additional_chat_templates'
+
+  def test_more_chat_templates_than_one(self):
+    base = self.base()
+    (base / self.TEMPLATES).mkdir()
+    texts = {'rag.jinja': '{{ rag }}', 'tool_use.jinja': '{{ tools }}'}
+    for name, text in texts.items():
+      (base / self.TEMPLATES / name).write_text(text)
+    for source in (base, base, base / 'model.safetensors'):
+      self.copy(source, self.out, overwrite=True)
+      copied = (self.out / self.TEMPLATES).iterdir()
+      assert {file.name: file.read_text() for file in copied} == texts
+      assert verify(self.out) == []
+
+  @pytest.mark.parametrize('other', ['mine.jinja', 'rag.jinja', 'drafts/'])
+  def test_templates_of_somebody_are_not_replaced(self, other):
+    base = self.base()
+    (base / self.TEMPLATES).mkdir()
+    (base / self.TEMPLATES / 'rag.jinja').write_text('{{ rag }}')
+    self.copy(base, self.out)
+    path = self.out / self.TEMPLATES / other
+    path.mkdir() if other.endswith('/') else path.write_text('{{ mine }}')
+    with pytest.raises(FileExistsError, match='is not a checkpoint'):
+      self.copy(base, self.out, overwrite=True)
+    assert path.exists()
+
   def test_weights_called_like_a_tokenizer(self):
     """A second file of weights would make the output one of two models."""
     base = self.base()

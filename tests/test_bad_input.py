@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +139,33 @@ class TestSources:
     path = tmp_path / given
     with pytest.raises(PermissionError, match=f'Access to {path} was denied'):
       mk.open_checkpoint(path)
+
+  @pytest.mark.parametrize('name', ['config.json', 'tokenizer.json'])
+  def test_a_file_beside_the_weights_that_cannot_be_read(
+    self, merge, refused, tmp_path, monkeypatch, name
+  ):
+    """What is to be copied is asked for before hours of merging."""
+    path = tmp_path / 'base'
+    path.mkdir()
+    checkpoints.save_safetensors(path / 'model.safetensors', BASE)
+    for each in ('config.json', 'tokenizer.json', 'train.py'):
+      (path / each).write_text('{}')
+    monkeypatch.chdir(tmp_path)
+    read_bytes = epath.Path.read_bytes
+
+    # In place of a mode, which does not close a file to everyone.
+    def denied(self):
+      # Code that no configuration asks for is not copied.
+      if self.name in (name, 'train.py'):
+        raise PermissionError(errno.EACCES, 'Permission denied', self.name)
+      return read_bytes(self)
+
+    monkeypatch.setattr(epath.Path, 'read_bytes', denied)
+    with monkeypatch.context() as patch:
+      patch.setattr(mk.Checkpoint, 'read_parts', pytest.fail)
+      message = refused(OSError, f'{path / name} cannot be read', base='base')
+    assert 'Permission denied' in message
+    merge(base='base', format='orbax')
 
   def test_not_a_checkpoint(self, refused, tmp_path):
     path = tmp_path / 'notes'

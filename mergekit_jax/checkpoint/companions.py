@@ -13,7 +13,7 @@ import os
 
 from etils import epath
 
-from mergekit_jax.checkpoint import configuration, files
+from mergekit_jax.checkpoint import configuration, files, source
 
 # In the form that `sha256sum --check` reads.
 RECORD = 'mergekit_jax_copied.sha256'
@@ -53,31 +53,20 @@ _WEIGHTS = tuple(
 _SAYS_CODE = b'"auto_map"'
 
 
-def copy(source: epath.Path, target: epath.Path, dtype: str | None) -> None:
+def copy(
+  like: source.Checkpoint, target: epath.Path, dtype: str | None
+) -> None:
   """Copies them to a new checkpoint, and waits until they are on the disk.
 
   Args:
-    source: the directory that holds the weights of the base.
+    like: the checkpoint that they belong to.
     target: the directory of the new checkpoint.
     dtype: what the configuration is to name as the dtype of the weights; None
       leaves it as it is.
   """
-  found = {
-    name: file
-    for name, file in entries(source)
-    if _is_copied(name) and file.is_file()
-  }
-  # Other code beside weights is no part of the model.
-  has_code = any(
-    _SAYS_CODE in file.read_bytes()
-    for name, file in found.items()
-    if name.endswith('config.json')
-  )
   recorded = b''
-  for name, file in found.items():
-    if name.endswith(_CODE) and not has_code:
-      continue
-    content = file.read_bytes()
+  for name, file in _copied(like).items():
+    content = _read(file)
     if dtype and name == configuration.NAME:
       content = configuration.with_dtype(content, dtype)
     _write(target / name, content)
@@ -85,6 +74,24 @@ def copy(source: epath.Path, target: epath.Path, dtype: str | None) -> None:
       recorded += _digest(content) + b'  ' + os.fsencode(name) + b'\n'
   if recorded:
     _write(target / RECORD, recorded)
+
+
+def demand_readable(like: source.Checkpoint) -> None:
+  """Raises OSError if one of those that are to be copied cannot be read."""
+  for file in _copied(like).values():
+    _read(file)
+
+
+def found(checkpoint: source.Checkpoint) -> dict[str, epath.Path]:
+  """What may be one of them, by name; nothing if the format is Orbax."""
+  if checkpoint.format != 'safetensors':
+    return {}
+  path = checkpoint.path
+  return {
+    name: file
+    for name, file in entries(path if path.is_dir() else path.parent)
+    if _is_named_so(name) and file.is_file()
+  }
 
 
 def entries(directory: epath.Path) -> Iterator[tuple[str, epath.Path]]:
@@ -121,9 +128,37 @@ def belongs(name: str, file: epath.Path, record: dict[bytes, bytes]) -> bool:
   return digest is not None and digest == _digest(file.read_bytes())
 
 
-def _is_copied(name: str) -> bool:
+def _copied(like: source.Checkpoint) -> dict[str, epath.Path]:
+  """All that are found, but code only where a configuration asks for it.
+
+  Other code beside weights is no part of the model.
+  """
+  files = found(like)
+  has_code = any(
+    _SAYS_CODE in _read(file)
+    for name, file in files.items()
+    if name.endswith('config.json')
+  )
+  return {
+    name: file
+    for name, file in files.items()
+    if has_code or not name.endswith(_CODE)
+  }
+
+
+def _is_named_so(name: str) -> bool:
   anybodys = any(fnmatch.fnmatch(name, pattern) for pattern in _ANYBODYS)
   return name in _KNOWN or (anybodys and not name.endswith(_WEIGHTS))
+
+
+def _read(file: epath.Path) -> bytes:
+  try:
+    return file.read_bytes()
+  except OSError as error:
+    raise OSError(
+      f'{file.absolute()} cannot be read, and the output is to hold a copy: '
+      f'{error}. Make it readable, or move it away to merge without it.'
+    ) from error
 
 
 def _digest(content: bytes) -> bytes:

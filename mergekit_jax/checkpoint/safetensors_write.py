@@ -261,9 +261,8 @@ def _commit(
   stem: str,
 ) -> None:
   """Adds what lies beside the weights, and moves the stage to its place."""
-  if isinstance(like, SafetensorsCheckpoint):
-    directory = like.path if like.path.is_dir() else like.path.parent
-    companions.copy(directory, stage, _changed_dtype(headers, like))
+  if like:
+    companions.copy(like, stage, _changed_dtype(headers, like))
   if list(headers) != [_one_file(stem)]:
     specs = [spec for h in headers.values() for spec in h.specs.values()]
     index = {

@@ -730,12 +730,25 @@ class TestOutput:
     os.truncate(output / '_METADATA', 9)
     refused(FileExistsError, 'delete it yourself', overwrite=True)
 
-  def test_overwrite_of_something_else(self, refused, tmp_path):
+  @pytest.mark.parametrize(
+    'made, found',
+    [
+      (['thesis.tex', 'work.txt'], 'thesis.tex'),
+      (['a.safetensors', 'b.safetensors'], 'one of which it cannot be told'),
+      (['7/_CHECKPOINT_METADATA'], '7/no item'),
+      ([], 'a file'),
+    ],
+  )
+  def test_overwrite_of_something_else(self, refused, tmp_path, made, found):
     """A mistyped path must not cost somebody a home directory."""
     output = tmp_path / 'out'
-    output.mkdir()
-    (output / 'thesis.tex').write_text('years of work')
-    refused(FileExistsError, 'is not a checkpoint', overwrite=True)
+    for name in made:
+      (output / name).parent.mkdir(parents=True, exist_ok=True)
+      (output / name).write_text('years of work')
+    if not made:
+      output.write_text('years of work')
+    message = f'{output} exists and is not a checkpoint and nothing else (found'
+    refused(FileExistsError, f'{message} {found}', overwrite=True)
 
   @pytest.mark.parametrize('format', [None, 'safetensors'])
   def test_called_like_an_unfinished_save(

@@ -511,7 +511,8 @@ class TestMerge:
     self.copy(base, self.out)
     path = self.out / self.TEMPLATES / other
     path.mkdir() if other.endswith('/') else path.write_text('{{ mine }}')
-    with pytest.raises(FileExistsError, match='is not a checkpoint'):
+    found = f'found {self.TEMPLATES}/{path.name}.,'
+    with pytest.raises(FileExistsError, match=found):
       self.copy(base, self.out, overwrite=True)
     assert path.exists()
 
@@ -686,7 +687,9 @@ class TestMerge:
     self.copy(base, self.out)
     path = self.out / other
     path.mkdir() if other.endswith('/') else path.write_text('years of work')
-    with pytest.raises(FileExistsError, match='is not a checkpoint'):
+    (self.out / 'z.txt').write_text('')
+    found = f'nothing else .found {path.name}.,'
+    with pytest.raises(FileExistsError, match=found):
       self.copy(base, self.out, overwrite=True)
     assert path.exists()
 

@@ -20,7 +20,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import cli, sharding, streamed, verify
-from mergekit_jax.checkpoint import source
+from mergekit_jax.checkpoint import replace, source
 from mergekit_jax.command import flags
 from mergekit_jax.jobs import job
 from tests import checkpoints, compare, models
@@ -716,6 +716,41 @@ class TestOutput:
     merge(overwrite=True)
     assert seen == [before]
     assert checkpoints.digest(output) != before
+
+  def test_overwrite_of_what_cannot_be_removed(
+    self, merge, tmp_path, monkeypatch, caplog
+  ):
+    """The merge is done, says where the rest lies, and is not gone on with."""
+    output = checkpoints.save(tmp_path / 'out', EXPERTS[0])
+    old = tmp_path / 'out.mergekit-old'
+    remove = replace.remove
+
+    # In place of a mode, which does not protect a directory from everyone.
+    def denied(path):
+      if path == old and old.exists():
+        raise PermissionError(errno.EACCES, 'Permission denied', '_METADATA')
+      remove(path)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(replace, 'remove', denied)
+      with caplog.at_level('WARNING', logger='absl'):
+        merge(overwrite=True)
+      (said,) = [record.getMessage() for record in caplog.records]
+      assert f'{output} was replaced and is complete' in said
+      assert f'{old}, could not be removed: [Errno 13] Permission' in said
+      assert {path.name for path in tmp_path.iterdir()} == {
+        *('out', 'out.report.json', 'out.mergekit-old')
+      }
+      assert verify.verify(output) == []
+      # Again, it would be in the way: that is said before anything is read.
+      patch.setattr(mk.Checkpoint, 'read_parts', pytest.fail)
+      with pytest.raises(OSError, match=f'{old}, could not be removed'):
+        merge(mk.average([1, 0, 0]), overwrite=True)
+    assert verify.verify(output) == []
+    merge(mk.average([1, 0, 0]), overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {
+      *('out', 'out.report.json')
+    }
 
   def test_overwrite_that_fails_midway(self, refused, tmp_path, saved):
     """The NaN is in the last tensor: the others were written before."""

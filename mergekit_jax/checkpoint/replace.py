@@ -187,7 +187,7 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
     return
   old = beside(path, 'old')
   if overwrite and path.exists():
-    remove(old)
+    remove_replaced(path)
     # Before it is so: a resume, which need not overwrite any more, removes it.
     files.write_whole(beside(path, 'tmp') / REPLACED, '')
     path.rename(old)
@@ -195,6 +195,23 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
     path.rmdir()
   new.rename(path)
   files.sync(path.parent)
+
+
+def remove_replaced(path: epath.Path) -> None:
+  """Removes what was moved aside for what is at `path` now.
+
+  Raises:
+    OSError: it cannot be removed.
+  """
+  old = beside(path, 'old')
+  try:
+    remove(old)
+  except OSError as error:
+    raise OSError(
+      f'{path} was replaced and is complete, but what it held before, {old}, '
+      f'could not be removed: {error}. Nothing needs it any more: delete it '
+      'yourself, after chmod -R u+w if it is write-protected.'
+    ) from error
 
 
 def remove(path: epath.Path) -> None:

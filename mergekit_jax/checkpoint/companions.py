@@ -13,7 +13,12 @@ import os
 
 from etils import epath
 
-from mergekit_jax.checkpoint import configuration, files, source
+from mergekit_jax.checkpoint import (
+  configuration,
+  files,
+  safetensors_layout,
+  source,
+)
 
 # In the form that `sha256sum --check` reads.
 RECORD = 'mergekit_jax_copied.sha256'
@@ -71,7 +76,7 @@ def copy(
       content = configuration.with_dtype(content, dtype)
     _write(target / name, content)
     if name not in _KNOWN:
-      recorded += _digest(content) + b'  ' + os.fsencode(name) + b'\n'
+      recorded += f'{digest(content)}  '.encode() + os.fsencode(name) + b'\n'
   if recorded:
     _write(target / RECORD, recorded)
 
@@ -104,15 +109,15 @@ def entries(directory: epath.Path) -> Iterator[tuple[str, epath.Path]]:
       yield child.name, child
 
 
-def read_record(directory: epath.Path) -> dict[bytes, bytes]:
+def read_record(directory: epath.Path) -> dict[bytes, str]:
   """The digests, by name, of the files whose names may be anybody's."""
   file = directory / RECORD
   lines = file.read_bytes().split(b'\n') if file.exists() else []
   parts = [line.partition(b'  ') for line in lines]
-  return {name: digest for digest, _, name in parts}
+  return {name: recorded.decode() for recorded, _, name in parts}
 
 
-def belongs(name: str, file: epath.Path, record: dict[bytes, bytes]) -> bool:
+def belongs(name: str, file: epath.Path, record: dict[bytes, str]) -> bool:
   """Whether what lies beside weights is there because a merge has copied it.
 
   Args:
@@ -124,8 +129,21 @@ def belongs(name: str, file: epath.Path, record: dict[bytes, bytes]) -> bool:
     return False
   if name == RECORD or name in _KNOWN:
     return True
-  digest = record.get(os.fsencode(name))
-  return digest is not None and digest == _digest(file.read_bytes())
+  recorded = record.get(os.fsencode(name))
+  return recorded is not None and recorded == digest(file.read_bytes())
+
+
+def digests(directory: epath.Path) -> dict[str, str]:
+  """The digest of every file in a new checkpoint but weights, by name."""
+  return {
+    name: digest(file.read_bytes())
+    for name, file in entries(directory)
+    if file.is_file() and not name.endswith(safetensors_layout.SUFFIX)
+  }
+
+
+def digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
 
 
 def _copied(like: source.Checkpoint) -> dict[str, epath.Path]:
@@ -159,10 +177,6 @@ def _read(file: epath.Path) -> bytes:
       f'{file.absolute()} cannot be read, and the output is to hold a copy: '
       f'{error}. Make it readable, or move it away to merge without it.'
     ) from error
-
-
-def _digest(content: bytes) -> bytes:
-  return hashlib.sha256(content).hexdigest().encode()
 
 
 def _write(file: epath.Path, content: bytes) -> None:

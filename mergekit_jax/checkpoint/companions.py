@@ -7,6 +7,7 @@ delete what somebody else has put there.
 """
 
 from collections.abc import Iterator
+import contextlib
 import fnmatch
 import hashlib
 import os
@@ -50,12 +51,24 @@ _ANYBODYS = (
   '*.jinja',
   'dict.txt',
 )
+# What a model is hardly of use without, and the names of any that will do.
+_NEEDED = {
+  'config.json': ('config.json',),
+  'tokenizer': (
+    *('tokenizer.json', 'tokenizer.model*', 'vocab.*', 'vocab-*.json'),
+    *('bpe.codes', 'tekken.json', '*.model', '*.spm', '*.tiktoken'),
+  ),
+  'chat template': ('chat_template.*', f'{_TEMPLATES}/*'),
+}
 # Weights and their indexes, whatever comes before: not those of the merge.
 _WEIGHTS = tuple(
   '.safetensors .bin .pt .pth .ckpt .gguf .h5 .msgpack .onnx .npz .npy'
   ' .index.json'.split()
 )
 _SAYS_CODE = b'"auto_map"'
+# Where the template has no file of its own, and what there says that it is.
+_OF_TEMPLATE = ('tokenizer_config.json', 'processor_config.json')
+_SAYS_TEMPLATE = b'"chat_template"'
 
 
 def copy(
@@ -97,6 +110,19 @@ def found(checkpoint: source.Checkpoint) -> dict[str, epath.Path]:
     for name, file in entries(path if path.is_dir() else path.parent)
     if _is_named_so(name) and file.is_file()
   }
+
+
+def needed(checkpoint: source.Checkpoint) -> list[str]:
+  """What a checkpoint has of that which a model is hardly of use without."""
+  files = found(checkpoint)
+  kinds = {
+    kind
+    for kind, patterns in _NEEDED.items()
+    if any(_matches(name, patterns) for name in files)
+  }
+  if any(map(_says_template, files.values())):
+    kinds.add('chat template')
+  return [kind for kind in _NEEDED if kind in kinds]
 
 
 def entries(directory: epath.Path) -> Iterator[tuple[str, epath.Path]]:
@@ -165,8 +191,20 @@ def _copied(like: source.Checkpoint) -> dict[str, epath.Path]:
 
 
 def _is_named_so(name: str) -> bool:
-  anybodys = any(fnmatch.fnmatch(name, pattern) for pattern in _ANYBODYS)
-  return name in _KNOWN or (anybodys and not name.endswith(_WEIGHTS))
+  return name in _KNOWN or (
+    _matches(name, _ANYBODYS) and not name.endswith(_WEIGHTS)
+  )
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+  return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _says_template(file: epath.Path) -> bool:
+  # Of an expert it need not be readable.
+  with contextlib.suppress(OSError):
+    return file.name in _OF_TEMPLATE and _SAYS_TEMPLATE in file.read_bytes()
+  return False
 
 
 def _read(file: epath.Path) -> bytes:

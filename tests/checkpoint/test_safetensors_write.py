@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -515,6 +516,42 @@ class TestMerge:
     with pytest.raises(FileExistsError, match=found):
       self.copy(base, self.out, overwrite=True)
     assert path.exists()
+
+  @pytest.mark.parametrize(
+    'base, expert, missing',
+    [
+      ([], ['config.json', 'vocab.json'], 'config.json and no tokenizer'),
+      (['config.json'], ['config.json', 'qwen.tiktoken'], 'tokenizer'),
+      (['tokenizer_config.json'], ['spiece.model'], 'tokenizer'),
+      ([], ['chat_template.jinja'], 'chat template'),
+      ([], ['tokenizer_config.json'], 'chat template'),
+      (['vocab.json'], ['tokenizer.json'], ''),
+      (['tokenizer_config.json'], ['chat_template.jinja'], ''),
+      ([], ['generation_config.json', 'README.md'], ''),
+      (['config.json'], [], ''),
+    ],
+  )
+  @pytest.mark.parametrize('dangling', [False, True])
+  def test_what_only_an_expert_has(self, base, expert, missing, dangling):
+    """Of a cache some links lead nowhere; what they are called is not there."""
+    paths = [self.base(), self.directory / 'expert']
+    shutil.copytree(*paths)
+    for path, names in zip(paths, (base, expert), strict=True):
+      for name in names:
+        (path / name).write_text('{"chat_template": "{{ x }}"}')
+    if dangling:
+      for name in expert:
+        if not (paths[0] / name).exists():
+          (paths[0] / name).symlink_to('nowhere')
+    report = mk.merge_checkpoints(
+      mk.task_arithmetic(), base=paths[0], experts=paths[1:], output=self.out
+    )
+    said = [w for w in report.warnings if 'They are copied from base' in w]
+    assert len(said) == bool(missing)
+    if missing:
+      assert said[0].startswith(
+        f'base ({paths[0]}) has no {missing}, which experts[0] ({paths[1]}) has'
+      )
 
   def test_weights_called_like_a_tokenizer(self):
     """A second file of weights would make the output one of two models."""

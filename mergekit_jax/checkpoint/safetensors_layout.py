@@ -162,6 +162,12 @@ def _shards_of_index(index: epath.Path) -> dict[epath.Path, set[str] | None]:
   return shards
 
 
+def index_metadata(index: epath.Path) -> dict[str, Any]:
+  """What an index that has been found says beside the places of tensors."""
+  metadata = _parse(index.read_bytes()).get('metadata')
+  return metadata if isinstance(metadata, dict) else {}
+
+
 def stem(name: str) -> str:
   """What a file, a numbered shard or an index is called before its ending."""
   return _AFTER_STEM.sub('', name)

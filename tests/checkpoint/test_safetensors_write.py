@@ -624,6 +624,25 @@ class TestMerge:
     with pytest.raises(FileExistsError, match='is not a checkpoint'):
       self.copy(base, self.out, overwrite=True)
 
+  @pytest.mark.parametrize(
+    'said, kept',
+    [
+      ({'total_parameters': 8, 'x': [1]}, {'total_parameters': 8, 'x': [1]}),
+      ({'total_size': 7}, {}),
+      ('none', {}),
+    ],
+  )
+  @pytest.mark.parametrize('shard_size', [None, '16B'])
+  def test_metadata_of_the_index(self, said, kept, shard_size):
+    tensors = {n: np.ones(4, np.float32) for n in 'ab'}
+    base = self.directory / 'base'
+    checkpoints.save_shards(base, tensors)
+    index = json.loads((base / INDEX).read_text()) | {'metadata': said}
+    (base / INDEX).write_text(json.dumps(index))
+    self.copy(base, self.out, shard_size=shard_size)
+    written = json.loads((self.out / INDEX).read_text())
+    assert written['metadata'] == {**kept, 'total_size': 32}
+
   @pytest.mark.parametrize('shard_size', [None, 30])
   def test_from_orbax_and_back(self, shard_size):
     base = checkpoints.save(

@@ -749,6 +749,17 @@ class TestMerge:
       self.copy(base, self.out, overwrite=True)
     assert path.exists()
 
+  def test_another_model_in_the_output_is_not_replaced(self):
+    """Though the one that was merged can be told from it."""
+    base = self.base()
+    save_file({'a': np.ones(2)}, base / 'adapter_model.safetensors')
+    self.copy(base, self.out)
+    assert os.listdir(self.out) == ['model.safetensors']
+    shutil.copy(base / 'adapter_model.safetensors', self.out)
+    assert verify(self.out) == []
+    with pytest.raises(FileExistsError, match='found adapter_model.safetensor'):
+      self.copy(base, self.out, overwrite=True)
+
   def test_a_failure_leaves_nothing(self):
     base = self.base({'w': np.asarray([1, np.nan], np.float32)})
     with pytest.raises(FloatingPointError):

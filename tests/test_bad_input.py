@@ -276,13 +276,35 @@ class TestSources:
     path.write_bytes((200_000).to_bytes(8, 'little') + b'[' * 200_000)
     refused(ValueError, 'its header is malformed', base=path)
 
-  def test_an_adapter_among_models(self, refused, tmp_path):
+  @pytest.mark.parametrize(
+    'file, name',
+    [
+      ('adapter_model', 'q_proj.lora_A.weight'),
+      ('adapter_model', 'k_proj.ia3_l'),
+      ('model', 'q_proj.lora_A.default.weight'),
+    ],
+  )
+  def test_an_adapter_among_models(self, refused, tmp_path, file, name):
     path = tmp_path / 'adapter'
     path.mkdir()
-    factor = {'q_proj.lora_A.weight': np.ones((2, 3))}
-    checkpoints.save_safetensors(path / 'adapter_model.safetensors', factor)
+    factor = {name: np.ones((2, 3))}
+    checkpoints.save_safetensors(path / f'{file}.safetensors', factor)
     (path / 'adapter_config.json').write_text('{}')
     refused(ValueError, 'adapter) is a PEFT adapter', experts=[path])
+
+  @pytest.mark.parametrize('adapter', [False, True])
+  def test_what_an_adapter_has_left_in_its_model(
+    self, merge, tmp_path, adapter
+  ):
+    path = tmp_path / 'whole'
+    path.mkdir()
+    checkpoints.save_safetensors(path / 'model.safetensors', EXPERTS[0])
+    (path / 'adapter_config.json').write_text('{}')
+    if adapter:
+      factor = {'q_proj.lora_A.weight': np.ones((2, 3))}
+      checkpoints.save_safetensors(path / 'adapter_model.safetensors', factor)
+    report = merge(experts=[path])
+    assert len(report.tensors) == len(SHAPES)
 
   def test_none(self, refused):
     refused(ValueError, 'give a list of at least one', experts=[])

@@ -174,6 +174,29 @@ class TestSources:
     message = refused(ValueError, f'{path} is not a checkpoint', base=path)
     assert '_METADATA' in message and 'found: readme.txt' in message
 
+  @pytest.mark.parametrize(
+    'made, below, newest',
+    [
+      (['blobs/0', 'refs/main', 'snapshots/1a2b/x'], 'snapshots/1a2b', '1a2b'),
+      (['checkpoint-500/x', 'runs/x'], 'checkpoint-500', 'checkpoint-500'),
+      (
+        ['checkpoint-1000/x', 'checkpoint-500/x', 'checkpoint-9'],
+        'checkpoint-500 and checkpoint-1000',
+        'checkpoint-1000',
+      ),
+    ],
+    ids=['cache', 'trainer', 'steps'],
+  )
+  def test_a_directory_above(self, refused, tmp_path, made, below, newest):
+    """Of a model in Hugging Face's cache, or of what their trainer saves."""
+    path = tmp_path / 'models--org--name'
+    for name in made:
+      (path / name).parent.mkdir(parents=True, exist_ok=True)
+      (path / name).write_text('')
+    message = f'{path} is not a checkpoint, but {below} in it may be. Give that'
+    said = refused(ValueError, message, base=path)
+    assert str(path) in said and said.endswith(f'/{newest}.')
+
   def test_pickled(self, refused, tmp_path):
     path = tmp_path / 'torch'
     path.mkdir()

@@ -657,6 +657,19 @@ class TestMerge:
     assert open_checkpoint(back).tree == open_checkpoint(base).tree
     compare.same_bits(checkpoints.load(back), expected)
 
+  def test_lists_come_back_as_dictionaries(self):
+    """At the same paths; the docs say so."""
+    tree = {'params': [{'w': np.ones(2, np.float32)}, np.zeros(3, np.float32)]}
+    base = checkpoints.save(self.directory / 'base', tree)
+    there, back = self.directory / 'there', self.directory / 'back'
+    self.copy(base, there, format='safetensors')
+    self.copy(there, back, format='orbax')
+    assert isinstance(open_checkpoint(base).tree['params'], list)
+    assert open_checkpoint(back).tree == {
+      'params': {'0': {'w': 'params/0/w'}, '1': 'params/1'}
+    }
+    compare.same_bits(checkpoints.load(back), checkpoints.leaves(tree))
+
   def test_from_safetensors_and_back(self):
     """Names with dots stay one key; names with slashes become a tree."""
     tensors = {

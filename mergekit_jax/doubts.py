@@ -1,6 +1,6 @@
 """What is worth a warning in a tree of parameters, by paths and dtypes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import re
 from typing import Any
 
@@ -54,7 +54,7 @@ def of_merged(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
   """
   return [
     *_copies(shapes, root),
-    *_adapters([*shapes]),
+    *_adapters(shapes),
     *_statistics(shapes),
   ]
 
@@ -81,8 +81,13 @@ def _copies(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
   ]
 
 
-def _adapters(paths: Sequence[str]) -> list[str]:
-  factors = [path for path in paths if _LORA.fullmatch(path)]
+def lora_factors(paths: Iterable[str]) -> list[str]:
+  """The leaves that are called like factors of LoRA adapters."""
+  return [path for path in paths if _LORA.fullmatch(path)]
+
+
+def _adapters(paths: Iterable[str]) -> list[str]:
+  factors = lora_factors(paths)
   if not factors:
     return []
   return [

@@ -67,6 +67,8 @@ class MergeReport:
       versions.
     checksums: the parts of every leaf as they were written: origin, shape and
       CRC-32 of each.
+    companions: the SHA-256 of every file beside the weights of a safetensors
+      output, by name; of several processes the first alone has them.
   """
 
   output: str
@@ -84,6 +86,7 @@ class MergeReport:
   peak_memory: int
   provenance: dict[str, Any] = dataclasses.field(repr=False)
   checksums: dict[str, list[Any]] = dataclasses.field(repr=False)
+  companions: dict[str, str] = dataclasses.field(repr=False)
 
   def save(self, path: epath.Path) -> None:
     """Writes the report as JSON; what is not finite becomes null."""

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from mergekit_jax import report as reports
-from mergekit_jax.checkpoint import write_checkpoint
+from mergekit_jax.checkpoint import companions, write_checkpoint
 from mergekit_jax.checkpoint.stage import Stage, staged
 from mergekit_jax.checkpoint.writer import handed_over, Write
 from mergekit_jax.jobs import caveats, provenance, summary
@@ -145,6 +145,8 @@ def merge_checkpoints(
   )
   for each in outputs:
     each.demand_possible(job, options, overwrite, resume)
+  if (format or job.template.format) == 'safetensors':
+    companions.demand_readable(job.template)
   warnings = caveats.of_job(job)
   _log(itertools.chain(*warnings))
   facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax import cli, sharding, streamed, verify
-from mergekit_jax.checkpoint import source
+from mergekit_jax.checkpoint import replace, source
 from mergekit_jax.command import flags
 from mergekit_jax.jobs import job
 from tests import checkpoints, compare, models
@@ -139,12 +140,62 @@ class TestSources:
     with pytest.raises(PermissionError, match=f'Access to {path} was denied'):
       mk.open_checkpoint(path)
 
+  @pytest.mark.parametrize('name', ['config.json', 'tokenizer.json'])
+  def test_a_file_beside_the_weights_that_cannot_be_read(
+    self, merge, refused, tmp_path, monkeypatch, name
+  ):
+    """What is to be copied is asked for before hours of merging."""
+    path = tmp_path / 'base'
+    path.mkdir()
+    checkpoints.save_safetensors(path / 'model.safetensors', BASE)
+    for each in ('config.json', 'tokenizer.json', 'train.py'):
+      (path / each).write_text('{}')
+    monkeypatch.chdir(tmp_path)
+    read_bytes = epath.Path.read_bytes
+
+    # In place of a mode, which does not close a file to everyone.
+    def denied(self):
+      # Code that no configuration asks for is not copied.
+      if self.name in (name, 'train.py'):
+        raise PermissionError(errno.EACCES, 'Permission denied', self.name)
+      return read_bytes(self)
+
+    monkeypatch.setattr(epath.Path, 'read_bytes', denied)
+    with monkeypatch.context() as patch:
+      patch.setattr(mk.Checkpoint, 'read_parts', pytest.fail)
+      message = refused(OSError, f'{path / name} cannot be read', base='base')
+    assert 'Permission denied' in message
+    merge(base='base', format='orbax')
+
   def test_not_a_checkpoint(self, refused, tmp_path):
     path = tmp_path / 'notes'
     path.mkdir()
     (path / 'readme.txt').write_text('nothing to merge')
     message = refused(ValueError, f'{path} is not a checkpoint', base=path)
     assert '_METADATA' in message and 'found: readme.txt' in message
+
+  @pytest.mark.parametrize(
+    'made, below, newest',
+    [
+      (['blobs/0', 'refs/main', 'snapshots/1a2b/x'], 'snapshots/1a2b', '1a2b'),
+      (['checkpoint-500/x', 'runs/x'], 'checkpoint-500', 'checkpoint-500'),
+      (
+        ['checkpoint-1000/x', 'checkpoint-500/x', 'checkpoint-9'],
+        'checkpoint-500 and checkpoint-1000',
+        'checkpoint-1000',
+      ),
+    ],
+    ids=['cache', 'trainer', 'steps'],
+  )
+  def test_a_directory_above(self, refused, tmp_path, made, below, newest):
+    """Of a model in Hugging Face's cache, or of what their trainer saves."""
+    path = tmp_path / 'models--org--name'
+    for name in made:
+      (path / name).parent.mkdir(parents=True, exist_ok=True)
+      (path / name).write_text('')
+    message = f'{path} is not a checkpoint, but {below} in it may be. Give that'
+    said = refused(ValueError, message, base=path)
+    assert str(path) in said and said.endswith(f'/{newest}.')
 
   def test_pickled(self, refused, tmp_path):
     path = tmp_path / 'torch'
@@ -260,13 +311,35 @@ class TestSources:
     path.write_bytes((200_000).to_bytes(8, 'little') + b'[' * 200_000)
     refused(ValueError, 'its header is malformed', base=path)
 
-  def test_an_adapter_among_models(self, refused, tmp_path):
+  @pytest.mark.parametrize(
+    'file, name',
+    [
+      ('adapter_model', 'q_proj.lora_A.weight'),
+      ('adapter_model', 'k_proj.ia3_l'),
+      ('model', 'q_proj.lora_A.default.weight'),
+    ],
+  )
+  def test_an_adapter_among_models(self, refused, tmp_path, file, name):
     path = tmp_path / 'adapter'
     path.mkdir()
-    factor = {'q_proj.lora_A.weight': np.ones((2, 3))}
-    checkpoints.save_safetensors(path / 'adapter_model.safetensors', factor)
+    factor = {name: np.ones((2, 3))}
+    checkpoints.save_safetensors(path / f'{file}.safetensors', factor)
     (path / 'adapter_config.json').write_text('{}')
     refused(ValueError, 'adapter) is a PEFT adapter', experts=[path])
+
+  @pytest.mark.parametrize('adapter', [False, True])
+  def test_what_an_adapter_has_left_in_its_model(
+    self, merge, tmp_path, adapter
+  ):
+    path = tmp_path / 'whole'
+    path.mkdir()
+    checkpoints.save_safetensors(path / 'model.safetensors', EXPERTS[0])
+    (path / 'adapter_config.json').write_text('{}')
+    if adapter:
+      factor = {'q_proj.lora_A.weight': np.ones((2, 3))}
+      checkpoints.save_safetensors(path / 'adapter_model.safetensors', factor)
+    report = merge(experts=[path])
+    assert len(report.tensors) == len(SHAPES)
 
   def test_none(self, refused):
     refused(ValueError, 'give a list of at least one', experts=[])
@@ -765,6 +838,41 @@ class TestOutput:
     assert seen == [before]
     assert checkpoints.digest(output) != before
 
+  def test_overwrite_of_what_cannot_be_removed(
+    self, merge, tmp_path, monkeypatch, caplog
+  ):
+    """The merge is done, says where the rest lies, and is not gone on with."""
+    output = checkpoints.save(tmp_path / 'out', EXPERTS[0])
+    old = tmp_path / 'out.mergekit-old'
+    remove = replace.remove
+
+    # In place of a mode, which does not protect a directory from everyone.
+    def denied(path):
+      if path == old and old.exists():
+        raise PermissionError(errno.EACCES, 'Permission denied', '_METADATA')
+      remove(path)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(replace, 'remove', denied)
+      with caplog.at_level('WARNING', logger='absl'):
+        merge(overwrite=True)
+      (said,) = [record.getMessage() for record in caplog.records]
+      assert f'{output} was replaced and is complete' in said
+      assert f'{old}, could not be removed: [Errno 13] Permission' in said
+      assert {path.name for path in tmp_path.iterdir()} == {
+        *('out', 'out.report.json', 'out.mergekit-old')
+      }
+      assert verify.verify(output) == []
+      # Again, it would be in the way: that is said before anything is read.
+      patch.setattr(mk.Checkpoint, 'read_parts', pytest.fail)
+      with pytest.raises(OSError, match=f'{old}, could not be removed'):
+        merge(mk.average([1, 0, 0]), overwrite=True)
+    assert verify.verify(output) == []
+    merge(mk.average([1, 0, 0]), overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {
+      *('out', 'out.report.json')
+    }
+
   def test_overwrite_that_fails_midway(self, refused, tmp_path, saved):
     """The NaN is in the last tensor: the others were written before."""
     bad = EXPERTS[0]['params']['odd'].at[6, 4].set(np.nan)
@@ -778,12 +886,25 @@ class TestOutput:
     os.truncate(output / '_METADATA', 9)
     refused(FileExistsError, 'delete it yourself', overwrite=True)
 
-  def test_overwrite_of_something_else(self, refused, tmp_path):
+  @pytest.mark.parametrize(
+    'made, found',
+    [
+      (['thesis.tex', 'work.txt'], 'thesis.tex'),
+      (['a.safetensors', 'b.safetensors'], 'one of which it cannot be told'),
+      (['7/_CHECKPOINT_METADATA'], '7/no item'),
+      ([], 'a file'),
+    ],
+  )
+  def test_overwrite_of_something_else(self, refused, tmp_path, made, found):
     """A mistyped path must not cost somebody a home directory."""
     output = tmp_path / 'out'
-    output.mkdir()
-    (output / 'thesis.tex').write_text('years of work')
-    refused(FileExistsError, 'is not a checkpoint', overwrite=True)
+    for name in made:
+      (output / name).parent.mkdir(parents=True, exist_ok=True)
+      (output / name).write_text('years of work')
+    if not made:
+      output.write_text('years of work')
+    message = f'{output} exists and is not a checkpoint and nothing else (found'
+    refused(FileExistsError, f'{message} {found}', overwrite=True)
 
   @pytest.mark.parametrize('format', [None, 'safetensors'])
   def test_called_like_an_unfinished_save(

@@ -29,6 +29,7 @@ def merged(*tensors, sources=('base', 'experts[0]'), **ratios):
     peak_memory=0,
     provenance={'sources': dict.fromkeys(sources)},
     checksums={},
+    companions={},
   )
 
 

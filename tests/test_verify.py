@@ -50,6 +50,60 @@ def test_damage_is_found_and_named(merged, capsys):
   assert 'params/a' in capsys.readouterr().out
 
 
+@pytest.fixture
+def published(tmp_path):
+  """An output with all that lies beside the weights of a published model."""
+  base, output = tmp_path / 'base', tmp_path / 'out'
+  arrays = {name: np.ones(4, np.float32) for name in 'ab'}
+  checkpoints.save_shards(base, arrays)
+  (base / 'additional_chat_templates').mkdir()
+  for name in FILES[1:-1]:
+    (base / name).write_text('{}')
+  mk.merge_checkpoints(mk.average(), experts=[base], output=output)
+  return output
+
+
+FILES = [
+  'config.json',
+  'tokenizer.json',
+  'additional_chat_templates/rag.jinja',
+  'mergekit_jax_copied.sha256',
+]
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_beside_the_weights(published, capsys, name):
+  file = published / name
+  written = file.read_bytes()
+  file.write_bytes(written + b' ')
+  assert verify(published) == [f'{file}: is not what was written']
+  assert run('verify', published) == 1
+  assert str(file) in capsys.readouterr().out
+  file.unlink()
+  assert verify(published) == [f'{file}: missing']
+  file.mkdir()
+  (damage,) = verify(published)
+  assert damage.startswith(f'{file}: cannot be read: ')
+  file.rmdir()
+  file.write_bytes(written)
+  (published / 'notes.txt').write_text('of somebody')
+  assert verify(published) == []
+
+
+def test_an_index_that_says_something_else(published):
+  index = published / 'model.safetensors.index.json'
+  index.write_text(index.read_text() + ' ')
+  assert verify(published) == [f'{index}: is not what was written']
+
+
+def test_a_report_of_before_files_were_recorded(published):
+  report = published.parent / 'out.report.json'
+  facts = json.loads(report.read_text())
+  assert set(facts.pop('companions')) > {*FILES}
+  report.write_text(json.dumps(facts))
+  assert verify(published) == []
+
+
 def test_a_leaf_that_is_missing_is_named(merged):
   report = merged.parent / 'out.report.json'
   facts = json.loads(report.read_text())

@@ -25,6 +25,7 @@ __all__ = ['FORMATS', 'Checkpoint', 'open_checkpoint', 'write_checkpoint']
 FORMATS = ('orbax', 'safetensors')
 # As flax wrote them before Orbax, and as Hugging Face keeps flax models.
 _MSGPACK = re.compile(r'checkpoint_\d+|.*\.msgpack')
+_STEP_OF_TRAINER = re.compile(r'checkpoint-(\d+)')
 
 
 def open_checkpoint(path: epath.PathLike) -> Checkpoint:
@@ -165,9 +166,29 @@ def _not_a_checkpoint(path: epath.Path) -> str:
       f'{path} is a flax msgpack file ({packed[0]}). Restore it with flax and'
       ' save it with Orbax.'
     )
+  if below := _may_be_below(files):
+    return (
+      f'{path} is not a checkpoint, but {" and ".join(below)} in it may be. '
+      f'Give that path, such as {path / below[-1]}.'
+    )
   listed = ', '.join(names[:8]) + (', …' if len(names) > 8 else '')
   return (
     f'{path} is not a checkpoint. Looked for an Orbax item (a directory with'
     f' {orbax_layout.ITEM_METADATA}, here, in <item>/ or in <step>/<item>/)'
     f' and for *.safetensors; found: {listed or "nothing"}.'
   )
+
+
+def _may_be_below(files: Sequence[epath.Path]) -> list[str]:
+  """Where Hugging Face's cache and trainer keep models, as paths below."""
+  below = []
+  for file in files:
+    if file.name == 'snapshots' and file.is_dir():
+      snapshots = sorted(each for each in file.iterdir() if each.is_dir())
+      below += [f'{file.name}/{each.name}' for each in snapshots]
+  steps = {
+    int(step[1]): file.name
+    for file in files
+    if (step := _STEP_OF_TRAINER.fullmatch(file.name)) and file.is_dir()
+  }
+  return below + [steps[number] for number in sorted(steps)]

@@ -152,33 +152,41 @@ def shardings(item: epath.Path) -> dict[str, str]:
   }
 
 
-def holds_nothing_else(path: epath.Path) -> bool:
-  """Whether a directory is one item and what a merge writes around it.
+def what_else(path: epath.Path) -> str:
+  """What keeps a directory from being one item and what a merge writes with it.
 
   That is the item itself, `<item>` or `<step>/<item>`. `find_item` is content
   with less: it looks for a checkpoint among anything else.
+
+  Returns:
+    The first thing that is in the way, relative to the directory, or that there
+    is no item; '' if nothing is.
 
   Raises:
     ValueError: its metadata is damaged.
   """
   if not path.is_dir():
-    return False
+    return 'a file'
   names = {child.name for child in path.iterdir()}
   if ITEM_METADATA in names:
-    return all(map(_OF_ITEM.fullmatch, names - _array_directories(path)))
+    others = names - _array_directories(path)
+    return min((x for x in others if not _OF_ITEM.fullmatch(x)), default='')
   if STEP_METADATA in names:
-    return _only(names - _OF_STEP, path, _is_bare_item)
-  return _only(names, path, _is_step)
+    return _beside_one(names - _OF_STEP, path, _is_bare_item)
+  return _beside_one(names, path, _is_step)
 
 
-def _only(
+def _beside_one(
   names: set[str], parent: epath.Path, fits: Callable[[epath.Path], bool]
-) -> bool:
-  """Whether there is one name, which fits and holds nothing else."""
-  children = [parent / name for name in names]
-  return len(children) == 1 and all(
-    fits(child) and holds_nothing_else(child) for child in children
-  )
+) -> str:
+  """What is in the way of there being one name, which fits; see `what_else`."""
+  if not names:
+    return 'no item'
+  one = min((name for name in names if fits(parent / name)), default='')
+  if others := names - {one}:
+    return min(others)
+  inside = what_else(parent / one)
+  return inside and f'{one}/{inside}'
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:

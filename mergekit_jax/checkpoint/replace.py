@@ -3,6 +3,7 @@
 In a job of several processes only the first touches the directories.
 """
 
+from collections.abc import Iterable
 import pathlib
 
 from etils import epath
@@ -47,10 +48,11 @@ def check_destination(path: epath.Path, overwrite: bool, resume: bool) -> None:
       ' it is then replaced once the new one is complete.'
     )
   # A mistyped path must not cost somebody a home directory.
-  if not holds_nothing_else(path):
+  if found := what_else(path):
     raise FileExistsError(
-      f'{path} exists and is not a checkpoint and nothing else, so it is not'
-      ' replaced. Give another path, or delete it yourself.'
+      f'{path} exists and is not a checkpoint and nothing else (found '
+      f'{found}), so it is not replaced. Give another path, or delete it '
+      'yourself.'
     )
 
 
@@ -58,12 +60,18 @@ def is_empty(path: epath.Path) -> bool:
   return path.is_dir() and not any(path.iterdir())
 
 
-def holds_nothing_else(path: epath.Path) -> bool:
-  """Whether a directory is a checkpoint that can be replaced as a whole."""
+def what_else(path: epath.Path) -> str:
+  """What keeps a directory from being replaced as a whole; '' if nothing.
+
+  That is the first thing that is no part of a checkpoint, or what there is in
+  place of one.
+  """
   try:
-    return _is_safetensors(path) or orbax_layout.holds_nothing_else(path)
+    if path.is_dir() and (found := safetensors_layout.find_shards(path)):
+      return _beside_shards(path, *found)
+    return orbax_layout.what_else(path)
   except ValueError:
-    return False  # damaged: what belongs to it cannot be told
+    return 'one of which it cannot be told what belongs to it'
 
 
 def is_published(path: epath.Path) -> bool:
@@ -106,21 +114,22 @@ def _makes_a_checkpoint(path: remote.RemotePath) -> bool:
   return any(file.name == _MAKES_A_CHECKPOINT for file in path.walk_files())
 
 
-def _is_safetensors(path: epath.Path) -> bool:
-  """Whether a directory holds a safetensors checkpoint and nothing else.
+def _beside_shards(
+  path: epath.Path, shards: Iterable[epath.Path], index: str
+) -> str:
+  """The first thing beside a safetensors checkpoint that is no part of it.
 
   Such a checkpoint is known by the names of its files only, and people download
   one into a directory of other things.
   """
-  if not path.is_dir() or not (found := safetensors_layout.find_shards(path)):
-    return False
-  shards, index = found
   own = {shard.name for shard in shards} | {index}
   record = companions.read_record(path)
-  return all(
-    not file.is_dir() and (file.name in own or companions.belongs(file, record))
-    for file in path.iterdir()
+  others = (
+    name
+    for name, file in companions.entries(path)
+    if name not in own and not companions.belongs(name, file, record)
   )
+  return next(others, '')
 
 
 def beside(path: epath.Path, kind: str) -> epath.Path:
@@ -178,7 +187,7 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
     return
   old = beside(path, 'old')
   if overwrite and path.exists():
-    remove(old)
+    remove_replaced(path)
     # Before it is so: a resume, which need not overwrite any more, removes it.
     files.write_whole(beside(path, 'tmp') / REPLACED, '')
     path.rename(old)
@@ -186,6 +195,23 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
     path.rmdir()
   new.rename(path)
   files.sync(path.parent)
+
+
+def remove_replaced(path: epath.Path) -> None:
+  """Removes what was moved aside for what is at `path` now.
+
+  Raises:
+    OSError: it cannot be removed.
+  """
+  old = beside(path, 'old')
+  try:
+    remove(old)
+  except OSError as error:
+    raise OSError(
+      f'{path} was replaced and is complete, but what it held before, {old}, '
+      f'could not be removed: {error}. Nothing needs it any more: delete it '
+      'yourself, after chmod -R u+w if it is write-protected.'
+    ) from error
 
 
 def remove(path: epath.Path) -> None:

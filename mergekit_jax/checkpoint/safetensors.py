@@ -26,6 +26,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
   Attributes:
     places: the name of the file that holds each tensor.
     stem: what the files are called, without numbers and endings.
+    index_metadata: the metadata of the index, if there is one.
   """
 
   format = 'safetensors'
@@ -53,6 +54,9 @@ class SafetensorsCheckpoint(source.Checkpoint):
     self._headers: list[bytes] = []
     self._files = sorted(shards)
     self.stem = safetensors_layout.stem(index or self._files[0].name)
+    self.index_metadata = (
+      safetensors_layout.index_metadata(path / index) if index else {}
+    )
     self._pieces: dict[str, ranges.Piece] = {}
     self._reader = ranges.Reader(remote.is_local(path))
     specs, metadata = {}, {}

@@ -91,7 +91,7 @@ def find_shards(
   Raises:
     ValueError: the index is damaged or names a file that is not there, or there
       are several indexes, an index and a whole model that it does not name, or
-      several files and no index.
+      several files, no index, and none is the whole model by its name.
   """
   if not path.is_dir():
     return ({path: None}, '') if path.name.endswith(SUFFIX) else None
@@ -112,7 +112,10 @@ def find_shards(
     )
   if indexes:
     return _shards_of_index(path / indexes[0]), indexes[0]
-  files = called(SUFFIX)
+  files, whole = called(SUFFIX), path / f'model{SUFFIX}'
+  # Another model, such as an adapter, may lie beside the one of this name.
+  if whole in files and not any(_SHARD.search(file.name) for file in files):
+    files = [whole]
   if len(files) > 1:
     raise ValueError(
       f'{path} holds {[file.name for file in files]} but no {INDEX} that'
@@ -160,6 +163,12 @@ def _shards_of_index(index: epath.Path) -> dict[epath.Path, set[str] | None]:
         f' ({len(names)} tensors in all). Restore the file from a copy.'
       )
   return shards
+
+
+def index_metadata(index: epath.Path) -> dict[str, Any]:
+  """What an index that has been found says beside the places of tensors."""
+  metadata = _parse(index.read_bytes()).get('metadata')
+  return metadata if isinstance(metadata, dict) else {}
 
 
 def stem(name: str) -> str:

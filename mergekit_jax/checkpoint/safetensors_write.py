@@ -261,13 +261,16 @@ def _commit(
   stem: str,
 ) -> None:
   """Adds what lies beside the weights, and moves the stage to its place."""
-  if isinstance(like, SafetensorsCheckpoint):
-    directory = like.path if like.path.is_dir() else like.path.parent
-    companions.copy(directory, stage, _changed_dtype(headers, like))
+  if like:
+    companions.copy(like, stage, _changed_dtype(headers, like))
   if list(headers) != [_one_file(stem)]:
     specs = [spec for h in headers.values() for spec in h.specs.values()]
+    kept = (
+      like.index_metadata if isinstance(like, SafetensorsCheckpoint) else {}
+    )
+    size = sum(map(safetensors_layout.nbytes, specs))
     index = {
-      'metadata': {'total_size': sum(map(safetensors_layout.nbytes, specs))},
+      'metadata': {**kept, 'total_size': size},
       'weight_map': {
         name: file for file, h in headers.items() for name in h.specs
       },

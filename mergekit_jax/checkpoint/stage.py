@@ -187,7 +187,11 @@ class Stage:
   def _clear_replaced(self) -> None:
     # A killed merge that had `overwrite` may have been the one that moved it.
     if self.overwrite or (self.directory / replace.REPLACED).exists():
-      replace.remove(replace.beside(self.output, 'old'))
+      try:
+        replace.remove_replaced(self.output)
+      except OSError as error:
+        # The merge is done all the same: nobody must go on with it.
+        logging.error('%s', error)
 
   def remove(self) -> None:
     """Removes it, and the beginnings of arrays that lie in an object store."""
@@ -225,7 +229,8 @@ def staged(
       place, and may not be replaced.
     ValueError: if another merge into it is running, or one with another plan
       was left unfinished.
-    OSError: if the output is remote and cannot be written, or if the first of
+    OSError: if the output is remote and cannot be written, if what an earlier
+      merge has replaced is there and cannot be removed, or if the first of
       several processes raises any of these: the others say what it said.
   """
   output = remote.as_path(output).absolute()
@@ -244,10 +249,10 @@ def staged(
       # The body does, to have several in place before a stage is gone.
       if not stage.published:
         stage.publish()
+        stage.clear_replaced()
     except BaseException:
       _keep_or_remove(stage)
       raise
-    stage.clear_replaced()
     processes.on_primary(lambda: replace.clear(directory))
 
 
@@ -268,6 +273,9 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   """Writes the plan into a new stage, or compares it with the one there."""
   # Something may have appeared before the stage was ours.
   replace.check_destination(stage.output, stage.overwrite, resume)
+  if stage.overwrite and stage.arrays is None and stage.output.exists():
+    # What cannot be removed would be in the way once all is merged.
+    replace.remove_replaced(stage.output)
   plan = json.loads(json.dumps(plan))
   file = stage.directory / replace.PLAN
   if resume and (then := begun.read(file)) is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING
 
 from mergekit_jax import doubts, roots, tree
+from mergekit_jax.checkpoint import companions
 from mergekit_jax.checkpoint.remote import real_path
 from mergekit_jax.driving import questions
 
@@ -73,6 +74,7 @@ def _of_sources(job: Job) -> list[str]:
     *_nothing(merged),
     *_twice(job.experts),
     *_items(job.template.items_beside),
+    *_companions(job.models),
     *doubts.left_out(specs, job.left_out, job.root, 'in the output'),
     *doubts.of_copied(read, job.copied),
     *doubts.of_merged({path: read[path].shape for path in merged}, job.root),
@@ -107,3 +109,22 @@ def _items(names: Sequence[str]) -> list[str]:
     for name in names
     if roots.may_be_needed(name)
   ]
+
+
+def _companions(models: Sequence[Model]) -> list[str]:
+  """Of what lies beside the weights of others, and is copied from the first."""
+  first, *others = models
+  if first.checkpoint.format != 'safetensors':
+    return []
+  there = companions.needed(first.checkpoint)
+  for other in others:
+    kinds = companions.needed(other.checkpoint)
+    if missing := [kind for kind in kinds if kind not in there]:
+      return [
+        f'{first.name} ({first.checkpoint.path}) has no '
+        f'{" and no ".join(missing)}, which {other.name} '
+        f'({other.checkpoint.path}) has. They are copied from {first.name} '
+        'alone, so transformers may not load the output, or not use it in the '
+        f'same way: copy them to {first.name} first.'
+      ]
+  return []

@@ -20,7 +20,7 @@ from mergekit_jax.checkpoint.remote import (
 )
 from mergekit_jax.checkpoint.replace import (
   check_destination,
-  holds_nothing_else,
+  what_else,
 )
 from mergekit_jax.jobs.job import Job
 from mergekit_jax.report import is_report, report_path
@@ -184,7 +184,7 @@ def _checkpoint_around(path: epath.Path) -> epath.Path | None:
   for parent in path.parents if is_local(path) else [path.parent]:
     with contextlib.suppress(PermissionError):  # of what is not the user's
       if orbax_layout.is_part(parent) or (
-        is_report(report_path(parent)) and holds_nothing_else(parent)
+        is_report(report_path(parent)) and not what_else(parent)
       ):
         return parent
   return None

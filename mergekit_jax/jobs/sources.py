@@ -7,8 +7,9 @@ import os
 
 from etils import epath
 
-from mergekit_jax import checks, roots
+from mergekit_jax import checks, doubts, roots
 from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
+from mergekit_jax.checkpoint.safetensors import SafetensorsCheckpoint
 from mergekit_jax.streaming.reading import Model
 
 
@@ -43,14 +44,22 @@ def _demand_no_adapter(checkpoints: Sequence[tuple[str, Checkpoint]]) -> None:
   adapters = [
     f'{name} ({checkpoint.path})'
     for name, checkpoint in checkpoints
-    if checkpoint.format == 'safetensors'
-    and any(
-      (file.parent / 'adapter_config.json').exists()
-      for file in checkpoint.files()
-    )
+    if isinstance(checkpoint, SafetensorsCheckpoint) and _is_adapter(checkpoint)
   ]
   if 0 < len(adapters) < len(checkpoints):
     raise ValueError(
       f'{adapters[0]} is a PEFT adapter, and not all of the others are. Put '
       'each into its model first: merge_and_unload(), then save_pretrained().'
     )
+
+
+def _is_adapter(checkpoint: SafetensorsCheckpoint) -> bool:
+  """Whether it holds an adapter alone.
+
+  The configuration of one may be left over where it was put into its model.
+  """
+  configuration = checkpoint.files()[0].parent / 'adapter_config.json'
+  return configuration.exists() and (
+    checkpoint.stem == 'adapter_model'
+    or bool(doubts.lora_factors(checkpoint.specs))
+  )

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from mergekit_jax import report as reports
+from mergekit_jax.checkpoint import companions
 from mergekit_jax.checkpoint.stage import Stage
 from mergekit_jax.jobs.job import Job
 from mergekit_jax.jobs.outputs import Output
@@ -84,6 +85,7 @@ def report(
     peak_memory=peak if sys.platform == 'darwin' else peak * 1024,
     provenance=described,
     checksums=checksums,
+    companions=_companions(job, stage, format),
   )
 
 
@@ -93,6 +95,16 @@ def _restore(job: Job, output: Output, format: str | None) -> str:
     return ''
   layout = job.template.layout
   return reports.restore_call(output.path / (layout.item if layout else ''))
+
+
+def _companions(job: Job, stage: Stage, format: str | None) -> dict[str, str]:
+  """The digests of what lies beside the weights of an output."""
+  # The others may not see yet what the first process has written.
+  if (format or job.template.format) == 'orbax' or jax.process_index() != 0:
+    return {}
+  return companions.digests(
+    stage.output if stage.published else stage.checkpoint
+  )
 
 
 def add_sums(

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import itertools
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -432,9 +433,8 @@ def test_every_layout_is_overwritten_unless_something_else_is_in_it(
   for level in levels:
     other = level / 'thesis.tex'
     other.write_text('years of work')
-    with pytest.raises(
-      FileExistsError, match='is not a checkpoint and nothing'
-    ):
+    found = re.escape(f'(found {other.relative_to(written)})')
+    with pytest.raises(FileExistsError, match=found):
       save(written, specs, base.layout, produce, overwrite=True)
     other.unlink()
   save(written, specs, base.layout, produce, overwrite=True)
@@ -448,7 +448,7 @@ def test_a_directory_of_models_is_not_overwritten(tmp_path, flat, names):
   for name in names:
     flat(zoo / name, {'params': jnp.zeros(4)})
   specs, produce = _tiny()
-  with pytest.raises(FileExistsError, match='is not a checkpoint and nothing'):
+  with pytest.raises(FileExistsError, match=r'nothing else \(found llama_7\)'):
     save(zoo, specs, None, produce, overwrite=True)
   assert os.listdir(tmp_path) == ['zoo']
   assert sorted(os.listdir(zoo)) == names
@@ -460,7 +460,7 @@ def test_a_run_is_not_overwritten(tmp_path):
     for step in (3, 12):
       manager.save(step, args=ocp.args.StandardSave({'params': jnp.zeros(4)}))
   specs, produce = _tiny()
-  with pytest.raises(FileExistsError, match='is not a checkpoint and nothing'):
+  with pytest.raises(FileExistsError, match=r'nothing else \(found 3\)'):
     save(tmp_path / 'run', specs, None, produce, overwrite=True)
   assert {'3', '12'} <= set(os.listdir(tmp_path / 'run'))
   # A step of it is a checkpoint of its own.

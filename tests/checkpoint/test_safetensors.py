@@ -376,6 +376,23 @@ def test_several_files_without_an_index(tmp_path, tensors):
     open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'other', ['consolidated', 'adapter_model', 'model-00001-of-00002']
+)
+def test_a_whole_model_beside_other_files(tmp_path, tensors, other):
+  """transformers takes model.safetensors; a shard may be of that, or not."""
+  save_file(tensors, tmp_path / 'model.safetensors')
+  save_file({'a': np.ones(4)}, tmp_path / f'{other}.safetensors')
+  if '-of-' in other:
+    with pytest.raises(ValueError, match='Give the path of one file'):
+      open_checkpoint(tmp_path)
+    return
+  assert set(open_checkpoint(tmp_path).specs) == set(tensors)
+  os.truncate(tmp_path / 'model.safetensors', 99)
+  with pytest.raises(ValueError, match='model.safetensors is damaged'):
+    open_checkpoint(tmp_path)
+
+
 def test_fingerprint_sees_changes_and_reads_no_weights(tmp_path):
   file = tmp_path / 'm.safetensors'
   save_file({'a': np.ones(4)}, file)

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -457,7 +458,13 @@ class TestMerge:
     assert set(os.listdir(self.directory / 'again')) == set(found)
 
   @pytest.mark.parametrize(
-    'name', ['modeling_x.py', 'train.py', 'tokenizer.py', 'lda.model']
+    'name',
+    [
+      *['modeling_x.py', 'train.py', 'tokenizer.py', 'lda.model'],
+      *['tokenizer.json.bak', 'tokenizer_stats.csv', 'vocab.xlsx'],
+      *['chat_template.jinja.orig', 'vocab-words.json', 'my.tiktoken'],
+      'my_processor_config.json',
+    ],
   )
   def test_somebodys_work_is_not_replaced(self, name):
     """Be it of the name of a file that a merge has copied."""
@@ -469,6 +476,82 @@ class TestMerge:
     with pytest.raises(FileExistsError, match='is not a checkpoint'):
       self.copy(base, self.out, overwrite=True)
     assert (self.out / name).read_text() == 'years of work'
+
+  def test_names_that_are_like_those_of_a_tokenizer(self):
+    """They are copied, and known again by what is in them."""
+    base = self.base()
+    names = {'tokenizer.model.v3', 'vocab.bpe', 'chat_template.tool.jinja'}
+    names |= {'cl100k.tiktoken', 'audio_preprocessor_config.json'}
+    for name in names:
+      (base / name).write_text(name)
+    for _ in range(2):
+      self.copy(base, self.out, overwrite=True)
+      found = {path.name for path in self.out.iterdir()}
+      assert found == {*names, companions.RECORD, 'model.safetensors'}
+      assert {(self.out / name).read_text() for name in names} == names
+
+  TEMPLATES = 'additional_chat_templates'
+
+  def test_more_chat_templates_than_one(self):
+    base = self.base()
+    (base / self.TEMPLATES).mkdir()
+    texts = {'rag.jinja': '{{ rag }}', 'tool_use.jinja': '{{ tools }}'}
+    for name, text in texts.items():
+      (base / self.TEMPLATES / name).write_text(text)
+    for source in (base, base, base / 'model.safetensors'):
+      self.copy(source, self.out, overwrite=True)
+      copied = (self.out / self.TEMPLATES).iterdir()
+      assert {file.name: file.read_text() for file in copied} == texts
+      assert verify(self.out) == []
+
+  @pytest.mark.parametrize('other', ['mine.jinja', 'rag.jinja', 'drafts/'])
+  def test_templates_of_somebody_are_not_replaced(self, other):
+    base = self.base()
+    (base / self.TEMPLATES).mkdir()
+    (base / self.TEMPLATES / 'rag.jinja').write_text('{{ rag }}')
+    self.copy(base, self.out)
+    path = self.out / self.TEMPLATES / other
+    path.mkdir() if other.endswith('/') else path.write_text('{{ mine }}')
+    found = f'found {self.TEMPLATES}/{path.name}.,'
+    with pytest.raises(FileExistsError, match=found):
+      self.copy(base, self.out, overwrite=True)
+    assert path.exists()
+
+  @pytest.mark.parametrize(
+    'base, expert, missing',
+    [
+      ([], ['config.json', 'vocab.json'], 'config.json and no tokenizer'),
+      (['config.json'], ['config.json', 'qwen.tiktoken'], 'tokenizer'),
+      (['tokenizer_config.json'], ['spiece.model'], 'tokenizer'),
+      ([], ['chat_template.jinja'], 'chat template'),
+      ([], ['tokenizer_config.json'], 'chat template'),
+      (['vocab.json'], ['tokenizer.json'], ''),
+      (['tokenizer_config.json'], ['chat_template.jinja'], ''),
+      ([], ['generation_config.json', 'README.md'], ''),
+      (['config.json'], [], ''),
+    ],
+  )
+  @pytest.mark.parametrize('dangling', [False, True])
+  def test_what_only_an_expert_has(self, base, expert, missing, dangling):
+    """Of a cache some links lead nowhere; what they are called is not there."""
+    paths = [self.base(), self.directory / 'expert']
+    shutil.copytree(*paths)
+    for path, names in zip(paths, (base, expert), strict=True):
+      for name in names:
+        (path / name).write_text('{"chat_template": "{{ x }}"}')
+    if dangling:
+      for name in expert:
+        if not (paths[0] / name).exists():
+          (paths[0] / name).symlink_to('nowhere')
+    report = mk.merge_checkpoints(
+      mk.task_arithmetic(), base=paths[0], experts=paths[1:], output=self.out
+    )
+    said = [w for w in report.warnings if 'They are copied from base' in w]
+    assert len(said) == bool(missing)
+    if missing:
+      assert said[0].startswith(
+        f'base ({paths[0]}) has no {missing}, which experts[0] ({paths[1]}) has'
+      )
 
   def test_weights_called_like_a_tokenizer(self):
     """A second file of weights would make the output one of two models."""
@@ -541,6 +624,25 @@ class TestMerge:
     with pytest.raises(FileExistsError, match='is not a checkpoint'):
       self.copy(base, self.out, overwrite=True)
 
+  @pytest.mark.parametrize(
+    'said, kept',
+    [
+      ({'total_parameters': 8, 'x': [1]}, {'total_parameters': 8, 'x': [1]}),
+      ({'total_size': 7}, {}),
+      ('none', {}),
+    ],
+  )
+  @pytest.mark.parametrize('shard_size', [None, '16B'])
+  def test_metadata_of_the_index(self, said, kept, shard_size):
+    tensors = {n: np.ones(4, np.float32) for n in 'ab'}
+    base = self.directory / 'base'
+    checkpoints.save_shards(base, tensors)
+    index = json.loads((base / INDEX).read_text()) | {'metadata': said}
+    (base / INDEX).write_text(json.dumps(index))
+    self.copy(base, self.out, shard_size=shard_size)
+    written = json.loads((self.out / INDEX).read_text())
+    assert written['metadata'] == {**kept, 'total_size': 32}
+
   @pytest.mark.parametrize('shard_size', [None, 30])
   def test_from_orbax_and_back(self, shard_size):
     base = checkpoints.save(
@@ -554,6 +656,19 @@ class TestMerge:
     self.copy(there, back, format='orbax')
     assert open_checkpoint(back).tree == open_checkpoint(base).tree
     compare.same_bits(checkpoints.load(back), expected)
+
+  def test_lists_come_back_as_dictionaries(self):
+    """At the same paths; the docs say so."""
+    tree = {'params': [{'w': np.ones(2, np.float32)}, np.zeros(3, np.float32)]}
+    base = checkpoints.save(self.directory / 'base', tree)
+    there, back = self.directory / 'there', self.directory / 'back'
+    self.copy(base, there, format='safetensors')
+    self.copy(there, back, format='orbax')
+    assert isinstance(open_checkpoint(base).tree['params'], list)
+    assert open_checkpoint(back).tree == {
+      'params': {'0': {'w': 'params/0/w'}, '1': 'params/1'}
+    }
+    compare.same_bits(checkpoints.load(back), checkpoints.leaves(tree))
 
   def test_from_safetensors_and_back(self):
     """Names with dots stay one key; names with slashes become a tree."""
@@ -641,9 +756,22 @@ class TestMerge:
     self.copy(base, self.out)
     path = self.out / other
     path.mkdir() if other.endswith('/') else path.write_text('years of work')
-    with pytest.raises(FileExistsError, match='is not a checkpoint'):
+    (self.out / 'z.txt').write_text('')
+    found = f'nothing else .found {path.name}.,'
+    with pytest.raises(FileExistsError, match=found):
       self.copy(base, self.out, overwrite=True)
     assert path.exists()
+
+  def test_another_model_in_the_output_is_not_replaced(self):
+    """Though the one that was merged can be told from it."""
+    base = self.base()
+    save_file({'a': np.ones(2)}, base / 'adapter_model.safetensors')
+    self.copy(base, self.out)
+    assert os.listdir(self.out) == ['model.safetensors']
+    shutil.copy(base / 'adapter_model.safetensors', self.out)
+    assert verify(self.out) == []
+    with pytest.raises(FileExistsError, match='found adapter_model.safetensor'):
+      self.copy(base, self.out, overwrite=True)
 
   def test_a_failure_leaves_nothing(self):
     base = self.base({'w': np.asarray([1, np.nan], np.float32)})

@@ -198,14 +198,15 @@ def publish(new: epath.Path, path: epath.Path, overwrite: bool) -> None:
 
 
 def remove_replaced(path: epath.Path) -> None:
-  """Removes what was moved aside for what is at `path` now.
+  """Removes what was moved aside for what is at `path` now, if anything is.
 
   Raises:
     OSError: it cannot be removed.
   """
   old = beside(path, 'old')
   try:
-    remove(old)
+    if path.exists():
+      remove(old)
   except OSError as error:
     raise OSError(
       f'{path} was replaced and is complete, but what it held before, {old}, '

@@ -245,6 +245,9 @@ def staged(
     processes.on_primary(lambda: _prepare(stage, plan, resume))
     stage.open()
     try:
+      if overwrite and arrays is None:
+        # What cannot be removed would be in the way once all is merged.
+        processes.on_primary(lambda: replace.remove_replaced(output))
       yield stage
       # The body does, to have several in place before a stage is gone.
       if not stage.published:
@@ -273,9 +276,6 @@ def _prepare(stage: Stage, plan: Mapping[str, Any], resume: bool) -> None:
   """Writes the plan into a new stage, or compares it with the one there."""
   # Something may have appeared before the stage was ours.
   replace.check_destination(stage.output, stage.overwrite, resume)
-  if stage.overwrite and stage.arrays is None and stage.output.exists():
-    # What cannot be removed would be in the way once all is merged.
-    replace.remove_replaced(stage.output)
   plan = json.loads(json.dumps(plan))
   file = stage.directory / replace.PLAN
   if resume and (then := begun.read(file)) is not None:

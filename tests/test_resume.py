@@ -779,7 +779,7 @@ def test_numbers_that_look_alike(sources, tmp_path, monkeypatch):
     interrupted(patch, 'record', 3)
     with pytest.raises(KeyboardInterrupt):
       merge(sources, output, method=methods[0])
-  with pytest.raises(ValueError, match='numbers: '):
+  with pytest.raises(ValueError, match=r'differs:\n  numbers\n'):
     merge(sources, output, method=methods[1])
   assert merge(sources, output, method=methods[0]).units_resumed
 

@@ -274,11 +274,11 @@ def histogram_by_matmul(
       preferred_element_type=jnp.int32,
     )
 
+  dtype = integer_for(bins.size)
   parts = -(-bins.size // most)
   if parts <= 1:
-    return product(bins).reshape(-1)[:size]
+    return product(bins).astype(dtype).reshape(-1)[:size]
   longest = max(elements, key=lambda axis: bins.shape[axis])
   number = jax.lax.broadcasted_iota(jnp.int32, bins.shape, longest) % parts
   counts = [product(jnp.where(number == i, bins, size)) for i in range(parts)]
-  added = jnp.sum(jnp.stack(counts), axis=0, dtype=integer_for(bins.size))
-  return added.reshape(-1)[:size]
+  return jnp.sum(jnp.stack(counts), axis=0, dtype=dtype).reshape(-1)[:size]

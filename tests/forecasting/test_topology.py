@@ -136,10 +136,8 @@ def test_no_scatter(tpus):
 @pytest.mark.parametrize(
   ('case', 'kind'),
   [
-    *((case, AxisType.Auto) for case in cases.FAMILIES),
-    *(
-      (c, AxisType.Explicit) for c in cases.FAMILIES if c.family == 'threshold'
-    ),
+    (case, AxisType.Explicit if case.family == 'threshold' else AxisType.Auto)
+    for case in cases.FAMILIES
   ],
   ids=repr,
 )

@@ -43,9 +43,8 @@ def check_that_phases_fit(axes, sizes, *flags):
 
 
 def test_every_phase_fits_simulated_devices():
-  # Those whose shapes are unlike the others': 1b has fewer heads of keys than
-  # tensor=8, and the heads of 24b are not as wide together as its layers.
-  check_that_phases_fit('data=2, fsdp=32, tensor=8', ['1b', '24b'])
+  sizes = ['1b', '8b', '24b', '64b']
+  check_that_phases_fit('data=2, fsdp=32, tensor=8', sizes)
 
 
 def test_every_phase_fits_tpus():

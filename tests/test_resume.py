@@ -784,6 +784,40 @@ def test_numbers_that_look_alike(sources, tmp_path, monkeypatch):
   assert merge(sources, output, method=methods[0]).units_resumed
 
 
+def lean(factor=0.5, tilt=(0.0, 1.0), then=lambda total, _: total):
+  """A rule whose name and numbers stay when its body is edited."""
+  tilt = np.asarray(tilt, np.float32)
+
+  @mk.rule
+  class Lean:
+    scale: float
+
+    def __call__(self, t):
+      delta = factor * (t.experts[0] - t.base)
+      mass = yield mk.Total(jnp.sum(delta * delta), then)
+      return t.base + self.scale * delta * jnp.where(mass > 0, *tilt)
+
+  return Lean(0.8)
+
+
+@pytest.mark.parametrize(
+  'edited',
+  [{'factor': 0.25}, {'tilt': (2.0, 3.0)}, {'then': lambda total, _: -total}],
+  ids=['a number', 'an array', 'a then'],
+)
+def test_a_rule_that_was_edited(edited, sources, tmp_path, monkeypatch):
+  """What the two bodies computed would be mixed in one output."""
+  output = tmp_path / 'out'
+  assert repr(lean()) == repr(lean(**edited))
+  with monkeypatch.context() as patch:
+    interrupted(patch, 'record', 3)
+    with pytest.raises(KeyboardInterrupt):
+      merge(sources, output, method=lean())
+  with pytest.raises(ValueError, match=r'differs:\n  code of the method\n'):
+    merge(sources, output, method=lean(**edited))
+  assert merge(sources, output, method=lean()).units_resumed
+
+
 @pytest.mark.parametrize('overwrite', [False, True])
 def test_killed_before_the_stage_is_removed(
   laid_out, overwrite, tmp_path, monkeypatch

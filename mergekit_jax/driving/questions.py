@@ -37,14 +37,38 @@ def asked(method: Any, block: Block) -> list[PyTree]:
       return questions
     questions.append(reached.partials)
     with jax.enable_x64(True):
-      totals = jax.eval_shape(
-        functools.partial(jax.tree.map, widen), reached.partials
-      )
       answers.append(
         jax.eval_shape(
-          functools.partial(answer, method, block), totals, answers
+          functools.partial(answer, method, block),
+          _totals(reached.partials),
+          answers,
         )
       )
+
+
+def program(method: Any, block: Block) -> str:
+  """What a rule computes, as text: its code, but for its own numbers.
+
+  Args:
+    method: a rule.
+    block: as for `asked`.
+  """
+  texts = []
+  answers = []
+  for partials in asked(method, block):
+    texts.append(advance.lower(method, block, answers).as_text())
+    with jax.enable_x64(True):
+      answered = jax.jit(answer).lower(
+        method, block, _totals(partials), answers
+      )
+    texts.append(answered.as_text())
+    answers.append(answered.out_info)
+  texts.append(advance.lower(method, block, answers).as_text())
+  return '\n'.join(texts)
+
+
+def _totals(partials: PyTree) -> PyTree:
+  return jax.eval_shape(functools.partial(jax.tree.map, widen), partials)
 
 
 def is_random(method: Any, experts: int, rank: int = 2) -> bool:

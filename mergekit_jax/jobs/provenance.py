@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from mergekit_jax import processes
+from mergekit_jax.driving import questions
 from mergekit_jax.jobs.job import floating, Job
 from mergekit_jax.jobs.outputs import Output
 from mergekit_jax.version import __version__
@@ -114,6 +115,7 @@ def of_bits(
       for name, source in sources.items()
     },
     'numbers': _numbers(output.method, overrides),
+    'code of the method': _code(job, output),
     'units': job.plan.units_digest,
     'memory_budget': job.plan.memory_budget,
     'processes': jax.process_count(),
@@ -134,6 +136,22 @@ def _versions() -> dict[str, str]:
 def _told(value: Any) -> str:
   """As text, without addresses: a rule may hold a function."""
   return re.sub(r' at 0x[0-9a-f]+', '', repr(value))
+
+
+def _code(job: Job, output: Output) -> str:
+  """A digest of what rules compute: their names stay when they are edited."""
+  stand_ins = {}
+  for scope in job.plan.scopes:
+    for tensor in scope.tensors if scope.rules else ():
+      rule = scope.rules[output.number]
+      rank = len(tensor.shape) - len(tensor.stacked)
+      stand_ins[id(rule), rank] = rule, rank
+  key = jax.ShapeDtypeStruct((2,), np.uint32)
+  state = hashlib.blake2b(digest_size=16)
+  for rule, rank in stand_ins.values():
+    block = questions.stand_in(rank, len(job.experts), job.plan.has_base, key)
+    state.update(questions.program(rule, block).encode())
+  return state.hexdigest()
 
 
 def _numbers(methods: Any, overrides: Mapping[str, Any] | None) -> str:

@@ -211,6 +211,7 @@ def disjoint_mean(
   weights: Weights = None,
   election: str = 'mass',
   zero_mass: str = 'positive',
+  combine: str = 'mean',
 ) -> DisjointMean:
   """Consensus: elects a sign per entry, averages the experts that agree.
 
@@ -224,19 +225,21 @@ def disjoint_mean(
     zero_mass: what is elected where that sum is exactly 0: 'positive', or
       'majority', the majority of the elected signs over the scope, else
       positive, at the price of one more round.
+    combine: 'mean', or 'sum', which does not divide.
 
   Returns:
     A stage: deltas, float32 `[*shape]` each, to one of these.
 
   Raises:
     ValueError: if a weight is negative, not finite, or neither 0 nor between
-      1e-18 and 1e18, `election` or `zero_mass` is unknown or, as they are
-      merged, there are not as many weights as experts.
+      1e-18 and 1e18, `election`, `zero_mass` or `combine` is unknown or, as
+      they are merged, there are not as many weights as experts.
   """
   return DisjointMean(
     checks.weights(weights, at_least=0),
     checks.one_of('election', election, ('mass', 'count')),
     checks.one_of('zero_mass', zero_mass, ('positive', 'majority')),
+    checks.one_of('combine', combine, ('mean', 'sum')),
   )
 
 
@@ -247,6 +250,7 @@ class DisjointMean:
   weights: Weights
   election: str
   zero_mass: str
+  combine: str
 
   def __call__(self, t: Place, deltas: Deltas):
     del t
@@ -266,9 +270,11 @@ class DisjointMean:
     agree = [x > 0 for x in along]
     agreed = [jnp.where(x > 0, x, 0) for x in along]
     total = elected * sum(weigh(agreed, self.weights))
-    weight = sum(weigh(agree, self.weights))
-    mean = jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
-    return jnp.where(jnp.isnan(elected), jnp.nan, mean)
+    if self.combine == 'mean':
+      weight = sum(weigh(agree, self.weights))
+      none = weight == 0
+      total = jnp.where(none, 0, total / jnp.where(none, 1, weight))
+    return jnp.where(jnp.isnan(elected), jnp.nan, total)
 
 
 def _majority(total, answers):

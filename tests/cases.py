@@ -184,6 +184,14 @@ VARIANTS = [
     },
   ),
   _case(
+    'ties_sum',
+    mk.ties,
+    reference.ties,
+    'threshold',
+    2,
+    options={'density': 0.7, 'combine': 'sum', 'weights': [1, 0.5, 2]},
+  ),
+  _case(
     'dare_weighted',
     mk.dare,
     reference.dare,
@@ -198,6 +206,14 @@ VARIANTS = [
     'random',
     1,
     options={'drop_rate': 0.5, 'zero_mass': 'majority'},
+  ),
+  _case(
+    'dare_ties_sum',
+    mk.dare_ties,
+    reference.dare_ties,
+    'random',
+    0,
+    options={'drop_rate': 0.5, 'combine': 'sum'},
   ),
   _case(
     'dare_ties_trimmed',

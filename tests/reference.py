@@ -101,7 +101,7 @@ def weighted_sum(deltas, weights):
   }
 
 
-def disjoint_mean(deltas, weights, election, zero_mass, scope):
+def disjoint_mean(deltas, weights, election, zero_mass, scope, combine):
   if election == 'mass':
     mass = weighted_sum(deltas, weights)
   else:
@@ -123,6 +123,8 @@ def disjoint_mean(deltas, weights, election, zero_mass, scope):
       agrees = (delta[name] * sign > 0) & (weight > 0)
       total += np.where(agrees, weight * delta[name], 0)
       weight_sum += np.where(agrees, weight, 0)
+    if combine == 'sum':
+      weight_sum = np.ones(sign.shape)
     result[name] = np.divide(
       total, weight_sum, out=np.zeros(sign.shape), where=weight_sum > 0
     )
@@ -160,11 +162,12 @@ def ties(
   scope='model',
   election='mass',
   zero_mass='positive',
+  combine='mean',
 ):
   del key
   weights = weights or [1] * len(experts)
   deltas = trim(task_vectors(experts, base), density, scope)
-  delta = disjoint_mean(deltas, weights, election, zero_mass, scope)
+  delta = disjoint_mean(deltas, weights, election, zero_mass, scope, combine)
   return add_to(base, delta, scale)
 
 
@@ -186,12 +189,13 @@ def dare_ties(
   scope='model',
   election='mass',
   zero_mass='positive',
+  combine='mean',
 ):
   weights = weights or [1] * len(experts)
   deltas = drop(task_vectors(experts, base), drop_rate, key)
   if density is not None:
     deltas = trim(deltas, density, scope)
-  delta = disjoint_mean(deltas, weights, election, zero_mass, scope)
+  delta = disjoint_mean(deltas, weights, election, zero_mass, scope, combine)
   return add_to(base, delta, scale)
 
 

@@ -20,10 +20,10 @@ def after(stage, *deltas, bits=None):
   [
     (mk.task_arithmetic(), mk.task_arithmetic(1.0, None)),
     (mk.dare(), mk.dare(0.9, 1.0, None)),
-    (mk.ties(), mk.ties(0.2, 1.0, None, 'model', 'mass', 'positive')),
+    (mk.ties(), mk.ties(0.2, 1.0, None, 'model', 'mass', 'positive', 'mean')),
     (
       mk.dare_ties(),
-      mk.dare_ties(0.9, None, 1.0, None, 'model', 'mass', 'positive'),
+      mk.dare_ties(0.9, None, 1.0, None, 'model', 'mass', 'positive', 'mean'),
     ),
   ],
 )
@@ -56,6 +56,13 @@ def test_what_is_dropped_does_not_count(value):
 def test_an_expert_of_weight_zero_has_no_vote():
   consensus = mk.disjoint_mean([1, 0, 0], election='count')
   np.testing.assert_array_equal(after(consensus, [3.0], [-1.0], [-1.0]), [3])
+
+
+def test_a_disjoint_sum():
+  """Of the second entry none is left, of the third two disagree."""
+  experts = [3.0, 0.0, -2.0], [1.0, 0.0, 5.0], [-1.0, 0.0, -1.0]
+  consensus = mk.disjoint_mean([1, 2, 0.5], combine='sum')
+  np.testing.assert_array_equal(after(consensus, *experts), [5, 0, 10])
 
 
 def test_a_majority_of_neither_sign_is_positive():

@@ -19,6 +19,7 @@ _ELSEWHERE = {
   'dare_linear': 'dare',
   'lambda': 'scale',
   'density': '1 - drop_rate',
+  'normalize': 'combine',
   'models': '--experts',
   'base_model': '--base',
 }

@@ -54,6 +54,7 @@ def dare_ties(
   scope: str = 'model',
   election: str = 'mass',
   zero_mass: str = 'positive',
+  combine: str = 'mean',
 ) -> Chain:
   """DARE, then the sign election and disjoint mean of TIES.
 
@@ -69,6 +70,7 @@ def dare_ties(
       its majority: 'model' or 'tensor'.
     election: 'mass' or 'count'.
     zero_mass: 'positive' or 'majority'.
+    combine: 'mean', or 'sum' of what agrees, mergekit's default.
 
   Returns:
     A random rule: no rounds, 2 with a density, one more with a majority.
@@ -79,7 +81,7 @@ def dare_ties(
   return chain(
     drop(drop_rate),
     *([] if density is None else [trim(density)]),
-    disjoint_mean(weights, election, zero_mass),
+    disjoint_mean(weights, election, zero_mass, combine),
     scaled(scale),
     scope=scope,
   )

@@ -24,6 +24,7 @@ def ties(
   scope: str = 'model',
   election: str = 'mass',
   zero_mass: str = 'positive',
+  combine: str = 'mean',
 ) -> Chain:
   """TIES merging, with the trim over the whole task vector as its authors do.
 
@@ -37,6 +38,7 @@ def ties(
       and PEFT do.
     election: 'mass' (the authors) or 'count'.
     zero_mass: 'positive', or 'majority' (the authors).
+    combine: 'mean', or 'sum' of what agrees, mergekit's `normalize: false`.
 
   Returns:
     A rule of 2 rounds, 3 with `zero_mass='majority'`.
@@ -46,7 +48,7 @@ def ties(
   """
   return chain(
     trim(density),
-    disjoint_mean(weights, election, zero_mass),
+    disjoint_mean(weights, election, zero_mass, combine),
     scaled(scale),
     scope=scope,
   )

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import json
 
+from etils import epy
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-import orbax.checkpoint as ocp
+
+with epy.lazy_imports():
+  import orbax.checkpoint as ocp
 
 # Bytes of what a process tells the others; each must expect as many.
 _LONGEST = 4096
@@ -17,7 +20,8 @@ _LONGEST = 4096
 
 def barrier(name: str) -> None:
   """Waits until all processes have come here."""
-  ocp.multihost.sync_global_processes(f'mergekit_jax:{name}')
+  if jax.process_count() > 1:
+    ocp.multihost.sync_global_processes(f'mergekit_jax:{name}')
 
 
 def on_primary(action: Callable[[], object]) -> None:

@@ -6,19 +6,21 @@ import os
 import re
 from typing import Any
 
-from etils import epath
+from etils import epath, epy
 
 from mergekit_jax.checkpoint import (
-  orbax,
   orbax_layout,
   remote,
   safetensors,
   safetensors_layout,
 )
-from mergekit_jax.checkpoint.orbax_write import write_orbax
 from mergekit_jax.checkpoint.safetensors_write import write_safetensors
 from mergekit_jax.checkpoint.source import Checkpoint
 from mergekit_jax.checkpoint.writer import Write
+
+# Orbax takes half as long to import as JAX, and not every merge needs it.
+with epy.lazy_imports():
+  from mergekit_jax.checkpoint import orbax, orbax_write
 
 __all__ = ['FORMATS', 'Checkpoint', 'open_checkpoint', 'write_checkpoint']
 
@@ -82,14 +84,14 @@ def write_checkpoint(
     path: directory of the new checkpoint; it must not exist.
     specs: the tree to write: `like.tree` or a part of it, with specs.
     like: the checkpoint whose layout and metadata are kept.
-    produce: see `write_orbax` and `write_safetensors`.
+    produce: see `orbax_write.write_orbax` and `write_safetensors`.
     format: one of `FORMATS`; None keeps the one of `like`.
     shard_size: for safetensors, see `write_safetensors`.
-    zarr3: for Orbax, see `write_orbax`.
-    compression: for Orbax, see `write_orbax`.
-    chunks: for Orbax, see `write_orbax`.
+    zarr3: for Orbax, see `orbax_write.write_orbax`.
+    compression: for Orbax, see `orbax_write.write_orbax`.
+    chunks: for Orbax, see `orbax_write.write_orbax`.
     metadata: custom metadata, added to that of `like`.
-    arrays_at: for Orbax, see `write_orbax`.
+    arrays_at: for Orbax, see `orbax_write.write_orbax`.
 
   Raises:
     ValueError: the format cannot hold the tree.
@@ -100,7 +102,7 @@ def write_checkpoint(
       path, specs, like, produce, shard_size=shard_size, metadata=metadata
     )
     return
-  write_orbax(
+  orbax_write.write_orbax(
     path,
     specs if like.format == 'orbax' else _nested(specs),
     like.layout,

@@ -11,8 +11,10 @@ import json
 import re
 from typing import Any
 
-from etils import epath
-import orbax.checkpoint as ocp
+from etils import epath, epy
+
+with epy.lazy_imports():
+  import orbax.checkpoint as ocp
 
 ITEM_METADATA = '_METADATA'
 STEP_METADATA = '_CHECKPOINT_METADATA'

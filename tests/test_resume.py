@@ -785,19 +785,18 @@ def test_numbers_that_look_alike(sources, tmp_path, monkeypatch):
 
 
 def lean(factor=0.5, tilt=(0.0, 1.0), then=lambda total, _: total):
-  """A rule whose name and numbers stay when its body is edited."""
+  """A rule whose name and numbers stay when one of its stages is edited."""
   tilt = np.asarray(tilt, np.float32)
 
   @mk.rule
   class Lean:
     scale: float
 
-    def __call__(self, t):
-      delta = factor * (t.experts[0] - t.base)
+    def __call__(self, t, delta):
       mass = yield mk.Total(jnp.sum(delta * delta), then)
-      return t.base + self.scale * delta * jnp.where(mass > 0, *tilt)
+      return self.scale * factor * delta * jnp.where(mass > 0, *tilt)
 
-  return Lean(0.8)
+  return mk.chain(mk.weighted_sum(), Lean(0.8))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ _BESIDE_ROOT = 'nnx_aux'
 _SHORT_NAMES = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
 # What comes before the leaves of stacked layers.
 _STACK = re.compile(r'(.*?/)??(\w+_)?layers/')
+# How the library of Gemma names layers that it has stacked, always over axis 0.
+_STACK_OF_GEMMA = re.compile(r'transformer/stacked_layers/attention_type_\d+/')
 
 
 class SourceChangedError(ValueError):
@@ -325,6 +327,8 @@ def _known_stacks(
   axis. That is axis 1 unless somebody chose another, along which leaves of one
   stack differ; of scans in each other the axes are not known.
   """
+  if of_gemma := [path for path in shapes if _STACK_OF_GEMMA.match(path)]:
+    return {re.escape(path): 0 for path in of_gemma}
   # As text where it has been through safetensors, whose metadata is text.
   if checkpoint.metadata.get('scan_layers') not in (True, 'true'):
     return None

@@ -264,6 +264,20 @@ LAYOUTS = {
     restore=standard_restore,
     root='',
   ),
+  'gemma_stacked': Layout(
+    {
+      'transformer/embedder': {'input_embedding': (9, EMBED)},
+      'transformer/stacked_layers/attention_type_0/mlp/linear': {
+        'w': (LAYERS, MLP, EMBED)
+      },
+      'transformer/stacked_layers/attention_type_1/pre_ffw_norm': {
+        'scale': (2, EMBED)
+      },
+    },
+    save=standard_save,
+    restore=standard_restore,
+    root='',
+  ),
   't5x': Layout(
     {'decoder': {'layers': block(LAYERS)}},
     save=t5x_save,
@@ -330,6 +344,14 @@ def test_a_cycle_is_stacked_and_what_is_left_over_is_not(tmp_path):
   made = job.make_job([mk.average()], [tmp_path / 'base'], None)
   for tensor in made.plan.scopes[0].tensors:
     assert tensor.stacked == ((1,) if '/layers/' in tensor.path else ())
+
+
+def test_stacks_of_gemma_are_known_by_their_name(tmp_path):
+  layout = LAYOUTS['gemma_stacked']
+  layout.save(tmp_path / 'base', params(layout, 0))
+  made = job.make_job([mk.average()], [tmp_path / 'base'], None)
+  for tensor in made.plan.scopes[0].tensors:
+    assert tensor.stacked == ((0,) if 'stacked' in tensor.path else ())
 
 
 STACKED_FIRST = {

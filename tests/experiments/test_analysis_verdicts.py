@@ -1,13 +1,14 @@
 """Verdicts on made-up studies whose true effects are known."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.scale_study.analysis import measures, verdicts
-from experiments.scale_study.analysis.aggregate import Results
+from experiments.scale_study.analysis import effects, measures, verdicts
+from experiments.scale_study.analysis.aggregate import Grid, Results
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import HELD_IN, HELD_OUT, Truth
 
@@ -137,6 +138,66 @@ def test_no_effect_is_not_supported():
   assert verdict.verdict == 'not supported'
   assert verdict.low < 0 < verdict.high
   assert verdict.reason == 'the interval includes 0'
+
+
+def _judge_spread(monkeypatch, values):
+  """Finding 5 of two sizes, four methods and one subset, of these ratios."""
+  grid = made_up_grid.study(
+    sizes={'s': 100_000, 'm': 200_000}, ns=[8], seeds=len(values)
+  ).grid()
+  monkeypatch.setattr(Grid, 'values', lambda *_: np.array(values))
+  effect = effects.spread_shrinks(grid, measures.held_in)
+  return verdicts.judge('5', effect, 'validated', 'ratio')
+
+
+def test_an_interval_that_ends_on_the_effect_decides_nothing(monkeypatch):
+  """Each seed has another best method: of fewer seeds one is further ahead."""
+  values = np.zeros((3, 1, 2, 2, 4, 1))
+  for seed in range(3):
+    # At the smaller size; at the larger all methods are alike.
+    values[seed, :, 0, :, seed] = 0.3
+  values[:, :, 0, :, 3] = -0.2
+  verdict = _judge_spread(monkeypatch, values)
+  # Best − worst of the means, 0.1 − (−0.2), and of each seed alone.
+  assert verdict.effect == pytest.approx(0.3)
+  assert verdict.by_seed == pytest.approx([0.5] * 3)
+  assert verdict.verdict == 'not testable'
+  assert 'one side of the effect alone' in verdict.reason
+  assert np.isnan([verdict.low, verdict.high]).all()
+  # Nor is the opposite found, where the sizes are the other way round.
+  verdict = _judge_spread(monkeypatch, values[:, :, ::-1])
+  assert verdict.effect == pytest.approx(-0.3)
+  assert verdict.verdict == 'not testable'
+
+
+@pytest.mark.parametrize(
+  ('larger', 'rate', 'said'),
+  [
+    (1, 0.005, 'in under 1 % of simulated studies where'),
+    (0.5, 0.19, 'in about 19 % where'),
+  ],
+)
+def test_the_page_says_how_often_noise_alone_supports_5(
+  larger, rate, said, monkeypatch
+):
+  """Four equal methods; at the larger size seeds scatter so much of it.
+
+  The rates are of 3,000 studies.
+  """
+  generator = np.random.default_rng(0)
+  scatter = np.array([1, larger])[:, None, None, None]
+  trials = 100
+  supported = sum(
+    _judge_spread(
+      monkeypatch, 0.7 + generator.normal(0, 0.1, (3, 1, 2, 2, 4, 1)) * scatter
+    ).verdict
+    == 'supported'
+    for _ in range(trials)
+  )
+  deviation = (rate * (1 - rate) / trials) ** 0.5
+  assert abs(supported / trials - rate) < 2 * deviation
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'scale_study.md'
+  assert said in ' '.join(page.read_text('utf-8').split())
 
 
 def test_merges_are_counted():

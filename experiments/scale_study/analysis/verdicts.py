@@ -7,7 +7,8 @@ above 0 if the paper is right (effects.py). It is
   not supported  if it does not: it includes 0, or lies below,
   not testable   if some part has fewer than three seeds, there is only one size
                  (findings 2, 4, 5), one base (1) or no six experts (second
-                 half of 3), or no category passed its gates on both sides.
+                 half of 3), no category passed its gates on both sides, or
+                 resampled seeds lie on one side of the effect alone.
 
 A part in which no category may be counted does not enter; the reason names it.
 
@@ -221,6 +222,12 @@ def judge(
   elif seeds < MINIMUM_SEEDS:
     outcome = 'not testable'
     reason = f'needs {MINIMUM_SEEDS} seeds everywhere; {seeds} run'
+  elif np.isnan(low):
+    outcome = 'not testable'
+    reason = (
+      'resampled seeds lie on one side of the effect alone, so that it has no '
+      'interval; needs more seeds'
+    )
   elif low > 0:
     outcome, reason = 'supported', 'the interval lies above 0'
   elif high < 0:

@@ -11,9 +11,11 @@ its task or a streamed merge is not, bit by bit, the merge in memory.
 """
 
 import importlib
+import io
 import os
 from pathlib import Path
 import pkgutil
+import sys
 
 from absl import app, flags, logging
 import jax
@@ -154,4 +156,7 @@ def _study(config: StudyConfig, output_dir: Path) -> str | None:
 
 
 if __name__ == '__main__':
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # A locale may have no ≥ and no −.
+    sys.stdout.reconfigure(errors='backslashreplace')
   app.run(main)

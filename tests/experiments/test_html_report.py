@@ -67,8 +67,13 @@ def folder(tmp_path_factory):
     capture_output=True,
     text=True,
     check=True,
+    # Files are the same in a locale that has none of their letters.
+    env={**os.environ, 'PYTHONUTF8': '0', 'LC_ALL': 'C'},
   ).stdout
-  assert printed.splitlines()[-1] == f'Wrote {folder / "report.html"}'
+  *_, finding, picture, report = printed.splitlines()
+  assert 'supported' in finding
+  assert picture == f'Wrote {folder / "figures" / "scores.png"}'
+  assert report == f'Wrote {folder / "report.html"}'
   return folder
 
 
@@ -269,6 +274,19 @@ def test_little_data_makes_a_report_too(tmp_path, changes, pictures):
   assert judged == {'not testable'}
   assert len(page.values('img', 'src')) == pictures
   assert 'nan' not in page.text.lower().split()
+
+
+def test_only_what_was_drawn_is_named(tmp_path):
+  """Of single experts there are no merges whose scores could be drawn."""
+  study = made_up_grid.study(sizes={'s': 100}, ns=(1,))
+  made_up_grid.write(study, tmp_path)
+  named = [
+    line.removeprefix('Wrote ')
+    for line in analyse(tmp_path).splitlines()
+    if line.startswith('Wrote ')
+  ]
+  assert not (tmp_path / 'figures' / 'scores.png').exists()
+  assert named == [str(tmp_path / 'report.html')]
 
 
 @pytest.mark.filterwarnings('error')

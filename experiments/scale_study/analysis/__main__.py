@@ -8,7 +8,9 @@ beside them.
 The same files give the same numbers, under the same NumPy and SciPy.
 """
 
+import io
 from pathlib import Path
+import sys
 
 from absl import app
 
@@ -27,4 +29,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # A locale may have no ≥ and no −.
+    sys.stdout.reconfigure(errors='backslashreplace')
   app.run(main)

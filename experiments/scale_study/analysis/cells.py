@@ -151,7 +151,7 @@ def load(path: Path) -> tuple[Cell, ...]:
       sizes and parameters do not go together; the message names the lines.
   """
   cells, lines = [], {}
-  for number, line in enumerate(path.read_text().splitlines(), 1):
+  for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
     try:
       cell = from_json(Cell, json.loads(line))
       _refuse(_problems(cell))
@@ -191,7 +191,7 @@ def load_gates(path: Path) -> tuple[Gate, ...]:
     ValueError: an entry is not a valid gate.
   """
   gates = []
-  for number, entry in enumerate(json.loads(path.read_text())):
+  for number, entry in enumerate(json.loads(path.read_text('utf-8'))):
     try:
       entry = dict(entry)
       entry['passed'] = entry.pop('pass', None)

@@ -28,7 +28,7 @@ def analyse(folder: Path) -> str:
     folder: has cells.jsonl and gates.json, and gets the rest.
 
   Returns:
-    The scores, the verdicts, and where a picture and the report are.
+    The scores, the verdicts, and where the first picture and the report are.
   """
   results = Results.load(folder)
   judged = verdicts.judge_all(results)
@@ -51,6 +51,8 @@ def analyse(folder: Path) -> str:
     png = buffer.getvalue()
     (folder / 'figures' / f'{picture.name}.png').write_bytes(png)
     pictures.append((picture, png))
+  # The scores, where there are some.
+  drawn = [folder / 'figures' / f'{p.name}.png' for p, _ in pictures[:1]]
   report = folder / 'report.html'
   answers = written.load(folder)
   report.write_text(
@@ -60,8 +62,7 @@ def analyse(folder: Path) -> str:
     [
       f'{scores.text(scores.tables(results))}\n',
       *_said(judged),
-      f'Wrote {folder / "figures" / "scores.png"}',
-      f'Wrote {report}',
+      *(f'Wrote {path}' for path in (*drawn, report)),
     ]
   )
 
@@ -78,7 +79,7 @@ def _said(judged: Sequence[verdicts.Verdict]) -> list[str]:
 
 def _write_json(path: Path, record: Any) -> None:
   text = json.dumps(_plain(record), indent=2, ensure_ascii=False)
-  path.write_text(text + '\n')
+  path.write_text(text + '\n', 'utf-8')
 
 
 def _plain(value: Any) -> Any:

@@ -80,11 +80,12 @@ def write_all(
       # Readers of tables refuse one without columns.
       path.unlink(missing_ok=True)
       continue
-    with open(path, 'w', newline='') as file:
+    with open(path, 'w', newline='', encoding='utf-8') as file:
       writer = csv.DictWriter(file, rows[0])
       writer.writeheader()
       writer.writerows(rows)
-  (folder / 'verdicts.md').write_text(verdict_markdown(verdicts))
+  markdown = verdict_markdown(verdicts)
+  (folder / 'verdicts.md').write_text(markdown, 'utf-8')
 
 
 def merge_rows(results: Results) -> Iterator[Row]:

@@ -146,6 +146,41 @@ def test_a_caption_names_what_does_not_count_in_its_picture():
   assert held_in.format(at_both, at_both) in said['size']
 
 
+def test_a_panel_without_anything_to_count_says_so():
+  """Every gate of the pretrained base fails at m, the larger size."""
+  study = made_up_grid.study(
+    sizes={'s': 121_000, 'm': 372_000},
+    failing=[
+      ('m', 'pretrained', name)
+      for name in (*made_up_grid.HELD_IN, *made_up_grid.HELD_OUT)
+    ],
+  )
+  grid = study.grid()
+
+  def empty(draw):
+    """By panel, without those of the paper."""
+    return [
+      'no category may be counted' in [text.get_text() for text in panel.texts]
+      for panel in draw(grid).figure.axes
+      if 'paper' not in panel.get_title(loc='left')
+    ]
+
+  # What compares bases counts nothing at m, what compares sizes nothing of the
+  # pretrained one, and what compares both nothing at all.
+  assert empty(base_quality.draw) == [False]
+  assert empty(size.draw) == [True, False]
+  assert empty(methods.draw) == [True] * 4
+  for draw, count in (
+    (drift.draw, 4),
+    (number.draw_held_out, 2),
+    (number.draw_by_size, 4),
+  ):
+    assert empty(draw) == [True] * count
+  nothing = dict.fromkeys(grid.countable, frozenset())
+  grid = dataclasses.replace(grid, countable=nothing)
+  assert empty(base_quality.draw) == [True]
+
+
 def test_a_sweep_varies_one_hyperparameter_alone():
   study = made_up_grid.study(
     sizes={'s': 100}, bases=['pretrained'], ns=[2], seeds=1, sweeps=True

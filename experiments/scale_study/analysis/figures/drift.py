@@ -32,6 +32,7 @@ def draw(grid: Grid) -> Picture:
       x, y = drift[i, b, j], held_in[i, b, j]
       panel.plot(x, y, markersize=5.5, linewidth=1.2, **look)
       panel.plot(x[:1], y[:1], markersize=5.5, markerfacecolor='white', **look)
+    style.say_if_empty(panel, held_in[i, b])
     style.title(panel, f'{names.title(base)} base, {size}')
     panel.set_xlabel('drift: ‖merge − base‖ ÷ ‖base‖', fontsize=style.NORMAL)
     panel.set_ylabel(names.HELD_IN, fontsize=style.NORMAL)

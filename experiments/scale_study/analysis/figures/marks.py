@@ -61,6 +61,7 @@ def lines(
   for position, (name, values) in enumerate(series.items()):
     shifted = np.asarray(x, float) + 0.13 * (position - middle)
     line(axes, shifted, values, **looks[name])
+  style.say_if_empty(axes, [values.value for values in series.values()])
 
 
 def level(axes: Axes, y: float, **look: Any) -> None:
@@ -98,6 +99,9 @@ def dumbbells(
       look = style.BASE_LOOKS[base]
       axes.plot(value, y, linestyle='none', markersize=7, **look)
       axes.hlines(y, low, high, colors=look['color'], linewidth=7, alpha=0.3)
+  style.say_if_empty(
+    axes, [value for _, row in rows for value, *_ in row.values()]
+  )
   axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
   axes.set_ylim(-0.7, len(rows) - 0.3)
 

@@ -30,6 +30,7 @@ def draw(grid: Grid) -> Picture:
       x = np.array(list(sizes.values())) * 1.05 ** (k - len(grid.ns) / 2)
       series = part(held_in, slice(None), b, k)
       marks.line(ours, x, series, **looks[n])
+    style.say_if_empty(ours, held_in.value[:, b])
     rows = [row for row in paper.ROWS if row.base == base]
     for k, n in enumerate(paper.NS):
       x = [paper.SIZES[row.size] for row in rows]

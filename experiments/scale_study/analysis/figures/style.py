@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
+from numpy.typing import ArrayLike
 
 from experiments.scale_study.analysis import names
 from experiments.scale_study.analysis.bases import BASES
@@ -84,6 +85,25 @@ def reference(axes: Axes, y: float, text: str) -> None:
     color=REFERENCE,
     bbox={'facecolor': 'white', 'linewidth': 0, 'pad': 0.5, 'alpha': 0.8},
   )
+
+
+def say_if_empty(axes: Axes, values: ArrayLike) -> None:
+  """Says why a panel is empty, where no category may be counted in it.
+
+  Args:
+    axes: the panel.
+    values: everything that is drawn there; NaN is not.
+  """
+  if np.isnan(values).all():
+    axes.text(
+      0.5,
+      0.4,
+      'no category may be counted',
+      transform=axes.transAxes,
+      ha='center',
+      fontsize=SMALL,
+      color=REFERENCE,
+    )
 
 
 def beside_paper(

@@ -6,9 +6,26 @@
 reads them from the Hub, or from a local folder of the same with --source. P3,
 the public pool of prompts, holds every dataset under many templates (Sanh et
 al., 2021, arXiv 2110.08207), one configuration each, named
-`<dataset>_<template>`. The folder gets a folder for each dataset with
+`<dataset>_<template>`. The output gets a folder for each dataset with
 `train.jsonl`, `validation.jsonl` and `test.jsonl`, in the schema of
-`experiments.scale_study.tasks.p3`.
+`experiments.scale_study.tasks.p3`. Datasets that the source lacks are left out,
+with a warning.
+
+A local folder has a README.md that begins with its configurations, as on the
+Hub,
+
+  ---
+  configs:
+  - config_name: imdb_Movie_Expressed_Sentiment
+    data_files:
+    - {split: train, path: imdb/train.jsonl}
+    - {split: validation, path: imdb/validation.jsonl}
+  ---
+
+and rows such as
+
+  {"inputs_pretokenized": "A fine film. Good or bad?",
+   "targets_pretokenized": "Good", "answer_choices": ["Good", "Bad"]}
 
 Many test splits of P3 have no labels. So the examples of its validation split
 (or its test split, for want of one) become test examples; for held-in datasets
@@ -60,10 +77,15 @@ _OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder to write; made if it is not there.'
 )
 _SOURCE = flags.DEFINE_string(
-  'source', 'bigscience/P3', 'Name on the Hub, or a local folder of the same.'
+  'source',
+  'bigscience/P3',
+  'Name on the Hub, or a local folder whose README.md lists configurations.',
 )
 _EXAMPLES = flags.DEFINE_integer(
-  'examples', 1000, 'Rows read of every template and split, at most.'
+  'examples',
+  1000,
+  'Rows read of every template and split, at most.',
+  lower_bound=1,
 )
 _MAX_WORDS = flags.DEFINE_integer(
   'max_words', 300, 'Leaves out examples with more words than this.'
@@ -78,8 +100,8 @@ def record(
   Returns:
     The line as a dict, or why the row is of no use.
   """
-  inputs = row['inputs_pretokenized'].strip()
-  targets = row['targets_pretokenized'].strip()
+  inputs = (row.get('inputs_pretokenized') or '').strip()
+  targets = (row.get('targets_pretokenized') or '').strip()
   choices = [choice.strip() for choice in row.get('answer_choices') or ()]
   if not inputs or not targets:
     return 'no text'
@@ -116,14 +138,12 @@ def export(
 
   Raises:
     ImportError: if the library `datasets` is not installed.
-    ValueError: if the source has no template of a dataset.
+    OSError: if the source cannot be read.
+    ValueError: if the source has no template of any dataset, a configuration
+      lacks a split, or no example is left.
   """
-  known = _library().get_dataset_config_names(source)
-  templates = {
-    (category, name): _templates(name, known)
-    for category, names in datasets.items()
-    for name in names
-  }
+  templates = _templates_of(datasets, source)
+  wrote = False
   progress = tqdm(templates.items(), unit='dataset', disable=None)
   for (category, name), found in progress:
     progress.set_postfix_str(name)
@@ -147,6 +167,7 @@ def export(
         name,
         tested,
       )
+    wrote |= bool(lines)
     for split, of_split in lines.items():
       _warn_of_one_answer(name, split, of_split)
       path = output / name / f'{split}.jsonl'
@@ -159,6 +180,40 @@ def export(
       {split: len(of_split) for split, of_split in lines.items()},
       dict(useless),
     )
+  if not wrote:
+    raise ValueError(
+      f'No example of {source} is left, so nothing was written; why is said '
+      'above. Raise --max_words if they are too long.'
+    )
+
+
+def _templates_of(
+  datasets: Mapping[str, tuple[str, ...]], source: str
+) -> dict[tuple[str, str], list[str]]:
+  """Returns the templates by category and dataset, of those that are there."""
+  try:
+    known = _library().get_dataset_config_names(source)
+  except OSError as error:
+    raise OSError(
+      f'{source} cannot be read ({error}). Give --source a name on the Hub, '
+      'where there is a network, or a local folder.'
+    ) from error
+  asked = [(of, name) for of, names in datasets.items() for name in names]
+  templates = {key: _templates(key[1], known) for key in asked}
+  missing = [f'{name}_' for of, name in asked if not templates[of, name]]
+  if len(missing) == len(asked):
+    raise ValueError(
+      f'No configuration begins with {" or ".join(map(repr, missing))} among '
+      f'the {len(known)} of {source}: {", ".join(known[:5])}, ... A local '
+      'folder lists its configurations in README.md, as --help shows.'
+    )
+  if missing:
+    logging.warning(
+      'Left out, since no configuration of %s begins so: %s.',
+      source,
+      ', '.join(missing),
+    )
+  return {key: found for key, found in templates.items() if found}
 
 
 def _warn_of_one_answer(
@@ -183,17 +238,11 @@ def _warn_of_one_answer(
 def _templates(dataset: str, known: list[str]) -> list[str]:
   """Returns the templates of a dataset, without copies made for scoring."""
   prefix = f'{dataset}_'
-  templates = [
+  return [
     name.removeprefix(prefix)
     for name in known
     if name.startswith(prefix) and not name.endswith('_score_eval')
   ]
-  if not templates:
-    raise ValueError(
-      f'No configuration begins with {prefix!r} among the {len(known)} of the '
-      f'source: {", ".join(known[:5])}, ...'
-    )
-  return templates
 
 
 def _rows(
@@ -201,13 +250,20 @@ def _rows(
 ) -> Iterator[tuple[Split, dict[str, Any]]]:
   """Yields rows of a configuration and the split each goes to."""
   splits = _library().load_dataset(source, configuration, streaming=True)
-  tested = splits['validation' if 'validation' in splits else 'test']
+  held_in = category in HELD_IN
+  tested = splits.get('validation', splits.get('test'))
+  if tested is None or (held_in and 'train' not in splits):
+    raise ValueError(
+      f'{configuration} has {", ".join(splits)}, and needs validation or test'
+      f'{" and train" if held_in else ""}: add what is missing, or take this '
+      'configuration out of the source.'
+    )
   # One seed for all templates, and every other row: rows have no name. Of items
   # in the same order, each goes to the same split under every template.
   for index, row in enumerate(_some(tested, count)):
-    held_back = category in HELD_IN and index % 2 == 0
+    held_back = held_in and index % 2 == 0
     yield 'validation' if held_back else 'test', row
-  if category in HELD_IN:
+  if held_in:
     for row in _some(splits['train'], count):
       yield 'train', row
 
@@ -242,7 +298,7 @@ def main(argv: list[str]) -> str | None:
       examples=_EXAMPLES.value,
       max_words=_MAX_WORDS.value,
     )
-  except (ImportError, ValueError) as error:
+  except (ImportError, OSError, ValueError) as error:
     return str(error)
   print(f'Wrote {output}.')
 

@@ -7,6 +7,8 @@ import random
 import sys
 import types
 
+from absl import flags
+from absl.testing import flagsaver
 import pytest
 
 from experiments.scale_study.tasks import p3
@@ -75,6 +77,20 @@ def library(monkeypatch):
     },
   )
   monkeypatch.setitem(sys.modules, 'datasets', module)
+
+
+@pytest.fixture
+def main(library, monkeypatch):
+  """Runs the tool with these flags and returns what went wrong."""
+  monkeypatch.setattr(export_p3, 'DATASETS', _DATASETS)
+
+  def run(*given):
+    flags.FLAGS([export_p3.__name__, *given])
+    return export_p3.main([export_p3.__name__])
+
+  with flagsaver.flagsaver():
+    yield run
+  flags.FLAGS.unparse_flags()
 
 
 def _export(folder, **options):
@@ -234,6 +250,62 @@ def test_a_dataset_that_is_not_there_is_named(library, tmp_path):
     )
 
 
+def test_a_folder_may_have_some_of_the_datasets(library, tmp_path, caplog):
+  caplog.set_level('WARNING', 'absl')
+  datasets = {'sentiment': ('plays', 'films')}
+  options = {'source': 'local', 'examples': 9, 'max_words': 20}
+  export_p3.export(tmp_path, datasets, **options)
+  assert [path.name for path in tmp_path.iterdir()] == ['films']
+  assert 'no configuration of local begins so: plays_.' in caplog.text
+
+
+def test_a_folder_without_a_list_is_told_how_to_have_one(library, tmp_path):
+  """The library then makes one configuration of all files."""
+  sys.modules['datasets'].get_dataset_config_names = lambda _: ['default']
+  with pytest.raises(ValueError, match="'films_' or 'stories_' among") as told:
+    _export(tmp_path)
+  assert 'README.md' in str(told.value)
+  assert 'README.md' in (export_p3.__doc__ or '')
+
+
+@pytest.mark.parametrize(
+  ('configuration', 'lost', 'said'),
+  [
+    ('films_is_it_good', 'train', 'has validation, and needs .* and train:'),
+    ('stories_end', 'validation', 'has train, and needs validation or test:'),
+  ],
+)
+def test_a_configuration_says_which_split_it_lacks(
+  library, monkeypatch, tmp_path, configuration, lost, said
+):
+  monkeypatch.delitem(_FILMS[configuration], lost)
+  with pytest.raises(ValueError, match=f'{configuration} {said}'):
+    _export(tmp_path)
+
+
+def test_a_source_that_cannot_be_read_says_so(main, tmp_path):
+  def unreachable(source):
+    raise ConnectionError(f'Couldn’t reach {source}')
+
+  sys.modules['datasets'].get_dataset_config_names = unreachable
+  assert main(f'--output={tmp_path}', '--source=far') == (
+    'far cannot be read (Couldn’t reach far). Give --source a name on the Hub, '
+    'where there is a network, or a local folder.'
+  )
+
+
+def test_no_folder_is_named_that_was_not_written(main, tmp_path, capsys):
+  """Rows have two words or more, with the answer."""
+  output = tmp_path / 'p3'
+  with pytest.raises(flags.IllegalFlagValueError, match='--examples=0'):
+    main(f'--output={output}', '--examples=0')
+  told = main(f'--output={output}', '--source=far', '--max_words=1')
+  assert told and told.startswith('No example of far is left')
+  assert not output.exists() and not capsys.readouterr().out
+  assert main(f'--output={output}', '--max_words=9') is None
+  assert capsys.readouterr().out == f'Wrote {output}.\n'
+
+
 @pytest.mark.parametrize(
   ('inputs', 'targets', 'reason'),
   [(' ', 'yes', 'no text'), ('good ?', '', 'no text'), ('good ?', 'so', 'cho')],
@@ -241,6 +313,13 @@ def test_a_dataset_that_is_not_there_is_named(library, tmp_path):
 def test_useless_rows_have_a_reason(inputs, targets, reason):
   record = export_p3.record(_row(inputs, targets), 'sentiment', 'films', 't')
   assert isinstance(record, str) and reason in record
+
+
+def test_rows_without_an_answer_have_no_text():
+  row = _row('good ?', 'yes')
+  for without in (row | {'targets_pretokenized': None}, {'answer': 'yes'}):
+    record = export_p3.record(without, 'sentiment', 'films', 't')
+    assert record == 'no text'
 
 
 def test_without_the_library_pip_is_named(monkeypatch, tmp_path):

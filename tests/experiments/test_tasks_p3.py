@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments.scale_study.tasks import p3
+from experiments.scale_study.tasks import json_lines, p3
 from experiments.scale_study.tasks.source import Example
 
 _LINE = {
@@ -173,7 +173,7 @@ def test_a_wrong_line_is_named(tmp_path, change, message):
   assert f'{tmp_path / "train.jsonl"}, line 2' in str(error.value)
 
 
-@pytest.mark.parametrize('field', p3.FIELDS)
+@pytest.mark.parametrize('field', json_lines.FIELDS)
 def test_a_missing_field_is_named(tmp_path, field):
   line = {key: value for key, value in _LINE.items() if key != field}
   (tmp_path / 'test.jsonl').write_text(f'\n{json.dumps(line)}\n')

@@ -24,7 +24,6 @@ import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import functools
 import itertools
-import json
 from pathlib import Path
 import random
 import typing
@@ -32,6 +31,7 @@ from typing import Any
 
 from absl import logging
 
+from experiments.scale_study.tasks import json_lines
 from experiments.scale_study.tasks.source import (
   Dataset,
   Example,
@@ -45,16 +45,7 @@ from experiments.scale_study.tasks.source import (
 )
 from experiments.scale_study.tasks.tokenizer import Tokenizer, words_of
 
-FIELDS = (
-  'inputs',
-  'targets',
-  'answer_choices',
-  'category',
-  'dataset',
-  'template',
-)
 SPLITS: tuple[Split, ...] = typing.get_args(Split)
-_CATEGORIES = (*HELD_IN, *HELD_OUT, INSTRUCTION)
 
 # Texts to be written, not found: near misses count.
 _WRITTEN = ('structure_to_text', 'summarization')
@@ -78,7 +69,7 @@ def source(folder: str | Path, *, vocabulary: int = 8192) -> Source:
   folder = Path(folder)
   examples = _read(folder)
   held_in, held_out, instruction = {}, {}, []
-  for category in _CATEGORIES:
+  for category in json_lines.CATEGORIES:
     datasets = tuple(
       _dataset(name, category, splits)
       for (of, name), splits in examples.items()
@@ -102,59 +93,6 @@ def source(folder: str | Path, *, vocabulary: int = 8192) -> Source:
   )
 
 
-def parse(line: str, where: str) -> tuple[str, str, Example]:
-  """Reads one line of a file.
-
-  Args:
-    line: a JSON object with all `FIELDS`.
-    where: file and number of the line, for errors.
-
-  Returns:
-    Its category, its dataset, and the example.
-
-  Raises:
-    ValueError: if the line is not as it should be.
-  """
-  record = _object(line, where)
-  missing = [field for field in FIELDS if field not in record]
-  if missing:
-    raise ValueError(
-      f'{where} lacks {", ".join(missing)}. A line needs all of '
-      f'{", ".join(FIELDS)}; answer_choices may be null.'
-    )
-  for field in ('inputs', 'targets', 'category', 'dataset', 'template'):
-    if not isinstance(record[field], str) or not record[field].strip():
-      raise ValueError(f'{where}: {field} is {record[field]!r}, not a text.')
-  if record['category'] not in _CATEGORIES:
-    raise ValueError(
-      f'{where}: {record["category"]!r} is not a category of the study. '
-      f'Use one of {", ".join(_CATEGORIES)}.'
-    )
-  choices = record['answer_choices'] or []
-  if not isinstance(choices, list) or not all(
-    isinstance(choice, str) for choice in choices
-  ):
-    raise ValueError(
-      f'{where}: answer_choices is {choices!r}, neither a list of texts nor '
-      'null.'
-    )
-  # P3 leaves white space at the edges, which means nothing.
-  answer = record['targets'].strip()
-  candidates = tuple(dict.fromkeys(choice.strip() for choice in choices))
-  if len(candidates) == 1:
-    raise ValueError(
-      f'{where}: answer_choices is {choices!r}, which leaves nothing to '
-      'choose. Give the wrong answers as well, or null for free text.'
-    )
-  if candidates and answer not in candidates:
-    raise ValueError(
-      f'{where}: targets is {answer!r}, not one of answer_choices '
-      f'{list(candidates)}.'
-    )
-  example = Example(record['inputs'].strip(), answer, candidates)
-  return record['category'], record['dataset'], example
-
-
 def _read(folder: Path) -> _Examples:
   files: list[tuple[Split, Path]] = [
     (split, path)
@@ -171,8 +109,8 @@ def _read(folder: Path) -> _Examples:
   examples: _Examples = {}
   categories: dict[str, str] = {}
   for split, path in files:
-    for line, where in _lines(path):
-      category, name, example = parse(line, where)
+    for record, where in json_lines.records(path):
+      category, name, example = json_lines.example(record, where)
       if categories.setdefault(name, category) != category:
         raise ValueError(
           f'{where}: the dataset {name!r} is of {category} here and of '
@@ -184,26 +122,6 @@ def _read(folder: Path) -> _Examples:
     _require(splits, category, name)
   _keep_apart(examples)
   return examples
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-  try:
-    with path.open(encoding='utf-8') as file:
-      for number, line in enumerate(file, 1):
-        if line.strip():
-          yield line, f'{path}, line {number}'
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path} is not UTF-8: {error}. Save it so.') from error
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-  try:
-    record = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f'{where} is not JSON: {error}.') from error
-  if not isinstance(record, dict):
-    raise ValueError(f'{where} is {record!r}, not a JSON object.')
-  return record
 
 
 def _require(splits: Mapping[Split, Any], category: str, name: str) -> None:
@@ -335,8 +253,7 @@ def _corpus(path: Path, seed: int) -> Iterator[tuple[Piece, ...]]:
       'line, or start from a base that is pretrained.'
     )
   texts = []
-  for line, where in _lines(path):
-    record = _object(line, where)
+  for record, where in json_lines.records(path):
     if not isinstance(record.get('text'), str):
       raise ValueError(f'{where} lacks "text".')
     texts.append((Piece(record['text']),))

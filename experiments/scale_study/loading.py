@@ -16,7 +16,7 @@ from experiments.scale_study.study_config import (
   Scratch,
   StudyConfig,
 )
-from experiments.scale_study.tasks import batches
+from experiments.scale_study.tasks import batches, guessing
 from experiments.scale_study.tasks.source import (
   Dataset,
   HELD_IN,
@@ -69,7 +69,7 @@ def load_source(config: StudyConfig) -> Source:
       ', '.join(skipped),
     )
   _demand_examples(config, source, directly, tuned)
-  return source
+  return _scored_by_rouge_l(config, source)
 
 
 def digest(config: StudyConfig, source: Source) -> str:
@@ -154,6 +154,24 @@ def _demand_examples(
     demand(trained, 'train', _TRAINING_EXAMPLES)
   for tested in source.categories.values():
     demand(tested, 'test', config.test_examples)
+
+
+def _scored_by_rouge_l(config: StudyConfig, source: Source) -> Source:
+  """Sets the chance of what has ROUGE-L as its score, if any has."""
+  if config.text_metric != 'rouge_l':
+    return source
+
+  def measured(dataset: Dataset) -> Dataset:
+    if dataset.metric != 'rouge_l':
+      return dataset
+    reached = guessing.constant_rouge_l(dataset, config.test_examples)
+    return dataclasses.replace(dataset, constant=reached)
+
+  held_in, held_out = (
+    {name: tuple(map(measured, datasets)) for name, datasets in side.items()}
+    for side in (source.held_in, source.held_out)
+  )
+  return dataclasses.replace(source, held_in=held_in, held_out=held_out)
 
 
 def _tasks(config: StudyConfig) -> Source:

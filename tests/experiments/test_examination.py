@@ -69,6 +69,8 @@ def test_free_text_has_to_be_what_is_written():
     ('a dog', 'the cat', 0.0),
     # police killed the gunman | police kill the gunman: 3 of 4 and of 4.
     ('police kill the gunman', 'police killed the gunman', 0.75),
+    # Words that come again: 'a b a' is in common, 3 of 4 and of 5.
+    ('b a b a', 'a a b c a', 2 * 3 / 9),
     # The same words in another order: "the gunman" only, 2 of 4 and of 4.
     ('the gunman kill police', 'police killed the gunman', 0.5),
     # 2 of 2 words written, 2 of 6 of the reference: 2 · 1 · ⅓ / (4/3).

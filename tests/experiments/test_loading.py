@@ -127,3 +127,29 @@ def test_what_is_not_installed_is_named(tasks, monkeypatch):
   monkeypatch.setattr(wordnet, 'source', lambda: wordnet.demand(tasks))
   with pytest.raises(ValueError, match='no WordNet in .* Install it'):
     load('wordnet')
+
+
+def test_chance_is_in_the_metric_of_the_score(tasks):
+  """What is right in no answer but one has words in common with others."""
+  said = {
+    'train': ['red blue', 'green green', 'red blue'],
+    'validation': ['red'],
+    'test': ['red green', 'red blue', 'white blue', 'white white'],
+  }
+  for split, answers in said.items():
+    edit(tasks, split, without('structure_to_text'))
+    with (tasks / f'{split}.jsonl').open('a') as file:
+      for number, answer in enumerate(answers):
+        line = {
+          'inputs': f'{split} {number}',
+          'targets': answer,
+          'answer_choices': None,
+          'category': 'structure_to_text',
+          'dataset': 'words',
+          'template': 'plain',
+        }
+        file.write(json.dumps(line) + '\n')
+  settings = dict(text_metric='rouge_l', length=24)
+  (dataset,) = load(tasks, **settings).held_in['structure_to_text']
+  # 'red blue' has ½, 1, ½ and 0; 'green green' has ½, 0, 0 and 0.
+  assert dataset.constant == pytest.approx((0.5 + 1 + 0.5) / 4)

@@ -31,7 +31,7 @@ from typing import Any
 
 from absl import logging
 
-from experiments.scale_study.tasks import json_lines
+from experiments.scale_study.tasks import guessing, json_lines
 from experiments.scale_study.tasks.source import (
   Dataset,
   Example,
@@ -206,27 +206,8 @@ def _dataset(
       yield from rng.sample(known, len(known))
 
   metric, pool = _metric(category, splits), splits.get('train', ())
-  constant = _constant([*examples('test', 0)])
+  constant = guessing.constant([*examples('test', 0)])
   return Dataset(name, category, metric, examples, pool, constant)
-
-
-def _constant(examples: Sequence[Example]) -> float:
-  """What giving always the same answer reaches, or guessing if that is more.
-
-  The same is the commonest answer among candidates that come again, less one
-  time, for it must have been learned from another example.
-  """
-  answers = collections.defaultdict(collections.Counter)
-  guessed = collections.defaultdict(float)
-  for example in examples:
-    same = frozenset(example.candidates)
-    answers[same][example.answer] += 1
-    guessed[same] += example.chance
-  right = sum(
-    max(guessed[same], max(found.values()) - 1)
-    for same, found in answers.items()
-  )
-  return right / max(len(examples), 1)
 
 
 def _metric(category: str, splits: Mapping[Split, Iterable[Example]]) -> Metric:

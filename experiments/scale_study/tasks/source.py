@@ -73,8 +73,9 @@ class Dataset:
       same seed. Training examples never end, but there may be none. Validation
       and test examples are distinct and may end; no prompt is in two splits.
     pool: all training examples, where they are not made as they are drawn.
-    constant: what giving always the same answer reaches on the test; 0 where
-      answers are equally frequent by construction.
+    constant: what giving always the same answer reaches on the test, by exact
+      match unless `loading` has the score in ROUGE-L; 0 where answers are
+      equally frequent by construction.
   """
 
   name: str

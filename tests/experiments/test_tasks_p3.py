@@ -139,6 +139,20 @@ def test_what_always_the_same_answer_reaches(
   assert dataset.constant == pytest.approx(reached)
 
 
+def test_that_answer_is_learned_from_training(tmp_path):
+  for split, answers in (
+    ('train', ['good', 'bad', 'good']),
+    ('validation', ['bad']),
+    ('test', ['good', 'good', 'good', 'bad']),
+  ):
+    for number, answer in enumerate(answers):
+      _write(
+        tmp_path, split, {'inputs': f'{split} {number}', 'targets': answer}
+      )
+  (films,) = p3.source(tmp_path).held_in['sentiment']
+  assert films.constant == 3 / 4
+
+
 def test_held_in_data_without_validation_are_an_error(tmp_path):
   for split in ('train', 'test'):
     _write(tmp_path, split, {'inputs': split})

@@ -1,7 +1,7 @@
 """What answers reach that do not look at the question."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import itertools
 
 from experiments.scale_study import metrics
@@ -12,23 +12,38 @@ from experiments.scale_study.tasks.source import Dataset, Example
 _TRIED = 100
 
 
-def constant(examples: Sequence[Example]) -> float:
+def constant(learned: Sequence[Example], asked: Sequence[Example]) -> float:
   """What giving always the same answer reaches, or guessing if that is more.
 
-  The same is the commonest answer among candidates that come again, less one
-  time, for it must have been learned from another example.
+  Args:
+    learned: training examples. The same is their commonest answer among the
+      same candidates, and a guess among others.
+    asked: of the test. Without training examples it is the commonest of these
+      that comes again, less one time: it must be learned from another.
   """
+  taught, answers = _by_candidates(learned), _by_candidates(asked)
+  right = guessed = 0.0
+  for same, found in answers.items():
+    guess = found.total() / len(same) if same else 0.0
+    most = max(found.values())
+    if same in taught:
+      ((commonest, _),) = taught[same].most_common(1)
+      right += found[commonest]
+    elif learned or most == 1:
+      right += guess
+    else:
+      right += most - 1
+    guessed += guess
+  return max(right, guessed) / max(len(asked), 1)
+
+
+def _by_candidates(
+  examples: Sequence[Example],
+) -> Mapping[frozenset[str], collections.Counter[str]]:
   answers = collections.defaultdict(collections.Counter)
-  guessed = collections.defaultdict(float)
   for example in examples:
-    same = frozenset(example.candidates)
-    answers[same][example.answer] += 1
-    guessed[same] += example.chance
-  right = sum(
-    max(guessed[same], max(found.values()) - 1)
-    for same, found in answers.items()
-  )
-  return right / max(len(examples), 1)
+    answers[frozenset(example.candidates)][example.answer] += 1
+  return answers
 
 
 def constant_rouge_l(dataset: Dataset, examples: int) -> float:

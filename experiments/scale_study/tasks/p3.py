@@ -206,7 +206,7 @@ def _dataset(
       yield from rng.sample(known, len(known))
 
   metric, pool = _metric(category, splits), splits.get('train', ())
-  constant = guessing.constant([*examples('test', 0)])
+  constant = guessing.constant(pool, [*examples('test', 0)])
   return Dataset(name, category, metric, examples, pool, constant)
 
 

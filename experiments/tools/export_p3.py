@@ -48,6 +48,7 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from experiments.scale_study.tasks.source import HELD_IN, Split
+from experiments.scale_study.tasks.tokenizer import spaced
 
 # Yadav et al. (2024, arXiv 2410.03617) name the categories and how many
 # datasets each has, not which: this choice is ours.
@@ -109,6 +110,8 @@ def record(
     return 'answer not among the choices'
   if len({*choices}) == 1:
     return 'nothing to choose from'
+  if len({*map(spaced, choices)}) < len({*choices}):
+    return 'choices differ by white space alone'
   return {
     'inputs': inputs,
     'targets': targets,

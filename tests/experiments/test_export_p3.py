@@ -127,6 +127,10 @@ def test_a_row_with_one_choice_is_of_no_use():
   assert export_p3.record(row, 'sentiment', 'films', 'any') == (
     'nothing to choose from'
   )
+  row = _row('where ?', 'York') | {'answer_choices': ['York', 'a b', 'a  b']}
+  assert export_p3.record(row, 'sentiment', 'places', 'any') == (
+    'choices differ by white space alone'
+  )
 
 
 def test_what_p3_calls_validation_is_divided(library, tmp_path):

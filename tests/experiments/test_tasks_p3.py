@@ -177,6 +177,8 @@ def test_held_out_data_need_testing_only(tmp_path):
     ({'inputs': 3}, 'inputs is 3'),
     ({'answer_choices': 'good'}, "answer_choices is 'good'"),
     ({'answer_choices': ['good', 'good ']}, 'leaves nothing to choose'),
+    ({'answer_choices': ['good', 'New  York', 'New York']}, '1 differ from'),
+    ({'answer_choices': ['good', 'U.S.', 'U. S.']}, '1 differ from others by'),
     ({'category': 'summarization'}, 'A dataset has one category'),
   ],
 )
@@ -210,6 +212,16 @@ def test_an_empty_folder_is_an_error(tmp_path):
 def test_a_prompt_of_the_test_is_not_trained_on(tmp_path):
   _write_films(tmp_path)
   _write(tmp_path, 'train', {'inputs': 'test 0'}, {'inputs': 'validation 1'})
+  (films,) = p3.source(tmp_path).held_in['sentiment']
+  drawn = itertools.islice(films.examples('train', 0), 50)
+  assert {e.prompt for e in drawn} == {f'train {i}' for i in range(5)}
+
+
+@pytest.mark.parametrize('space', ['  ', '\r\n', '\u00a0'])
+def test_nor_is_one_with_other_spaces(tmp_path, space):
+  """The tokens are the same."""
+  _write_films(tmp_path)
+  _write(tmp_path, 'train', {'inputs': f'test{space}0'})
   (films,) = p3.source(tmp_path).held_in['sentiment']
   drawn = itertools.islice(films.examples('train', 0), 50)
   assert {e.prompt for e in drawn} == {f'train {i}' for i in range(5)}

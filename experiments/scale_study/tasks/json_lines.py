@@ -11,6 +11,7 @@ from experiments.scale_study.tasks.source import (
   HELD_OUT,
   INSTRUCTION,
 )
+from experiments.scale_study.tasks.tokenizer import spaced
 
 FIELDS = (
   'inputs',
@@ -96,6 +97,12 @@ def example(record: Mapping[str, Any], where: str) -> tuple[str, str, Example]:
     raise ValueError(
       f'{where}: targets is {answer!r}, not one of answer_choices '
       f'{list(candidates)}.'
+    )
+  alike = len(candidates) - len({*map(spaced, candidates)})
+  if alike:
+    raise ValueError(
+      f'{where}: answer_choices is {choices!r}, where {alike} differ from '
+      'others by white space alone, which is lost among words. Leave them out.'
     )
   prompt = record['inputs'].strip()
   return (

@@ -9,13 +9,14 @@ The folder, and folders in it, hold `train.jsonl`, `validation.jsonl` and
 
 `answer_choices` is null or empty where the answer is free text, else two texts
 or more. White space at the edges of texts is left out, and a space stands
-between a prompt and what follows it. Whose prompt is a test or validation
-prompt of any dataset is not trained on. `category` is one of `source.HELD_IN`
-and `source.HELD_OUT`, or `instruction`. A held-in dataset needs all three
-files, a held-out one `test.jsonl`, one for instruction `train.jsonl`. Where a
-dataset of a held-out category has no `train.jsonl`, no model is trained on that
-category directly, and no gate asks whether it can be learned. Texts for
-pretraining, if any, are lines {"text": "..."} of `corpus.jsonl`.
+between a prompt and what follows it. Whose prompt is, word for word, a test or
+validation prompt of any dataset is not trained on. `category` is one of
+`source.HELD_IN` and `source.HELD_OUT`, or `instruction`. A held-in dataset
+needs all three files, a held-out one `test.jsonl`, one for instruction
+`train.jsonl`. Where a dataset of a held-out category has no `train.jsonl`, no
+model is trained on that category directly, and no gate asks whether it can be
+learned. Texts for pretraining, if any, are lines {"text": "..."} of
+`corpus.jsonl`; nobody looks whether they answer test questions.
 `experiments/tools/export_p3.py` writes such a folder from P3 itself (Sanh et
 al., 2021, arXiv 2110.08207).
 """
@@ -43,7 +44,7 @@ from experiments.scale_study.tasks.source import (
   Source,
   Split,
 )
-from experiments.scale_study.tasks.tokenizer import Tokenizer, words_of
+from experiments.scale_study.tasks.tokenizer import spaced, Tokenizer, words_of
 
 SPLITS: tuple[Split, ...] = typing.get_args(Split)
 
@@ -153,7 +154,7 @@ def _keep_apart(examples: _Examples) -> None:
       name: splits for (_, name), splits in examples.items() if split in splits
     }
     for name, splits in there_are.items():
-      kept = [one for one in splits[split] if one.prompt not in seen]
+      kept = [one for one in splits[split] if spaced(one.prompt) not in seen]
       if not kept:
         raise ValueError(
           f'All {split} prompts of the dataset {name!r} are test or validation '
@@ -173,7 +174,7 @@ def _keep_apart(examples: _Examples) -> None:
         _warn_of_contradictions(kept, name, split)
     # Only now: datasets of one split may share their prompts.
     for splits in there_are.values():
-      seen.update(example.prompt for example in splits[split])
+      seen.update(spaced(example.prompt) for example in splits[split])
 
 
 def _warn_of_contradictions(

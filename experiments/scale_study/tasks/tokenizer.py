@@ -12,6 +12,11 @@ def words_of(text: str) -> list[str]:
   return _WORD.findall(text)
 
 
+def spaced(text: str) -> str:
+  """Returns its words with a space between: alike if their tokens are."""
+  return ' '.join(words_of(text))
+
+
 class Tokenizer:
   """A vocabulary of words, with ids in the order: specials, bytes, words.
 

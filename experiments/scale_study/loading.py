@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import logging
 
-from experiments.scale_study import subword
+from experiments.scale_study import metrics, subword
 from experiments.scale_study.study_config import (
   INSTRUCTION_TUNED,
   PRETRAINED,
@@ -164,7 +164,18 @@ def _scored_by_rouge_l(config: StudyConfig, source: Source) -> Source:
   def measured(dataset: Dataset) -> Dataset:
     if dataset.metric != 'rouge_l':
       return dataset
-    reached = guessing.constant_rouge_l(dataset, config.test_examples)
+    count = config.test_examples
+    asked = itertools.islice(dataset.examples('test', 0), count)
+    wordless = [one.answer for one in asked if not metrics.words(one.answer)]
+    if wordless:
+      logging.warning(
+        '%s: ROUGE-L compares words, and %d test answers have none, such as '
+        '%r. Only the same text scores there.',
+        dataset.name,
+        len(wordless),
+        wordless[0],
+      )
+    reached = guessing.constant_rouge_l(dataset, count)
     return dataclasses.replace(dataset, constant=reached)
 
   held_in, held_out = (

@@ -45,14 +45,22 @@ def rouge_l(written: str, reference: str) -> float:
 
   ROUGE-L (Lin, 2004, "ROUGE: A Package for Automatic Evaluation of Summaries")
   with equal weight of precision and recall, without case, punctuation or
-  stemming.
+  stemming. Texts are words with spaces between: a sentence of Chinese is one.
 
   Returns:
-    From 0, no word in common, to 1, the same words in the same order.
+    From 0, no word in common, to 1, the same words in the same order, or the
+    same text, which may have none.
   """
-  ours, theirs = (_WORD.findall(t.lower()) for t in (written, reference))
+  if written.strip() == reference.strip():
+    return 1.0
+  ours, theirs = words(written), words(reference)
   common = _common_subsequence(ours, theirs)
   return 2 * common / (len(ours) + len(theirs)) if common else 0.0
+
+
+def words(text: str) -> list[str]:
+  """Returns the words that `rouge_l` compares."""
+  return _WORD.findall(text.lower())
 
 
 def _common_subsequence(one: Sequence[str], two: Sequence[str]) -> int:

@@ -66,6 +66,9 @@ def test_free_text_has_to_be_what_is_written():
     ('the cat sat', 'the cat sat', 1.0),
     ('The cat, sat.', 'the cat sat', 1.0),
     ('', 'the cat', 0.0),
+    # Nothing but the text itself can be had of what has no words.
+    ('😀 🐱', '😀 🐱', 1.0),
+    ('😀', '😀 🐱', 0.0),
     ('a dog', 'the cat', 0.0),
     # police killed the gunman | police kill the gunman: 3 of 4 and of 4.
     ('police kill the gunman', 'police killed the gunman', 0.75),

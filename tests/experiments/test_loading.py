@@ -153,3 +153,18 @@ def test_chance_is_in_the_metric_of_the_score(tasks):
   (dataset,) = load(tasks, **settings).held_in['structure_to_text']
   # 'red blue' has ½, 1, ½ and 0; 'green green' has ½, 0, 0 and 0.
   assert dataset.constant == pytest.approx((0.5 + 1 + 0.5) / 4)
+
+
+def test_answers_without_words_are_told_where_rouge_l_scores(tasks, caplog):
+  def change(line):
+    if line['category'] == 'structure_to_text' and 'red ' in line['inputs']:
+      line['targets'] = '☺ ?'
+    return line
+
+  edit(tasks, 'test', change)
+  with caplog.at_level('WARNING', logger='absl'):
+    load(tasks)
+    assert 'ROUGE-L' not in caplog.text
+    load(tasks, text_metric='rouge_l', test_examples=99)
+  changed = (tasks / 'test.jsonl').read_text().count('"targets": "\\u263a ?"')
+  assert f'{changed} test answers have none, such as' in caplog.text

@@ -19,6 +19,7 @@ from experiments.scale_study.study_config import (
 from experiments.scale_study.tasks import batches, guessing
 from experiments.scale_study.tasks.source import (
   Dataset,
+  demand_held_in,
   HELD_IN,
   Source,
   Split,
@@ -194,11 +195,29 @@ def _tasks(config: StudyConfig) -> Source:
   if config.tasks == 'wordnet':
     from experiments.scale_study.tasks import wordnet
 
-    return wordnet.source()
+    return _of_categories(config, wordnet.source())
   if config.tasks == 'real':
     from experiments.scale_study.tasks import real
 
     return real.source(categories=config.categories)
   from experiments.scale_study.tasks import p3
 
-  return p3.source(config.tasks)
+  return _of_categories(config, p3.source(config.tasks))
+
+
+def _of_categories(config: StudyConfig, source: Source) -> Source:
+  """Leaves out held-in categories that a preset does not name."""
+  demand_held_in(config.categories)
+  missing = set(config.categories) - source.held_in.keys()
+  # All categories are the default, of which there may be fewer.
+  if missing and {*config.categories} != {*HELD_IN}:
+    raise ValueError(
+      f'categories has {", ".join(sorted(missing))}, of which there are no '
+      f'tasks in {config.tasks!r}, only of {", ".join(source.held_in)}.'
+    )
+  held_in = {
+    name: datasets
+    for name, datasets in source.held_in.items()
+    if name in config.categories
+  }
+  return dataclasses.replace(source, held_in=held_in)

@@ -103,6 +103,21 @@ def test_tasks_without_a_held_in_category_are_refused(tasks):
     load(tasks)
 
 
+def test_categories_are_chosen(tasks):
+  """The vocabulary is of all, so that ids are the same."""
+  both, one = load(tasks), load(tasks, merged=(1,), categories=('sentiment',))
+  assert [*both.held_in] == ['sentiment', 'structure_to_text']
+  assert [*one.held_in] == ['sentiment']
+  assert [*one.held_out] == [*both.held_out]
+  assert one.tokenizer.words == both.tokenizer.words
+  with pytest.raises(
+    ValueError, match='no tasks in .*, only of sentiment, str'
+  ):
+    load(tasks, categories=('sentiment', 'summarization'))
+  with pytest.raises(ValueError, match='sentences are no held-in categories'):
+    load(tasks, categories=('sentences',))
+
+
 def test_tasks_without_instruction_tuning_say_when_they_have_it(tasks):
   edit(tasks, 'train', without('instruction'))
   for split in ('validation', 'test'):

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import statistics
 from typing import Any
 
 from absl import logging
@@ -70,7 +71,9 @@ def load_source(config: StudyConfig) -> Source:
       ', '.join(skipped),
     )
   _demand_examples(config, source, directly, tuned)
-  return _scored_by_rouge_l(config, source)
+  source = _scored_by_rouge_l(config, source)
+  _warn_of_gates(config, source, directly)
+  return source
 
 
 def digest(config: StudyConfig, source: Source) -> str:
@@ -184,6 +187,41 @@ def _scored_by_rouge_l(config: StudyConfig, source: Source) -> Source:
     for side in (source.held_in, source.held_out)
   )
   return dataclasses.replace(source, held_in=held_in, held_out=held_out)
+
+
+def _warn_of_gates(
+  config: StudyConfig,
+  source: Source,
+  directly: Mapping[str, tuple[Dataset, ...]],
+) -> None:
+  """Says which gates no model can pass, as there is nothing above a guess."""
+  gates, trained = config.gates, {*source.held_in, *directly}
+  for category, datasets in source.categories.items():
+    chances = {one.name: _chance(one, config.test_examples) for one in datasets}
+    chance = statistics.fmean(chances.values())
+    above = max(
+      gates.learnable if category in trained else 0.0,
+      gates.transfer if category in source.held_out else 0.0,
+    )
+    said = ', '.join(f'{name} {value:.2f}' for name, value in chances.items())
+    logging.info('%s: chance is %s.', category, said)
+    if chance + above > 1 + 1e-9:
+      logging.warning(
+        '%s cannot pass its gates: a model has to be %s above chance, which is '
+        '%.2f (%s). Make the answers of its test more even, leave it out, or '
+        'ask for less in gates of the preset.',
+        category,
+        above,
+        chance,
+        said,
+      )
+
+
+def _chance(dataset: Dataset, examples: int) -> float:
+  """What `Examination.chance` will say, which needs the models."""
+  asked = itertools.islice(dataset.examples('test', 0), examples)
+  guessed = statistics.fmean(example.chance for example in asked)
+  return max(guessed, dataset.constant)
 
 
 def _tasks(config: StudyConfig) -> Source:

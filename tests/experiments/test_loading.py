@@ -1,10 +1,12 @@
 """Tasks that do not do are refused before anything is trained on them."""
 
+import collections
 import json
 
 import pytest
 
 from experiments.scale_study import loading
+from experiments.scale_study.study_config import Gates
 from experiments.scale_study.tasks import wordnet
 from tests.experiments import small_study
 
@@ -168,6 +170,44 @@ def test_chance_is_in_the_metric_of_the_score(tasks):
   (dataset,) = load(tasks, **settings).held_in['structure_to_text']
   # 'red blue' has ½, 1, ½ and 0; 'green green' has ½, 0, 0 and 0.
   assert dataset.constant == pytest.approx((0.5 + 1 + 0.5) / 4)
+
+
+@pytest.mark.parametrize(
+  'category, gates, above',
+  [
+    # 0.9 + 0.2 is more than there is to have, 0.9 + 0.1 is all.
+    ('sentiment', Gates(learnable=0.2), '0.2'),
+    ('sentiment', Gates(learnable=0.1), None),
+    ('sentence_completion', Gates(learnable=0.2, transfer=0.1), '0.2'),
+    ('sentence_completion', Gates(learnable=0.1, transfer=0.2), '0.2'),
+  ],
+)
+def test_gates_that_cannot_be_passed_are_told(
+  tasks, caplog, category, gates, above
+):
+  """Nine answers of ten are the same, in training as well."""
+  seen = collections.Counter()
+
+  def change(line):
+    if line['category'] == category:
+      seen[category] += 1
+      if seen[category] > 10:
+        return None
+      line['targets'] = 'blue' if seen[category] == 1 else 'red'
+    return line
+
+  for split in ('train', 'validation', 'test'):
+    edit(tasks, split, change)
+    seen.clear()
+  with caplog.at_level('WARNING', logger='absl'):
+    load(tasks, gates=gates, test_examples=10)
+  said = [line for line in caplog.messages if 'cannot pass' in line]
+  assert len(said) == (above is not None)
+  for line in said:
+    assert line.startswith(
+      f'{category} cannot pass its gates: a model has to be {above} above '
+      f'chance, which is 0.90 ({category}_in_colours 0.90)'
+    )
 
 
 def test_answers_without_words_are_told_where_rouge_l_scores(tasks, caplog):

@@ -108,6 +108,11 @@ def read_config(directory: Path) -> ModelConfig:
     ValueError: if the model is of a kind that is not supported.
   """
   path = Path(directory) / 'config.json'
+  if not path.exists():
+    raise FileNotFoundError(
+      f'There is no {path}. Give the folder of a model as Hugging Face stores '
+      'it; names on a hub are not looked up: download it first.'
+    )
   read = json.loads(path.read_text(encoding='utf-8'))
   family = read.get('model_type')
   # Newer files keep what concerns rotary positions together.

@@ -37,7 +37,7 @@ class Subwords:
 
     Raises:
       ImportError: if the package `tokenizers` is missing.
-      ValueError: if it has no token that ends a text.
+      ValueError: if it cannot be read or has no token that ends a text.
     """
     try:
       # Only models of Hugging Face need this package.
@@ -47,7 +47,13 @@ class Subwords:
         f'Reading {path} needs the package tokenizers: pip install '
         "'mergekit_jax[real]'."
       ) from error
-    self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # The package raises no other.
+      raise ValueError(
+        f'{path} cannot be read as a tokenizer: {error}. Give the path of a '
+        'tokenizer.json; names on a hub are not looked up.'
+      ) from error
     self.size = self._tokenizer.get_vocab_size()
     end = self._first_of(ends)
     if end is None:

@@ -100,3 +100,13 @@ def test_nor_can_tokens_be_read_without_theirs(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tokenizers', None)
   with pytest.raises(ImportError, match=r'pip install .*\[real\]'):
     Subwords(tmp_path / 'tokenizer.json')
+
+
+@pytest.mark.parametrize('name', ['nowhere.json', '.', 'tokenizer.json'])
+def test_what_is_no_tokenizer_is_named(tmp_path, name):
+  (tmp_path / 'tokenizer.json').write_text('not JSON')
+  with pytest.raises(
+    ValueError, match='Give the path of a tokenizer.json'
+  ) as e:
+    Subwords(tmp_path / name)
+  assert str(e.value).startswith(f'{tmp_path / name} cannot be read')

@@ -194,6 +194,14 @@ def test_unsupported_models_are_refused(tmp_path, change, expected):
   assert expected in str(error.value)
 
 
+@pytest.mark.parametrize('read', [huggingface.load, huggingface.read_config])
+def test_a_name_on_a_hub_is_no_folder(read):
+  name = 'meta-llama/Llama-3.1-8B'
+  with pytest.raises(FileNotFoundError, match='on a hub are not') as error:
+    read(name)
+  assert f'There is no {name}/config.json.' in str(error.value)
+
+
 def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
   tensors = _tensors(_LLAMA)
   del tensors['lm_head.weight']

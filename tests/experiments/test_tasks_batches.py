@@ -176,6 +176,28 @@ def test_too_short_a_length_is_an_error():
     )
 
 
+def test_all_that_are_too_long_are_counted():
+  """With a start and an end, and the longest candidate of what is asked."""
+  examples = [
+    Example('a b', 'c', ('c', 'd')),
+    Example('a ' * 199, 'c', ('c', 'd')),
+    Example('a', 'b', ('b', 'c d e f')),
+  ]
+  letters = Dataset(
+    'letters', 'sentiment', 'accuracy', lambda *_: iter(examples), examples
+  )
+  for split, message in (
+    ('train', '1 of 3 train examples of sentiment/letters have up to 202 '),
+    ('test', '2 of 3 test examples of sentiment/letters have up to 201 '),
+  ):
+    with pytest.raises(ValueError, match=message) as error:
+      batches.demand([letters], _TOKENIZER, split=split, examples=9, length=6)
+    assert 'tokens, more than 6: ' in str(error.value)
+    assert f'--set=length={message.split()[-1]}, ' in str(error.value)
+    assert str(error.value).endswith(' a a a ...')
+    assert len(str(error.value)) < 600
+
+
 @pytest.mark.parametrize('split', ['train', 'validation', 'test'])
 def test_a_split_without_examples_is_an_error(split):
   with pytest.raises(ValueError, match=f'sentiment/letters has no {split}'):

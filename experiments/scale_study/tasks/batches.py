@@ -1,6 +1,5 @@
 """From text to arrays: batches for training, questions for scoring."""
 
-import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 from typing import NamedTuple
@@ -105,8 +104,10 @@ def example_batches(
     ids = np.full((batch, length), tokenizer.pad, np.int32)
     weights = np.zeros((batch, length), np.float32)
     for row, turn in enumerate(itertools.islice(turns, batch)):
-      prompt, answer = _encode(tokenizer, next(turn), length)
+      example = next(turn)
+      prompt, answer = _encode(tokenizer, example)
       stop = len(prompt) + len(answer)
+      _demand_room(stop, example, length)
       ids[row, :stop] = prompt + answer
       weights[row, len(prompt) : stop] = 1.0
     yield ids, weights
@@ -134,11 +135,26 @@ def demand(
   for dataset in datasets:
     _demand_any(dataset, split)
     drawn = itertools.islice(dataset.examples(split, 0), examples)
-    for example in split == 'train' and dataset.pool or drawn:
-      if split == 'train':
-        _encode(tokenizer, example, length)
-      else:
-        collections.deque(_candidates(tokenizer, example, length), maxlen=0)
+    looked_at = split == 'train' and dataset.pool or [*drawn]
+    tokens = [_tokens(tokenizer, example, split) for example in looked_at]
+    if max(tokens) > length:
+      long = [i for i, count in enumerate(tokens) if count > length]
+      raise ValueError(
+        f'{len(long)} of {len(tokens)} {split} examples of {dataset.category}/'
+        f'{dataset.name} have up to {max(tokens)} tokens, more than {length}: '
+        f'choose a greater length, as by --set=length={max(tokens)}, or leave '
+        f'them out of the data. One is {_cut(looked_at[long[0]])}'
+      )
+
+
+def _tokens(tokenizer: Tokenizer, example: Example, split: Split) -> int:
+  """Length of a row, of what is not trained on with its longest candidate."""
+  if split == 'train':
+    return sum(map(len, _encode(tokenizer, example)))
+  return max(
+    position + 1 + len(token)
+    for _, position, token, _ in _candidates(tokenizer, example)
+  )
 
 
 def _demand_any(dataset: Dataset, split: Split) -> None:
@@ -172,9 +188,8 @@ def questions(
   rows, candidates, dataset_of, chance = [], [], [], []
   for index, dataset in enumerate(datasets):
     for example in itertools.islice(dataset.examples(split, 0), examples):
-      for row, position, token, right in _candidates(
-        tokenizer, example, length
-      ):
+      for row, position, token, right in _candidates(tokenizer, example):
+        _demand_room(position + 1 + len(token), example, length)
         if row is not None:
           rows.append(row)
         candidates.append(
@@ -201,10 +216,10 @@ def questions(
 
 
 def _candidates(
-  tokenizer: Tokenizer, example: Example, length: int
+  tokenizer: Tokenizer, example: Example
 ) -> Iterator[tuple[list[int] | None, int, list[int], bool]]:
   """Yields a new row or None, where it predicts what, and if that is right."""
-  prompt, answer = _encode(tokenizer, example, length)
+  prompt, answer = _encode(tokenizer, example)
   if not example.candidates:
     yield prompt + answer, len(prompt) - 1, answer, True
     return
@@ -218,18 +233,16 @@ def _candidates(
   ):
     # Without its end, a candidate that opens another would be likelier.
     token = token if single else [*token, tokenizer.end]
-    _demand_room(prompt, token, example, length)
     row = prompt + token if index == 0 or not single else None
     yield row, len(prompt) - 1, token, text == example.answer
 
 
 def _encode(
-  tokenizer: Tokenizer, example: Example, length: int
+  tokenizer: Tokenizer, example: Example
 ) -> tuple[list[int], list[int]]:
   prompt = [tokenizer.start, *tokenizer.encode(example.prompt)]
   text = _after(example.prompt, example.answer)
   answer = [*tokenizer.encode(text), tokenizer.end]
-  _demand_room(prompt, answer, example, length)
   return prompt, answer
 
 
@@ -242,16 +255,18 @@ def _after(prompt: str, text: str) -> str:
   return text if apart else f' {text}'
 
 
-def _demand_room(
-  prompt: list[int], answer: list[int], example: Example, length: int
-) -> None:
-  if len(prompt) + len(answer) > length:
+def _demand_room(tokens: int, example: Example, length: int) -> None:
+  if tokens > length:
     raise ValueError(
-      f'An example has {len(prompt) + len(answer)} tokens, more than {length}: '
-      'choose a greater length, as by --set=length=256, or leave long examples '
-      'out of the data. It is '
-      f'{example}.'
+      f'An example has {tokens} tokens, more than {length}: choose a greater '
+      f'length, as by --set=length={tokens}, or leave long examples out of the '
+      f'data. It is {_cut(example)}'
     )
+
+
+def _cut(example: Example) -> str:
+  text = f'{example}.'
+  return text if len(text) <= 300 else f'{text[:300].rstrip()} ...'
 
 
 def _padded(

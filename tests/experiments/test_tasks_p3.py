@@ -209,6 +209,36 @@ def test_an_empty_folder_is_an_error(tmp_path):
     p3.source(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'name', ['films/training.jsonl', 'Test.jsonl', 'films/corpus.jsonl']
+)
+def test_a_file_of_another_name_is_an_error(tmp_path, name):
+  _write_films(tmp_path / 'films')
+  (tmp_path / 'corpus.jsonl').write_text('{"text": "one"}')
+  (tmp_path / name).write_text('{}')
+  with pytest.raises(ValueError, match='such a file is not read') as error:
+    p3.source(tmp_path)
+  assert str(error.value).startswith(f'{tmp_path / name}: ')
+
+
+def test_hidden_folders_are_not_read(tmp_path):
+  _write_films(tmp_path)
+  for name in ('train.jsonl', 'train-checkpoint.jsonl'):
+    copy = tmp_path / '.ipynb_checkpoints' / name
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_text((tmp_path / 'train.jsonl').read_text())
+  (films,) = p3.source(tmp_path).held_in['sentiment']
+  assert len(films.pool) == 5
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+  _write_films(tmp_path)
+  for path in [*tmp_path.glob('*.jsonl')]:
+    path.write_text(path.read_text(), encoding='utf-8-sig')
+  (films,) = p3.source(tmp_path).held_in['sentiment']
+  assert len(films.pool) == 5
+
+
 def test_a_prompt_of_the_test_is_not_trained_on(tmp_path):
   _write_films(tmp_path)
   _write(tmp_path, 'train', {'inputs': 'test 0'}, {'inputs': 'validation 1'})

@@ -31,7 +31,7 @@ def records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     ValueError: if the file is not UTF-8, or a line no JSON object.
   """
   try:
-    with path.open(encoding='utf-8') as file:
+    with path.open(encoding='utf-8-sig') as file:
       for number, line in enumerate(file, 1):
         if line.strip():
           where = f'{path}, line {number}'

@@ -1,7 +1,8 @@
 """A folder of JSON lines in the schema of P3: your own data, or an export.
 
 The folder, and folders in it, hold `train.jsonl`, `validation.jsonl` and
-`test.jsonl`. Every line is an object:
+`test.jsonl`. Hidden folders are not read, and JSON lines of another name are an
+error. Every line is an object:
 
   {"inputs": "the prompt", "targets": "the answer",
    "answer_choices": ["the answer", "another"], "category": "sentiment",
@@ -98,7 +99,8 @@ def _read(folder: Path) -> _Examples:
   files: list[tuple[Split, Path]] = [
     (split, path)
     for split in SPLITS
-    for path in sorted(folder.rglob(f'{split}.jsonl'))
+    for path in _files(folder)
+    if path.stem == split
   ]
   if not files:
     raise ValueError(
@@ -123,6 +125,27 @@ def _read(folder: Path) -> _Examples:
     _require(splits, category, name)
   _keep_apart(examples)
   return examples
+
+
+def _files(folder: Path) -> Sequence[Path]:
+  """Finds what is to be read; hidden folders have copies, as of notebooks."""
+  found = [
+    path
+    for path in sorted(folder.rglob('*.jsonl'))
+    if not any(name.startswith('.') for name in path.relative_to(folder).parts)
+  ]
+  unknown = [
+    f'{path}'
+    for path in found
+    if path.stem not in SPLITS and path != folder / 'corpus.jsonl'
+  ]
+  if unknown:
+    raise ValueError(
+      f'{", ".join(unknown)}: such a file is not read. Call it '
+      f'{", ".join(f"{split}.jsonl" for split in SPLITS)} or, in {folder} '
+      'itself, corpus.jsonl; or put it elsewhere.'
+    )
+  return found
 
 
 def _require(splits: Mapping[Split, Any], category: str, name: str) -> None:

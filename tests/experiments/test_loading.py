@@ -2,6 +2,8 @@
 
 import collections
 import json
+from pathlib import Path
+import re
 
 import pytest
 
@@ -223,3 +225,27 @@ def test_answers_without_words_are_told_where_rouge_l_scores(tasks, caplog):
     load(tasks, text_metric='rouge_l', test_examples=99)
   changed = (tasks / 'test.jsonl').read_text().count('"targets": "\\u263a ?"')
   assert f'{changed} test answers have none, such as' in caplog.text
+
+
+def test_the_data_of_the_documents_are_read(tmp_path):
+  page = Path(__file__).parents[2] / 'docs' / 'scale_study.md'
+  files = re.findall(
+    r'^`(\w+\.jsonl)`.*:\n\n```json\n([^`]*)```',
+    page.read_text('utf-8'),
+    re.MULTILINE,
+  )
+  assert len(files) == 4
+  for name, text in files:
+    (tmp_path / name).write_text(text)
+  source = load(tmp_path, merged=(2,), length=100)
+  metrics = {
+    name: [(one.name, one.metric) for one in datasets]
+    for name, datasets in source.categories.items()
+  }
+  assert metrics == {
+    'closed_book_qa': [('capitals', 'exact_match')],
+    'sentiment': [('films', 'accuracy')],
+    'sentence_completion': [('ends', 'accuracy')],
+  }
+  assert [one.name for one in source.instruction] == ['do']
+  assert 'Paris' in next(source.corpus(0))[0].text

@@ -230,6 +230,13 @@ def _dataset(
       yield from rng.sample(known, len(known))
 
   metric, pool = _metric(category, splits), splits.get('train', ())
+  logging.info(
+    '%s/%s: %s examples, scored by %s.',
+    category,
+    name,
+    {split: len(of_split) for split, of_split in splits.items()},
+    metric,
+  )
   constant = guessing.constant(pool, [*examples('test', 0)])
   return Dataset(name, category, metric, examples, pool, constant)
 

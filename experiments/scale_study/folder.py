@@ -70,9 +70,10 @@ class Folder:
       )
     if asked != digest:
       raise ValueError(
-        f'{root} holds scores on other questions: the validation or test data '
-        f'have changed since it was begun (their digest was {asked} and is '
-        f'{digest}). Bring back the data of then; or give another '
+        f'{root} holds scores on other questions: the validation or test data, '
+        'or the vocabulary that is made of the training data, have changed '
+        f'since it was begun (their digest was {asked} and is {digest}). Bring '
+        'back the data of then; or give another '
         '--output_dir, in which a copy of its models/ saves all training if '
         'the training data are the same.'
       )

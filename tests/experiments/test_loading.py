@@ -8,6 +8,7 @@ import re
 import pytest
 
 from experiments.scale_study import loading
+from experiments.scale_study.folder import Folder
 from experiments.scale_study.study_config import Gates
 from experiments.scale_study.tasks import wordnet
 from tests.experiments import small_study
@@ -109,7 +110,7 @@ def test_tasks_without_a_held_in_category_are_refused(tasks):
 
 def test_categories_are_chosen(tasks):
   """The vocabulary is of all, so that ids are the same."""
-  both, one = load(tasks), load(tasks, merged=(1,), categories=('sentiment',))
+  both, one = load(tasks), load(tasks, merged=(1, 2), categories=('sentiment',))
   assert [*both.held_in] == ['sentiment', 'structure_to_text']
   assert [*one.held_in] == ['sentiment']
   assert [*one.held_out] == [*both.held_out]
@@ -225,6 +226,20 @@ def test_answers_without_words_are_told_where_rouge_l_scores(tasks, caplog):
     load(tasks, text_metric='rouge_l', test_examples=99)
   changed = (tasks / 'test.jsonl').read_text().count('"targets": "\\u263a ?"')
   assert f'{changed} test answers have none, such as' in caplog.text
+
+
+def test_a_new_word_of_training_is_not_called_a_change_of_the_test(
+  tasks, tmp_path
+):
+  """It changes the ids of what is tested, and so the digest."""
+  config, results = small_study.config(tasks), tmp_path / 'results'
+  (results / 'models').mkdir(parents=True)
+  Folder(results, config, loading.digest(config, loading.load_source(config)))
+  path = tasks / 'train.jsonl'
+  path.write_text(path.read_text().replace('red red red ?', 'azure red red ?'))
+  changed = loading.digest(config, loading.load_source(config))
+  with pytest.raises(ValueError, match='or the vocabulary that is made of the'):
+    Folder(results, config, changed)
 
 
 def test_the_data_of_the_documents_are_read(tmp_path):

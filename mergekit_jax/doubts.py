@@ -25,7 +25,7 @@ def left_out(
   """Of leaves of the base that are not merged, though nothing says so.
 
   Args:
-    leaves: all of the base (anything with a dtype), by path.
+    leaves: all of the base (anything with a shape and a dtype), by path.
     paths: of leaves beside the parameters.
     root: where the parameters begin. Beside it training state that everybody
       knows is no surprise; of a whole tree it is a guess.

@@ -61,10 +61,11 @@ def merge(
 
   Returns:
     The merged model, in the structure, dtypes and shardings of the base; or of
-    the first expert, if there is no base. Merged leaves are JAX arrays, so that
-    64-bit ones need `jax_enable_x64` to stay so. Leaves that are not merged are
-    the very arrays of the base: a step that donates the merge deletes them
-    there, so copy them first.
+    the first expert, if there is no base. Where nobody has placed that one, as
+    arrays of numpy, the merge lies where the experts do. Merged leaves are JAX
+    arrays, so that 64-bit ones need `jax_enable_x64` to stay so. Leaves that
+    are not merged are the very arrays of the base: a step that donates the
+    merge deletes them there, so copy them first.
 
   Raises:
     ValueError: if there are no experts, the trees differ, a rule by path
@@ -137,7 +138,7 @@ def merge(
   merged = sharding.with_auto_axes(
     merge_leaves,
     like,
-    [rule for (rule,), _ in groups],
+    [jax.tree.map(_number, rule) for (rule,), _ in groups],
     like if base is not None else None,
     picked,
     key,
@@ -179,6 +180,14 @@ def _key(given: Any) -> jax.Array:
   elif not isinstance(given, Tracer):
     given = checks.seed('key', given.item())
   return jax.random.key(given, impl='threefry2x32')
+
+
+def _number(leaf: Any) -> Any:
+  """A number of a rule; of what `jax.jvp` makes of Python's, the dtype stays.
+
+  Totals are answered in 64 bits, where a Python number would have as many.
+  """
+  return jnp.asarray(leaf) if isinstance(leaf, Tracer) else leaf
 
 
 def _specs(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -44,6 +44,11 @@ _TRAINING_STATE = _OPTIMIZER | {
   *('rng', 'rngs', 'key', 'training_key'),
   *('iterator', 'data', 'metrics', 'loss_scale'),
 }
+# Of these no array holds floats, so that one below them is of a module.
+_WITHOUT_FLOATS = {
+  *('step', 'steps', 'rng', 'rngs', 'key', 'training_key'),
+  *('iterator', 'data'),
+}
 # Below these may lie what the model needs as well: Haiku keeps the statistics
 # of BatchNorm in `state`.
 _MAY_BE_NEEDED = {'state', 'ema', 'ema_params', 'params_ema'}
@@ -53,7 +58,7 @@ def parameter_root(leaves: Mapping[str, Any]) -> str:
   """Where the parameters begin.
 
   Args:
-    leaves: all leaves (anything with a dtype) by path.
+    leaves: all leaves (anything with a shape and a dtype) by path.
 
   Returns:
     'params/params', 'params', 'target', 'optimizer/target', 'model' or
@@ -86,28 +91,30 @@ def _has_modules_beside(root: str, leaves: Mapping[str, Any]) -> bool:
   return any(
     tree.is_merged(leaf.dtype)
     and not below(root, path)
-    and not is_training_state(path)
+    and not _states(path, leaf)
     and not below('flax_mutables', path)  # of T5X
     and kept.isdisjoint(_lineage(path))
     for path, leaf in leaves.items()
   )
 
 
-def is_training_state(path: str) -> bool:
-  """Whether a path beside the parameters is what training programs keep."""
-  return not _TRAINING_STATE.isdisjoint(path.split('/')[:2])
+def _states(path: str, leaf: Any) -> set[str]:
+  """What training programs keep, by name, to which a leaf may belong."""
+  names = _TRAINING_STATE.intersection(path.split('/')[:2])
+  is_array = tree.is_merged(leaf.dtype) and leaf.shape
+  return names - _WITHOUT_FLOATS if is_array else names
 
 
 def may_be_needed(name: str) -> bool:
   """Whether what a model needs may lie under a name beside its parameters."""
-  return name in _MAY_BE_NEEDED or not is_training_state(name)
+  return name in _MAY_BE_NEEDED or name not in _TRAINING_STATE
 
 
 def missed(leaves: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
   """The leaves that a model may need of those beside its parameters.
 
   Args:
-    leaves: all leaves (anything with a dtype) by path.
+    leaves: all leaves (anything with a shape and a dtype) by path.
     paths: of those beside the parameters.
   """
   counted = _counted(_children(leaves), leaves)
@@ -115,7 +122,7 @@ def missed(leaves: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
   def is_missed(path: str) -> bool:
     if not _OPTIMIZER.isdisjoint(path.split('/')):
       return False
-    names = _TRAINING_STATE.intersection(path.split('/')[:2])
+    names = _states(path, leaves[path])
     if not names:
       return True
     if not names <= _MAY_BE_NEEDED or not tree.is_merged(leaves[path].dtype):
@@ -186,7 +193,17 @@ def _optimizers(leaves: Mapping[str, Any]) -> frozenset[str]:
     for node in (*children, *leaves)
     if node.rpartition('/')[2] in _OPTIMIZER
   }
-  repeated = {node for node in children.get('', ()) if _repeats(node, leaves)}
+  shapes = {
+    path: leaf.shape
+    for path, leaf in leaves.items()
+    if tree.is_merged(leaf.dtype) and leaf.shape
+  }
+  arrays: dict[str, list[str]] = {}
+  for path in shapes:
+    arrays.setdefault(path.partition('/')[0], []).append(path)
+  repeated = {
+    node for node, copies in arrays.items() if _repeats(node, copies, shapes)
+  }
   return frozenset(named | _counted(children, leaves) | repeated)
 
 
@@ -219,20 +236,21 @@ def _counts(node: str, counter: str, leaves: Mapping[str, Any]) -> bool:
   return leaf is not None and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
-def _repeats(node: str, leaves: Mapping[str, Any]) -> bool:
+def _repeats(
+  node: str, copies: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
   """Whether all arrays below a top node are copies that an optimizer keeps.
 
   It keeps them by name: a module at the node itself is a twin.
+
+  Args:
+    node: the top node.
+    copies: the paths of its arrays of floats.
+    shapes: of all of these by path.
   """
-  shapes = {
-    path: leaf.shape
-    for path, leaf in leaves.items()
-    if tree.is_merged(leaf.dtype) and leaf.shape
-  }
-  copies = [path for path in shapes if below(node, path)]
   is_named = _LIKE_AN_OPTIMIZER.fullmatch(node)
-  if not copies or not (
-    is_named or all(_MOMENTS.intersection(path.split('/')) for path in copies)
+  if not is_named and not all(
+    _MOMENTS.intersection(path.split('/')) for path in copies
   ):
     return False
   beside = {

@@ -16,7 +16,6 @@ from jax.sharding import (
   Mesh,
   NamedSharding,
   PartitionSpec,
-  Sharding,
 )
 import numpy as np
 
@@ -105,17 +104,14 @@ def with_auto_axes(
     return cast(dict[str, jax.Array], on_auto_axes(*arguments))
   with auto_context():
     results = function(*jax.tree.map(_on_auto_axes, arguments))
-  return {
-    path: _placed(result, like[path].sharding)
-    for path, result in results.items()
-  }
+  return {path: _placed(result, like[path]) for path, result in results.items()}
 
 
-def _placed(leaf: jax.Array, sharding: Sharding) -> jax.Array:
-  """The array with this sharding; not committed to it if it has it already."""
-  if leaf.sharding == sharding:
+def _placed(leaf: jax.Array, like: jax.Array) -> jax.Array:
+  """The array where the other lies, unless that is wherever JAX put it."""
+  if not like.committed or leaf.sharding == like.sharding:
     return leaf
-  return jax.device_put(leaf, sharding)
+  return jax.device_put(leaf, like.sharding)
 
 
 def auto_context() -> contextlib.AbstractContextManager[Any]:

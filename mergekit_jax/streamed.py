@@ -162,6 +162,9 @@ def merge_checkpoints(
       )
       for each, fact in zip(outputs, facts, strict=True)
     ]
+    if not allow_nonfinite:
+      for stage in stages:
+        stage.done = _finite(stage.done)
     # The units that need not be read for any output.
     done = frozenset.intersection(*(frozenset(each.done) for each in stages))
     _write(job, outputs, stages, facts, options, done, allow_nonfinite)
@@ -189,6 +192,15 @@ def merge_checkpoints(
   found = itertools.chain(*(each.warnings for each in merged.values()))
   _log(warning for warning in found if warning not in known)
   return merged if isinstance(output, Mapping) else merged['']
+
+
+def _finite(done: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+  """Without the units in which an earlier run was to let NaN or Inf through."""
+  return {
+    unit: facts
+    for unit, facts in done.items()
+    if 'sums' not in facts or stream.are_finite(facts['sums'])
+  }
 
 
 def _log(warnings: Iterable[str]) -> None:

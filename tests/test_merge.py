@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax.driving.drive import advance
+from mergekit_jax.driving import drive
+from mergekit_jax.driving.drive import advance, answer
 from tests import compare, models, reference
 
 SHAPES = {'kernel': (6, 5), 'odd': (7, 5)}
@@ -119,6 +120,33 @@ class TestTrees:
       merged = mk.merge(mk.ties(0.5), EXPERTS, base)
       committed = jax.tree.map(lambda x: x.committed, (base, merged))
       assert committed[0] == committed[1]
+
+  @pytest.mark.parametrize('place', [np.asarray, jnp.asarray])
+  def test_base_that_nobody_has_placed(self, place):
+    """The merge stays on all devices, as a sum of both would."""
+    mesh = jax.make_mesh((8,), ('x',), (AxisType.Auto,))
+    spread = NamedSharding(mesh, jax.P('x'))
+    experts = [jax.device_put(jnp.full((8, 2), n), spread) for n in (1.0, 2.0)]
+    merged = mk.merge(
+      mk.task_arithmetic(), experts, place(np.zeros((8, 2), np.float32))
+    )
+    assert merged.sharding == spread
+    np.testing.assert_array_equal(merged + experts[0], np.full((8, 2), 4.0))
+
+  def test_totals_of_leaves_are_added_as_they_come(self, monkeypatch):
+    """All of them at once would be larger than the models."""
+    held = []
+
+    def looked_at(*arguments):
+      held.append(sum(array.nbytes for array in jax.live_arrays()))
+      return answer(*arguments)
+
+    monkeypatch.setattr(drive, 'answer', looked_at)
+    for leaves in (2, 40):
+      model = {str(i): np.ones(4, np.float32) for i in range(leaves)}
+      mk.merge(mk.ties(), [model], model)
+    few, many = held[0], held[2]
+    assert many - few < 2**20  # of 40 histograms of 2**18 bytes
 
   @pytest.mark.parametrize('has_base', [True, False])
   def test_numpy_is_put_on_a_device_once(self, has_base, monkeypatch):
@@ -233,6 +261,25 @@ class TestTransformations:
     expert = jnp.arange(1.0, 11.0).at[0].set(jnp.nan)
     merged = mk.merge(mk.ties(0.1), [expert], jnp.zeros(10))
     np.testing.assert_array_equal(merged, [np.nan] + [0.0] * 9)
+
+  @pytest.mark.parametrize('kind', [float, np.float64, np.float32, jnp.float32])
+  def test_forward_mode(self, kind):
+    """A density has no slope; the slope in λ is the merged task vector."""
+
+    def merged(density, scale):
+      return mk.merge(mk.ties(density, scale), EXPERTS, BASE)
+
+    numbers = kind(0.5), kind(2.0)
+    value, slope = jax.jvp(merged, numbers, (kind(1), kind(1)))
+    expected = reference.ties(EXPERTS, BASE, density=0.5, scale=2.0)
+    for name, leaf in expected.items():
+      np.testing.assert_allclose(value[name], leaf, rtol=1e-6, atol=1e-6)
+      np.testing.assert_allclose(
+        slope[name],
+        (leaf - reference.float64(BASE)[name]) / 2,
+        rtol=1e-6,
+        atol=1e-6,
+      )
 
   def test_gradient_of_experts(self):
     """A merge inside a training loop: what survives the trim gets a slope."""

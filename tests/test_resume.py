@@ -784,6 +784,32 @@ def test_numbers_that_look_alike(sources, tmp_path, monkeypatch):
   assert merge(sources, output, method=methods[0]).units_resumed
 
 
+def test_nan_that_was_allowed_before(tmp_path, monkeypatch):
+  """A resume that does not allow it finds it as a merge from the start does."""
+  values = lambda *special: {
+    name: np.full(6, special[0] if special and name == 'a' else 1, np.float32)
+    for name in ('a', 'b', 'c')
+  }
+  base, expert = tmp_path / 'b.safetensors', tmp_path / 'e.safetensors'
+  checkpoints.save_safetensors(base, values())
+  checkpoints.save_safetensors(expert, values(np.nan))
+  merged = functools.partial(
+    mk.merge_checkpoints,
+    mk.task_arithmetic(),
+    experts=[expert],
+    base=base,
+    output=tmp_path / 'out',
+  )
+  with monkeypatch.context() as patch:
+    interrupted(patch, 'record', 3)
+    with pytest.raises(KeyboardInterrupt):
+      merged(allow_nonfinite=True)
+  with pytest.raises(FloatingPointError, match='holds 6 non-finite'):
+    merged()
+  assert not (tmp_path / 'out').exists()
+  assert merged(allow_nonfinite=True).units_resumed == 2
+
+
 def lean(factor=0.5, tilt=(0.0, 1.0), then=lambda total, _: total):
   """A rule whose name and numbers stay when one of its stages is edited."""
   tilt = np.asarray(tilt, np.float32)

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
+from mergekit_jax import roots
 from tests import checkpoints
 
 SHAPES = {'dense': {'kernel': (4, 3), 'bias': (3,)}, 'out': {'kernel': (3, 2)}}
@@ -136,6 +137,8 @@ MODELS = {
   # The name of a language model.
   'opt': lambda i: {'vit': params(i), 'opt': params(i + 9)},
   'opt alone': lambda i: {'opt': params(i)},
+  # Of attention.
+  'key': lambda i: {'model': params(i), 'key': params(i + 9)['out']},
   'below a root': lambda i: {'params': {'net': params(i), 'adam': params(i)}},
 }
 
@@ -174,6 +177,21 @@ def test_copies_are_merged_with_a_warning(save, tmp_path, wrap, warned):
   assert all(warned in warning for warning in report.warnings)
 
 
+def test_looking_for_optimizers_is_linear(monkeypatch):
+  """Each tensor of Hugging Face is a node of its own at the top."""
+  spec = jax.ShapeDtypeStruct((2,), jnp.float32)
+  is_merged, asked = roots.tree.is_merged, []
+
+  def counted(dtype):
+    asked.append(dtype)
+    return is_merged(dtype)
+
+  monkeypatch.setattr(roots.tree, 'is_merged', counted)
+  leaves = {f'model.layers.{i}.weight': spec for i in range(500)}
+  holds = roots.parameters(leaves)
+  assert all(map(holds, leaves)) and len(asked) < 5 * len(leaves)
+
+
 BATCH_NORM = {'bn': {'mean_ema': {'average': np.ones(3, 'float32')}}}
 # What is saved beside parameters, and which floats of it a model may need.
 BESIDE = {
@@ -189,6 +207,10 @@ BESIDE = {
     lambda p: {'ema': {'count': np.int32(1), 'ema': {'w': p['out']['kernel']}}},
     ['ema/ema/w'],
   ),
+  'modules that are called like training state': (
+    lambda p: {'probe': {'key': p['out']}, 'data': {'mean': np.ones(3, 'f4')}},
+    ['data/mean', 'probe/key/kernel'],
+  ),
   'optax': (lambda p: {'state': opt_state(ADAM, p, 1)}, []),
   'T5X': (lambda p: {'state': {'step': 1.0, 'param_states': {'v': p}}}, []),
   'training': (
@@ -196,7 +218,7 @@ BESIDE = {
       'opt_state': opt_state(ADAM, p, 1),
       'opt': {'m': p},
       'step': 1.0,
-      'rng': np.ones(2),
+      'rng': np.ones(2, 'uint32'),
       'data': {'position': 0.5},
       'metrics': {'loss': np.float32(2)},
     },

@@ -285,13 +285,18 @@ def run(method: Any, blocks: Sequence[Block]) -> list[jax.Array]:
   """
   answers = []
   while True:
-    steps = [advance(method, block, answers) for block in blocks]
-    if len({reached.partials is None for reached in steps}) > 1:
+    merged, totals = [], []
+    for block in blocks:
+      reached = advance(method, block, answers)
+      merged.append(reached.merged)
+      if reached.partials is not None:
+        # At once: those of all blocks may be larger than the models.
+        totals = [wide_add([*totals, movable(reached.partials)])]
+    if not totals:
+      return merged
+    if any(leaf is not None for leaf in merged):
       raise unlike_rounds(method)
-    if steps[0].partials is None:
-      return [reached.merged for reached in steps]
-    totals = wide_add([movable(reached.partials) for reached in steps])
-    answers.append(movable(answer(method, blocks[0], totals, answers)))
+    answers.append(movable(answer(method, blocks[0], totals[0], answers)))
 
 
 def unlike_rounds(method: Any) -> ValueError:

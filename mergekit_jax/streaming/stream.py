@@ -235,6 +235,11 @@ def _replicate_on(mesh: Mesh) -> Any:
   return jax.jit(replicate, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
+def are_finite(sums: Mapping[str, Any]) -> bool:
+  """Whether sums of `measure` show neither NaN nor Inf."""
+  return bool(np.isfinite([sums['merged'], *sums['experts']]).all())
+
+
 def _demand_finite(
   loading: Loading,
   models: Sequence[Model],
@@ -253,7 +258,7 @@ def _demand_finite(
     sums: from `measure`, the same on all processes; any non-finite value shows
       in them.
   """
-  if np.isfinite([sums['merged'], *sums['experts']]).all():
+  if are_finite(sums):
     return
   path, dtype = loading.unit.tensor.path, loading.unit.tensor.dtype
   blocks = [

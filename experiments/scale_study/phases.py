@@ -4,9 +4,7 @@ Every model is the checkpoint that its training leaves. A phase that is started
 again skips what is finished and goes on where it was killed.
 """
 
-import jax
-
-from experiments.scale_study import model, stored
+from experiments.scale_study import stored
 from experiments.scale_study.folder import Arm
 from experiments.scale_study.size import Size
 from experiments.scale_study.study_config import (
@@ -14,7 +12,6 @@ from experiments.scale_study.study_config import (
   PRETRAINED,
   Stored,
 )
-from experiments.scale_study.tasks import batches
 
 
 def bases(size: Size, seed: int) -> None:
@@ -30,21 +27,13 @@ def bases(size: Size, seed: int) -> None:
       if wanted and path is not None:
         stored.copy(path, size.models, size.base(arm), size.mesh)
     return
-  texts = batches.corpus_batches(
-    size.source, batch=config.batch, length=config.corpus_length, seed=seed
-  )
-  size.train(
-    size.base(arms[0]),
-    model.create(size.shape, jax.random.key(seed)),
-    texts,
-    config.pretrain_steps,
-    config.pretrain_rate,
-  )
+  size.pretrain(size.base(arms[0]), seed)
   if INSTRUCTION_TUNED in config.bases:
-    size.train(
+    size.fine_tune(
       size.base(arms[1]),
       size.load(size.base(arms[0])),
-      size.examples(size.source.instruction, seed),
+      size.source.instruction,
+      seed,
       config.instruction_steps,
       config.instruction_rate,
     )
@@ -56,10 +45,11 @@ def experts(size: Size, arm: Arm) -> None:
   base = size.load(size.base(arm))
   for category, datasets in size.source.held_in.items():
     for rate in size.config.expert_rates:
-      size.train(
+      size.fine_tune(
         size.expert(arm, category, rate),
         base,
-        size.examples(datasets, arm.seed),
+        datasets,
+        arm.seed,
         size.config.expert_steps,
         rate,
       )
@@ -70,18 +60,20 @@ def multitask(size: Size, arm: Arm) -> None:
   size.demand_trained(arm, 'base', size.base(arm))
   config, base = size.config, size.load(size.base(arm))
   held_in = [dataset for of in size.source.held_in.values() for dataset in of]
-  size.train(
+  size.fine_tune(
     size.folder.model(arm, 'multitask'),
     base,
-    size.examples(held_in, arm.seed),
+    held_in,
+    arm.seed,
     config.multitask_steps,
     config.multitask_rate,
   )
   for category, datasets in size.direct.items():
-    size.train(
+    size.fine_tune(
       size.folder.model(arm, f'direct/{category}'),
       base,
-      size.examples(datasets, arm.seed),
+      datasets,
+      arm.seed,
       config.direct_steps,
       config.direct_rate,
     )

@@ -50,11 +50,14 @@ class Saved:
     step = self._manager.latest_step()
     if step is None:
       return None
-    found = self._manager.metadata(step).custom_metadata or {}
+    found = self._manager.metadata(step).custom_metadata
+    if not found:
+      found = dict.fromkeys(self._identity)
+    # What an older version of the study did not note may be anything.
     differing = [
-      f'{key} is {found.get(key)!r} there and {value!r} here'
+      f'{key} is {found[key]!r} there and {value!r} here'
       for key, value in self._identity.items()
-      if found.get(key) != value
+      if found.get(key, value) != value
     ]
     if differing:
       raise ValueError(

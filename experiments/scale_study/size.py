@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import functools
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,33 +107,66 @@ class Size:
     self,
     path: Path,
     params: model.Params,
-    examples: Iterator[batches.Batch],
+    drawn: Iterator[batches.Batch],
     steps: int,
     rate: float,
+    data: str,
   ) -> None:
-    """Trains a model into its checkpoint, or what is left to train of it."""
+    """Trains a model into its checkpoint, or what is left to train of it.
+
+    Args:
+      path: of the checkpoint.
+      params: where to start.
+      drawn: what to train on.
+      steps: how many of these batches.
+      rate: peak learning rate.
+      data: digest of what they are drawn from, as `train.train` takes it.
+    """
     train(
       self.shape,
       params,
-      examples,
+      drawn,
       steps=steps,
       peak_rate=rate,
       label=str(path.relative_to(self.folder.root / 'models')),
+      data=data,
       directory=path,
       mesh=self.mesh,
     )
 
-  def examples(
-    self, datasets: Sequence[Dataset], seed: int
-  ) -> Iterator[batches.Batch]:
-    """Yields batches of training examples."""
-    return batches.example_batches(
+  def pretrain(self, path: Path, seed: int) -> None:
+    """Trains a model from nothing on the corpus, as `train` does."""
+    config = self.config
+    texts = batches.corpus_batches(
+      self.source, batch=config.batch, length=config.corpus_length, seed=seed
+    )
+    self.train(
+      path,
+      model.create(self.shape, jax.random.key(seed)),
+      texts,
+      config.pretrain_steps,
+      config.pretrain_rate,
+      _digest_of_file(self.source.corpus_file),
+    )
+
+  def fine_tune(
+    self,
+    path: Path,
+    params: model.Params,
+    datasets: Sequence[Dataset],
+    seed: int,
+    steps: int,
+    rate: float,
+  ) -> None:
+    """Trains a model on datasets, as `train` does."""
+    examples = batches.example_batches(
       datasets,
       self.source.tokenizer,
       batch=self.config.batch,
       length=self.config.length,
       seed=seed,
     )
+    self.train(path, params, examples, steps, rate, _digest_of_pools(datasets))
 
   def demand_trained(self, arm: Arm, kind: str, path: Path) -> None:
     """Raises ValueError if a model is not there, or not trained to its end.
@@ -165,3 +200,21 @@ def demand(path: Path, phase: str) -> None:
       f'There is no {path}: do --phase={phase} first, or all phases, by giving '
       'none.'
     )
+
+
+def _digest_of_pools(datasets: Sequence[Dataset]) -> str:
+  """Digests all training examples, if they are not made as they are drawn."""
+  total = hashlib.blake2b(digest_size=8)
+  for dataset in datasets:
+    total.update(f'{dataset.name}\n'.encode())
+    for example in dataset.pool:
+      total.update(f'{json.dumps(example)}\n'.encode())
+  return total.hexdigest()
+
+
+def _digest_of_file(path: Path | None) -> str:
+  # That it is missing is said as soon as texts are drawn.
+  if path is None or not path.exists():
+    return ''
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'blake2b').hexdigest()[:16]

@@ -123,6 +123,7 @@ def train(
   steps: int,
   peak_rate: float,
   label: str,
+  data: str = '',
   directory: Path | None = None,
   save_every: int = 10,
   mesh: Mesh | None = None,
@@ -138,6 +139,8 @@ def train(
     steps: number of steps; whole chunks of `CHUNK_STEPS` compile once.
     peak_rate: learning rate after the warm-up.
     label: name of the phase in the progress bar.
+    data: digest of what the batches are drawn from; '' where they are made as
+      they are drawn.
     directory: where a CheckpointManager keeps the newest state, from which the
       same call goes on; None keeps nothing.
     save_every: chunks between two checkpoints; the last is always kept.
@@ -165,7 +168,7 @@ def train(
       params = sharding.place(params, mesh)
     saved = None
     if directory is not None:
-      identity = _identity(config, params, first, steps, peak_rate)
+      identity = _identity(config, params, first, steps, peak_rate, data)
       saved = stack.enter_context(resume.Saved(directory, identity))
       if saved.step() == steps:
         return None, losses[0]
@@ -210,15 +213,17 @@ def _identity(
   first: tuple[ArrayLike, ArrayLike],
   steps: int,
   peak_rate: float,
+  data: str,
 ) -> dict[str, str | int | float]:
   """What must be the same for a phase to go on from its checkpoint."""
-  data = b''.join(np.asarray(part).tobytes() for part in first)
+  batch = b''.join(np.asarray(part).tobytes() for part in first)
   return {
     'model': str(config),
     'steps': steps,
     'peak_rate': peak_rate,
     'start': int(_checksum(params)),
-    'first_batch': zlib.crc32(data),
+    'first_batch': zlib.crc32(batch),
+    'training_data': data,
   }
 
 

@@ -63,6 +63,17 @@ def copied(undisturbed, tmp_path):
   return small_study.study(tmp_path, undisturbed.config.tasks)
 
 
+@pytest.fixture
+def with_own_tasks(undisturbed, tmp_path):
+  """The study and its tasks in folders of their own, to be changed."""
+  shutil.copytree(undisturbed.folder.root, tmp_path / 'results')
+  tasks = shutil.copytree(undisturbed.config.tasks, tmp_path / 'tasks')
+  record = tmp_path / 'results' / 'config.json'
+  text = record.read_text().replace(undisturbed.config.tasks, str(tasks))
+  record.write_text(text)
+  return lambda: small_study.study(tmp_path / 'results', tasks)
+
+
 def test_the_analysis_reads_what_a_study_writes(undisturbed):
   root = undisturbed.folder.root
   made = cells.load(root / 'cells.jsonl')
@@ -453,19 +464,80 @@ def test_a_folder_gains_seeds_and_sizes(undisturbed, tmp_path):
     ('train', 'red red red ?', 'azure red red ?'),
   ],
 )
-def test_other_questions_are_refused(undisturbed, tmp_path, split, old, new):
-  shutil.copytree(undisturbed.folder.root, tmp_path / 'results')
-  tasks = shutil.copytree(undisturbed.config.tasks, tmp_path / 'tasks')
-  record = tmp_path / 'results' / 'config.json'
-  text = record.read_text().replace(undisturbed.config.tasks, str(tasks))
-  record.write_text(text)
-  path = tasks / f'{split}.jsonl'
+def test_other_questions_are_refused(with_own_tasks, tmp_path, split, old, new):
+  path = tmp_path / 'tasks' / f'{split}.jsonl'
   text = path.read_text()
   assert old in text
-  small_study.study(tmp_path / 'results', tasks)
+  with_own_tasks()
   path.write_text(text.replace(old, new))
   with pytest.raises(ValueError, match='Bring back the data of then'):
-    small_study.study(tmp_path / 'results', tasks)
+    with_own_tasks()
+
+
+def _exchange_answers(tasks, dataset):
+  """Of two examples that no first batch has; no other text changes."""
+  _, one, *others = list(
+    itertools.islice(dataset.examples('train', 0), 8, len(dataset.pool))
+  )
+  two = next(other for other in others if other.answer != one.answer)
+  lines = []
+  for line in map(json.loads, (tasks / 'train.jsonl').open()):
+    for example, other in ((one, two), (two, one)):
+      if line['inputs'] == example.prompt:
+        line['targets'] = other.answer
+    lines.append(json.dumps(line) + '\n')
+  (tasks / 'train.jsonl').write_text(''.join(lines))
+
+
+@pytest.mark.parametrize(
+  'name, part, phase, path',
+  [
+    ('sentiment', ARM.name, 'experts', 'experts/sentiment/0.01'),
+    ('sentiment', ARM.name, 'multitask', 'multitask'),
+    ('sentence_completion', ARM.name, 'multitask', 'direct/sentence_compl'),
+    ('instruction', 'xs/0', 'bases', 'xs/instruction-tuned/0/base'),
+  ],
+)
+def test_models_of_other_training_data_are_refused(
+  with_own_tasks, tmp_path, name, part, phase, path
+):
+  """Also where the first batch is the same, and all questions."""
+  source = with_own_tasks().source
+  datasets = {**source.categories, 'instruction': source.instruction}
+  _exchange_answers(tmp_path / 'tasks', *datasets[name])
+  study = with_own_tasks()
+  with pytest.raises(ValueError, match=f'{path}.* training_data is '):
+    study.run_part(part, [phase])
+
+
+def test_a_base_of_another_corpus_is_refused(with_own_tasks, tmp_path):
+  path = tmp_path / 'tasks' / 'corpus.jsonl'
+  *_, (last,) = itertools.islice(with_own_tasks().source.corpus(0), 64)
+  old = last.text  # which the first batch, of 24, has not
+  path.write_text(path.read_text().replace(f'"{old}"', f'"{old} {old}"'))
+  with pytest.raises(ValueError, match='pretrained/0/base .*training_data is'):
+    with_own_tasks().run_part('xs/0', ['bases'])
+
+
+def test_models_that_do_not_say_of_what_data_they_are_are_accepted(
+  copied, trained, monkeypatch
+):
+  """They are of an older version."""
+  identity = train._identity
+
+  def older(*args):
+    noted = identity(*args)
+    del noted['training_data']
+    return noted
+
+  path = copied.folder.model(ARM, 'experts/sentiment/0.01')
+  shutil.rmtree(path)
+  with monkeypatch.context() as patched:
+    patched.setattr(train, '_identity', older)
+    copied.run_part(ARM.name, ['experts'])
+  assert trained.pop('chunks') == 1
+  copied.run_part(ARM.name, ['experts'])
+  assert not trained
 
 
 def test_a_folder_that_does_not_say_what_was_asked_is_accepted(

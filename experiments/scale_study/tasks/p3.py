@@ -92,6 +92,7 @@ def source(folder: str | Path, *, vocabulary: int = 8192) -> Source:
     instruction=tuple(instruction),
     corpus=functools.partial(_corpus, folder / 'corpus.jsonl'),
     tokenizer=Tokenizer(_frequent_words(texts, vocabulary), spell=True),
+    corpus_file=folder / 'corpus.jsonl',
   )
 
 

@@ -7,6 +7,7 @@ one it has.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from experiments.scale_study.tasks.tokenizer import Tokenizer
@@ -105,6 +106,7 @@ class Source:
     instruction: what makes an instruction-tuned base of a pretrained one.
     corpus: `corpus(seed)` yields texts for pretraining forever.
     tokenizer: turns the texts into tokens.
+    corpus_file: of these texts, where they are not made as they are drawn.
   """
 
   held_in: Mapping[str, tuple[Dataset, ...]]
@@ -112,6 +114,7 @@ class Source:
   instruction: tuple[Dataset, ...]
   corpus: Callable[[int], Iterator[tuple[Piece, ...]]]
   tokenizer: Tokenizer
+  corpus_file: Path | None = None
 
   @property
   def categories(self) -> dict[str, tuple[Dataset, ...]]:

@@ -5,13 +5,14 @@ again skips what is finished and goes on where it was killed.
 """
 
 from experiments.scale_study import stored
-from experiments.scale_study.folder import Arm
+from experiments.scale_study.folder import Arm, read_json, write_json
 from experiments.scale_study.size import Size
 from experiments.scale_study.study_config import (
   INSTRUCTION_TUNED,
   PRETRAINED,
   Stored,
 )
+from mergekit_jax import processes
 
 
 def bases(size: Size, seed: int) -> None:
@@ -23,9 +24,8 @@ def bases(size: Size, seed: int) -> None:
   if isinstance(size.models, Stored):
     paths = (size.models.pretrained, size.models.instruction_tuned)
     for arm, path in zip(arms, paths, strict=True):
-      wanted = arm.base in config.bases and not size.base(arm).exists()
-      if wanted and path is not None:
-        stored.copy(path, size.models, size.base(arm), size.mesh)
+      if arm.base in config.bases and path is not None:
+        _copy(size, arm, path, size.models)
     return
   size.pretrain(size.base(arms[0]), seed)
   if INSTRUCTION_TUNED in config.bases:
@@ -77,3 +77,37 @@ def multitask(size: Size, arm: Arm) -> None:
       config.direct_steps,
       config.direct_rate,
     )
+
+
+def _copy(size: Size, arm: Arm, source: str, models: Stored) -> None:
+  """Copies a model that there is already into a study, once.
+
+  Raises:
+    ValueError: if another was copied before.
+  """
+  base, note = size.base(arm), size.folder.model(arm, 'base.json')
+  copied = base.exists()
+  known = read_json(note)['files'] if note.exists() else None
+  # Each host may have copies of its own, with other times.
+  files = processes.first_told(_files(source))
+  # What was copied is not needed any more.
+  if copied and files in ('', known):
+    return
+  params = stored.original(source, models, size.mesh)
+  if not copied:
+    stored.save(base, params)
+  elif stored.fingerprint(params) != stored.fingerprint(size.load(base)):
+    raise ValueError(
+      f'{source} is not the model any more that was copied to {base}. Bring '
+      'that back, or give another --output_dir; or, to start over, remove '
+      f'models/, scores/ and cells/ of {arm.name} in {size.folder.root}.'
+    )
+  write_json(note, {'copy_of': source, 'files': files})
+
+
+def _files(source: str) -> str:
+  """Digests a model's files, '' if there are none."""
+  try:
+    return stored.files(stored.folder(source))
+  except (FileNotFoundError, ValueError):
+    return ''

@@ -73,20 +73,19 @@ def stored_shape(size: Stored) -> ModelConfig:
       f'{[*shapes.SIZES]}.'
     )
   return huggingface.read_config(
-    _folder(size.shape or size.pretrained or size.instruction_tuned)
+    folder(size.shape or size.pretrained or size.instruction_tuned)
   )
 
 
-def copy(source: str, size: Stored, path: Path, mesh: Mesh | None) -> None:
-  """Copies a model that there is into an Orbax checkpoint of the study."""
+def original(source: str, size: Stored, mesh: Mesh | None) -> Params:
+  """Reads a model that there is already, to be copied into a study."""
   if size.shape is not None:
-    params = load(Path(source), stored_shape(size), mesh)
-  else:
-    _, params = huggingface.load(_folder(source), mesh=mesh)
-  save(path, params)
+    return load(Path(source), stored_shape(size), mesh)
+  return huggingface.load(folder(source), mesh=mesh)[1]
 
 
-def _folder(source: str) -> Path:
+def folder(source: str) -> Path:
+  """Where a model lies that a preset names."""
   return smollm2.folder() if source == smollm2.NAME else Path(source)
 
 

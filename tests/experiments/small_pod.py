@@ -43,7 +43,7 @@ _LAYER = {
 }
 
 
-def _save(folder, seed):
+def save_model(folder, seed):
   """Writes a model as Hugging Face does."""
   folder.mkdir()
   (folder / 'config.json').write_text(json.dumps(QWEN))
@@ -76,8 +76,8 @@ def write(folder: Path) -> None:
   small_study.write_tasks(folder / 'tasks')
   (folder / 'presets').mkdir()
   (folder / 'presets' / 'small_pod.py').write_text(_PRESET)
-  _save(folder / 'model', 0)
-  _save(folder / 'model-instruct', 1)
+  save_model(folder / 'model', 0)
+  save_model(folder / 'model-instruct', 1)
 
 
 def config(folder: Path) -> StudyConfig:

@@ -5,12 +5,14 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from experiments.scale_study import huggingface, shapes, stored
 from experiments.scale_study.analysis import cells
@@ -137,6 +139,54 @@ def test_a_model_of_another_shape_is_refused(config, tmp_path):
   )
   with pytest.raises(ValueError, match='does not hold a model of the shape'):
     Study(config, tmp_path / 'results', []).run(['bases'])
+
+
+@pytest.fixture
+def copied(config, tmp_path):
+  """Does the phase `bases`, again if it was done."""
+
+  def bases():
+    Study(config, tmp_path / 'results', []).run(['bases'])
+
+  bases()
+  return bases
+
+
+def _replace_model(folder, seed):
+  shutil.rmtree(folder)
+  small_pod.save_model(folder, seed)
+
+
+@pytest.mark.parametrize('is_noted', [True, False])
+def test_a_base_that_was_replaced_is_refused(copied, tmp_path, is_noted):
+  """Also in a study of an older version, which does not say what it copied."""
+  arm = tmp_path / 'results/models/xs/pretrained/0'
+  if not is_noted:
+    (arm / 'base.json').unlink()
+  _replace_model(tmp_path / 'model', 2)
+  with pytest.raises(ValueError, match='/model is not the model any more'):
+    copied()
+  shutil.rmtree(arm)
+  copied()
+  embedding = stored.load(
+    arm / 'base', huggingface.read_config(tmp_path / 'model')
+  )['embedding']['embedding']
+  expected = load_file(tmp_path / 'model/model.safetensors')
+  np.testing.assert_array_equal(
+    embedding, expected['model.embed_tokens.weight']
+  )
+
+
+def test_a_base_is_read_once_of_the_same_files(copied, tmp_path, monkeypatch):
+  _replace_model(tmp_path / 'model', 0)  # as a copy, with other times
+  copied()
+  monkeypatch.delattr(stored, 'original')
+  copied()
+
+
+def test_a_base_that_was_copied_is_not_needed_any_more(copied, tmp_path):
+  (tmp_path / 'model' / 'model.safetensors').unlink()
+  copied()
 
 
 def test_an_unknown_shape_is_refused(tmp_path):

@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 import jax
 
-from experiments.scale_study import loading, model, shapes, stored
+from experiments.scale_study import loading, model, shapes, smollm2, stored
+from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.examination import Examination
 from experiments.scale_study.folder import Arm, Folder
 from experiments.scale_study.study_config import (
@@ -40,7 +42,7 @@ class Size:
       source: of the tasks, as `loading.load_source` returns it.
 
     Raises:
-      ValueError: if the tasks do not fit the models.
+      ValueError: if the tasks or their tokenizer do not fit the models.
     """
     self.config, self.folder, self.name = config, folder, name
     self.source = source
@@ -54,6 +56,8 @@ class Size:
           f'--set=bases={INSTRUCTION_TUNED}, or give one in the preset.'
         )
       self.shape = stored.stored_shape(self.models)
+      if self.models.shape is None:
+        _demand_own_tokenizer(config, name, self.models)
       if self.source.tokenizer.size > self.shape.vocabulary_size:
         raise ValueError(
           f'The tokenizer has {self.source.tokenizer.size} ids, but the models '
@@ -200,6 +204,43 @@ def demand(path: Path, phase: str) -> None:
       f'There is no {path}: do --phase={phase} first, or all phases, by giving '
       'none.'
     )
+
+
+def _demand_own_tokenizer(
+  config: StudyConfig, name: str, models: Stored
+) -> None:
+  """Raises ValueError if models of Hugging Face are told other words' ids."""
+  used = config.tokenizer
+  if config.tasks == 'real' and not used:
+    used = str(smollm2.folder() / 'tokenizer.json')
+  sources = (models.pretrained, models.instruction_tuned)
+  for base, source in zip(BASES, sources, strict=True):
+    if source is None or base not in config.bases:
+      continue
+    folder = stored.folder(source)
+    own = folder / 'tokenizer.json'
+    if used and own.exists() and _vocabulary(own) != _vocabulary(Path(used)):
+      raise ValueError(
+        f'The {base} model of size {name!r} has another vocabulary, in {own}, '
+        f'than the tokenizer of the study, {used}. Give its own in the preset; '
+        'models of different families each need a preset.'
+      )
+    if not used and any(folder.glob('tokenizer*')):
+      raise ValueError(
+        f'{folder}, a model of size {name!r}, has a tokenizer of its own, but '
+        f'the preset gives none: add tokenizer={str(own)!r}.'
+      )
+    if not used:
+      logging.warning(
+        'Neither the preset nor %s has a tokenizer: words of the tasks get '
+        'numbers that the model has never seen. Give tokenizer in the preset.',
+        folder,
+      )
+
+
+def _vocabulary(tokenizer: Path) -> Any:
+  # The rest of the file is written otherwise by other versions.
+  return json.loads(tokenizer.read_text(encoding='utf-8'))['model']['vocab']
 
 
 def _digest_of_pools(datasets: Sequence[Dataset]) -> str:

@@ -115,8 +115,8 @@ class StudyConfig:
     tasks: 'procedural', 'wordnet', 'real', or a folder as `tasks/p3.py` reads
       it.
     categories: held-in categories, where the tasks are procedural or real.
-    tokenizer: tokenizer.json of models that there are already; '' takes the
-      tokenizer of the tasks.
+    tokenizer: tokenizer.json of models that there are already, which all sizes
+      share; '' takes the tokenizer of the tasks.
     sizes: the models, by name.
     bases: what experts are fine-tuned from.
     seeds: of everything random; a run of everything for each.

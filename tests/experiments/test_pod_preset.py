@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+import tokenizers
 
 from experiments.scale_study import huggingface, shapes, stored
 from experiments.scale_study.analysis import cells
@@ -21,7 +22,7 @@ from experiments.scale_study.folder import Arm
 from experiments.scale_study.scored import Scored
 from experiments.scale_study.study import Study
 from experiments.scale_study.study_config import Stored, StudyConfig
-from tests.experiments import small_pod
+from tests.experiments import small_pod, small_study
 from tests.launch import free_port
 
 
@@ -105,6 +106,50 @@ def test_a_vocabulary_that_is_too_large_is_refused(config, tmp_path):
   study = Study(config, tmp_path / 'results', [])
   with pytest.raises(ValueError, match='only 8. Give their own'):
     study.run(['experts'])
+
+
+def write_tokenizer(path, words):
+  """Writes a tokenizer that numbers words in their order."""
+  ids = {word: number for number, word in enumerate([*words, '</s>'])}
+  made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, 'what'))
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  made.save(str(path))
+
+
+WORDS = ('what', *small_study.COLOURS)
+
+
+def test_models_with_a_tokenizer_have_to_be_given_it(config, tmp_path):
+  own = tmp_path / 'model-instruct' / 'tokenizer.json'
+  write_tokenizer(own, WORDS)
+  study = Study(config, tmp_path / 'results', [])
+  with pytest.raises(ValueError, match=f"add tokenizer='{own}'"):
+    study.size('xs')
+  # Whose model is not used.
+  config = dataclasses.replace(config, bases=('pretrained',))
+  assert Study(config, tmp_path / 'another', []).size('xs')
+
+
+def test_a_model_without_any_tokenizer_is_warned_of(config, tmp_path, caplog):
+  with caplog.at_level('WARNING', logger='absl'):
+    Study(config, tmp_path / 'results', []).size('xs')
+  assert f'nor {tmp_path}/model has a tokenizer' in caplog.text
+
+
+def test_a_tokenizer_that_is_not_the_model_s_own_is_refused(config, tmp_path):
+  used = tmp_path / 'tokenizer.json'
+  write_tokenizer(used, WORDS)
+  config = dataclasses.replace(config, tokenizer=str(used))
+  study = Study(config, tmp_path / 'results', [])
+  own = tmp_path / 'model-instruct' / 'tokenizer.json'
+  # The same, as another version of transformers may have saved it.
+  own.write_text(json.dumps(json.loads(used.read_text()), indent=7))
+  assert study.size('xs').source.tokenizer.encode('blue red') == [2, 1]
+  write_tokenizer(own, WORDS[::-1])
+  study = Study(config, tmp_path / 'results', [])
+  message = f"instruction-tuned model of size 'xs' .*, in {own}, than .*{used}"
+  with pytest.raises(ValueError, match=message):
+    study.size('xs')
 
 
 def test_models_in_orbax_format(config, tmp_path):

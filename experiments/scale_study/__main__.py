@@ -143,6 +143,8 @@ def _study(config: StudyConfig, output_dir: Path) -> str | None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
   given = [f'--preset={_PRESET.value}']
   given += [f'--set={setting}' for setting in _SET.value]
+  if _OUTPUT_DIR.value:
+    given += [f'--output_dir={_OUTPUT_DIR.value}']
   running = study.Study(config, output_dir, given)
   if _CELL.value:
     print(running.reproduce(_CELL.value))

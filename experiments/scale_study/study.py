@@ -47,7 +47,7 @@ class Study:
     Args:
       config: the preset, with what was overridden.
       root: of the results.
-      flags: with which the command makes this `config`.
+      flags: with which the command makes this `config` in this folder.
 
     Raises:
       ValueError: if the memory is no amount, a merge cannot be made, the tasks
@@ -82,7 +82,6 @@ class Study:
         [
           *('-m', 'experiments.scale_study', *self._flags),
           *(f'--phase={phase}' for phase in wanted),
-          f'--output_dir={self.folder.root}',
         ],
         processes=self.config.processes,
         logs=self.folder.root / 'logs',

@@ -1,5 +1,6 @@
 """The command line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -114,6 +115,8 @@ def test_smoke_fails_if_an_expert_does_not_learn(tmp_path):
   assert picture == f'Wrote {tmp_path}/figures/scores.png'
   assert (tmp_path / 'figures/scores.png').read_bytes().startswith(b'\x89PNG')
   assert report == f'Wrote {tmp_path}/report.html'
+  cell = json.loads((tmp_path / 'cells.jsonl').read_text().splitlines()[0])
+  assert f' --output_dir={tmp_path} --cell=xs/pretrained/0/' in cell['command']
   header, *rows = process.stdout.splitlines()
   assert header.split()[-4:] == [
     *('average', 'task_arithmetic', 'dare_ties', 'ties')

@@ -149,6 +149,22 @@ def test_only_parts_with_a_wanted_phase_are_started(
   }
 
 
+def test_processes_are_started_with_the_flags_of_the_study(
+  tasks, tmp_path, monkeypatch
+):
+  """And so name the same folder in the commands of their cells."""
+  commands = []
+  monkeypatch.setattr(
+    scheduler, 'run', lambda _, command, **options: commands.append(command)
+  )
+  flags = [*small_study.FLAGS, '--output_dir=here']
+  config = small_study.config(tasks, processes=2)
+  Study(config, tmp_path, flags).run(['merge'])
+  assert commands == [
+    ['-m', 'experiments.scale_study', *flags, '--phase=merge']
+  ]
+
+
 @pytest.mark.parametrize(
   'phase, before',
   [

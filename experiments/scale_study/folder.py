@@ -40,6 +40,8 @@ class Folder:
   def __init__(self, root: Path, config: StudyConfig, digest: str):
     """Opens or begins a folder; one may gain seeds and sizes.
 
+    While it holds nothing but its configuration, that may change.
+
     Args:
       root: of the results.
       config: the preset.
@@ -51,22 +53,26 @@ class Folder:
     """
     self.root = root.absolute()
     record = root / 'config.json'
-    recorded = read_json(record) if record.exists() else {}
+    made = ('models', 'scores', 'cells', 'cells.jsonl')
+    is_begun = any((root / name).exists() for name in made)
+    recorded = read_json(record) if is_begun and record.exists() else {}
     # Older folders do not say what was asked; they do from now on.
     is_said = 'questions' in recorded
     asked = recorded.pop('questions', digest)
     problems = study_config.differences(config, recorded) if recorded else {}
     if problems and not study_config.only_gained(config, recorded):
-      raise ValueError(
-        f'{root} holds results of another configuration: '
-        f'{"; ".join(problems.values())}. Give another --output_dir, or '
-        'remove it.'
-        + (
+      remedy = 'Give another --output_dir, or remove it.'
+      if problems.keys() == {'seeds'}:
+        both = dict.fromkeys([*recorded['seeds'], *config.seeds])
+        remedy = f'Take --set=seeds={",".join(map(str, both))}.'
+      elif problems.keys() <= study_config.OF_MERGES:
+        remedy += (
           ' As only the merges differ, a copy of its models/ and scores/ '
           'in the new one saves all training.'
-          if problems.keys() <= study_config.OF_MERGES
-          else ''
         )
+      raise ValueError(
+        f'{root} holds results of another configuration: '
+        f'{"; ".join(problems.values())}. {remedy}'
       )
     if asked != digest:
       raise ValueError(

@@ -434,6 +434,7 @@ def test_a_folder_gains_seeds_and_sizes(undisturbed, tmp_path):
   more = dataclasses.replace(
     config, seeds=(0, 1), sizes={'s': Scratch(32, 1, 2), **config.sizes}
   )
+  (tmp_path / 'models').mkdir()
   Folder(tmp_path, more, DIGEST)
   assert folder.read_json(tmp_path / 'config.json') == {
     **json.loads(json.dumps(study_config.as_json(more))),
@@ -549,6 +550,47 @@ def test_a_folder_that_does_not_say_what_was_asked_is_accepted(
   Folder(tmp_path, undisturbed.config, DIGEST)
   asked = {'questions': DIGEST}
   assert folder.read_json(tmp_path / 'config.json') == record | asked
+
+
+@pytest.mark.parametrize(
+  'recorded, seeds, fits',
+  [((0, 1), (0,), '0,1'), ((2, 0), (1, 0), '2,0,1'), ((3,), (0,), '3,0')],
+)
+def test_the_seeds_that_a_folder_takes_are_named(
+  undisturbed, tmp_path, recorded, seeds, fits
+):
+  def folder(seeds):
+    config = dataclasses.replace(undisturbed.config, seeds=seeds)
+    return Folder(tmp_path, config, DIGEST)
+
+  folder(recorded)
+  (tmp_path / 'models').mkdir()
+  with pytest.raises(ValueError, match=f'Take --set=seeds={fits}\\.$'):
+    folder(seeds)
+  assert folder(tuple(map(int, fits.split(','))))
+
+
+@pytest.mark.parametrize(
+  'made', ['', 'models', 'scores', 'cells', 'cells.jsonl']
+)
+def test_a_preset_may_be_corrected_until_something_is_made(
+  undisturbed, tmp_path, made
+):
+  """As after a run that ended at the path of a model."""
+  Folder(tmp_path, undisturbed.config, DIGEST)
+  corrected = dataclasses.replace(undisturbed.config, batch=4)
+  if made:
+    (tmp_path / made).touch()
+    with pytest.raises(ValueError, match='batch was 8 and is 4.*or remove it'):
+      Folder(tmp_path, corrected, DIGEST)
+    with pytest.raises(ValueError, match='Bring back the data of then'):
+      Folder(tmp_path, undisturbed.config, 16 * '1')
+    return
+  Folder(tmp_path, corrected, 16 * '1')
+  assert folder.read_json(tmp_path / 'config.json') == {
+    **study_config.as_json(corrected),
+    'questions': 16 * '1',
+  }
 
 
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):

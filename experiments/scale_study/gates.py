@@ -75,9 +75,10 @@ def check_arm(size: Size, arm: Arm) -> Iterator[Gate]:
 
 def failure(gate: Gate) -> str:
   """Says of a gate that failed what did not hold."""
+  chance = '' if gate.chance is None else f' where chance is {gate.chance:.2f}'
   return (
     f'{gate.category}, size {gate.size}, {gate.base} base, seed {gate.seed}: '
-    f'{gate.gate} did not hold, with a score of {gate.score:.2f}'
+    f'{gate.gate} did not hold, with a score of {gate.score:.2f}{chance}'
   )
 
 

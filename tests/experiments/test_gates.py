@@ -1,5 +1,6 @@
 """Gates: differences to chance and to the base, against their thresholds."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -86,6 +87,8 @@ def test_a_failure_is_said_with_its_score(check):
   first, *_ = check({'pretrained': failing})
   assert gates.failure(first) == (
     'topic, size s, pretrained base, seed 0: direct training beats chance by '
-    '0.3 did not hold, with a score of 0.54'
+    '0.3 did not hold, with a score of 0.54 where chance is 0.25'
   )
+  of_all = dataclasses.replace(first, category='all', chance=None)
+  assert gates.failure(of_all).endswith('with a score of 0.54')
   assert gates.as_json(first)['pass'] is False

@@ -48,8 +48,9 @@ class Stored:
   """A model that there is already, in one stage or two.
 
   Attributes:
-    pretrained: a folder of Llama or Qwen 2.5 as Hugging Face stores them, or
-      an Orbax checkpoint of this study's model; None where it is no base.
+    pretrained: a folder of Qwen 2.5, or of Llama up to 3.0 (later ones scale
+      rotary positions), as Hugging Face stores them, or an Orbax checkpoint of
+      this study's model; None where it is no base.
     instruction_tuned: the same model, instruction-tuned, or 'smollm2', which
       is fetched.
     shape: of Orbax checkpoints, a key of `shapes.SIZES` or a folder with a

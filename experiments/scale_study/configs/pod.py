@@ -10,9 +10,11 @@ is killed:
   done
 
 `bases` copies the models, which are Hugging Face's or, with a `shape`, Orbax
-checkpoints of this study's layout, into Orbax checkpoints. Several hosts
-run the same command with `--distributed` and need DIR on a file system that
-they share. Nothing of this size was ever run: `compile_pod.py` compiles it, and
+checkpoints of this study's layout, into Orbax checkpoints. Of Hugging Face's
+they may be Qwen 2.5, or Llama up to 3.0: those of 3.1 and later, whose rotary
+positions are scaled (`rope_scaling`), are refused. Several hosts run the same
+command with `--distributed` and need DIR on a file system that they share.
+Nothing of this size was ever run: `compile_pod.py` compiles it, and
 a test runs the preset on models of a few thousand parameters.
 
 One seed and one size conclude nothing: verdicts want three seeds

@@ -79,6 +79,8 @@ class MethodGrid:
   )
 
   def __post_init__(self):
+    for name, values in self.choices.items():
+      _demand_several(f'choices[{name!r}]', values)
     wrong = [
       name
       for name, values in self.choices.items()
@@ -193,8 +195,10 @@ class StudyConfig:
   processes: int = 1
 
   def __post_init__(self):
-    for name, value in vars(self).items():
-      if isinstance(value, tuple):
+    for field in dataclasses.fields(self):
+      name, value = field.name, getattr(self, field.name)
+      if isinstance(field.default, tuple):
+        _demand_several(name, value)
         if not value or len({*value}) < len(value):
           raise ValueError(
             f'{name}={value} was given; give at least one, and each once.'
@@ -203,6 +207,21 @@ class StudyConfig:
           _demand(name, one)
       else:
         _demand(name, value)
+    if {*self.merged} == {1}:
+      raise ValueError(
+        'merged=(1,) was given; give more than 1 beside it, as experts merged '
+        'by themselves, all alone, are in no figure and no table.'
+      )
+    for name, size in self.sizes.items():
+      _demand_kind(f'sizes[{name!r}]', size, Scratch, Stored)
+      if '/' in name:
+        raise ValueError(f'A size is named {name!r}; give a name without a /.')
+    for method, grid in self.methods.items():
+      _demand_kind(f'methods[{method!r}]', grid, MethodGrid)
+    for method, parameters in self.sweeps.items():
+      for name, values in parameters.items():
+        _demand_several(f'sweeps[{method!r}][{name!r}]', values)
+    _demand_kind('gates', self.gates, Gates)
 
 
 def override(config: StudyConfig, setting: str) -> StudyConfig:
@@ -300,6 +319,19 @@ def _demand(name: str, value: Any) -> None:
     raise ValueError(f'{name}={value} was given; give {least} or more.')
   if isinstance(value, float) and not value > 0:
     raise ValueError(f'{name}={value} was given; give more than 0.')
+
+
+def _demand_several(name: str, values: Any) -> None:
+  if not isinstance(values, tuple | list):
+    raise ValueError(
+      f'{name}={values!r} was given; give a tuple, such as ({values!r},).'
+    )
+
+
+def _demand_kind(name: str, value: Any, *kinds: type) -> None:
+  if not isinstance(value, kinds):
+    known = ' or '.join(kind.__name__ for kind in kinds)
+    raise ValueError(f'{name}={value!r} was given; give {known}(...).')
 
 
 def _parsed(text: str, current: Any) -> Any:

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.scale_study import study_config
 from experiments.scale_study.configs import cpu, full, pod
+from experiments.scale_study.study_config import Scratch
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,31 @@ def test_a_mistake_is_named(setting, message):
 def test_choices_are_of_what_is_fixed_and_not_empty(choices):
   with pytest.raises(ValueError, match='at least one value'):
     study_config.MethodGrid({'scale': 1.0}, choices)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'merged': (4)}, r'merged=4 was given; give a tuple, such as \(4,\)'),
+    ({'merged': (1,)}, 'give more than 1 beside it'),
+    ({'merged': [2, 2]}, 'each once'),
+    # A text, each letter of which would be a base.
+    ({'bases': ('pretrained')}, "bases='pretrained' was given; give a tuple"),
+    ({'sizes': {'s': {'width': 8}}}, r"sizes\['s'\]=.*; give Scratch or Stor"),
+    ({'sizes': {'t/1': Scratch(8, 1, 1)}}, "named 't/1'; .* without a /"),
+    ({'methods': {'ties': {'density': 0.2}}}, r"\['ties'\]=.* MethodGrid\("),
+    ({'sweeps': {'ties': {'density': 0.2}}}, r"\['ties'\]\['density'\]=0.2"),
+    ({'gates': {'gain': 0.1}}, r'gates=.* give Gates\('),
+  ],
+)
+def test_a_mistake_in_a_preset_is_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(cpu.CONFIG, **changes)
+
+
+def test_values_to_choose_from_are_several():
+  with pytest.raises(ValueError, match=r"choices\['scale'\]=0.3 was given"):
+    study_config.MethodGrid({'scale': 1.0}, {'scale': 0.3})
 
 
 def test_what_older_records_lack_is_what_presets_need_not_give():

@@ -72,7 +72,18 @@ def demand_rules(config: StudyConfig) -> None:
     ValueError: if one cannot; the message names it.
   """
   for method in config.methods:
-    checks.one_of('a name in methods', method, cells.METHODS)
+    try:
+      checks.one_of('a name in methods', method, cells.METHODS)
+    except ValueError as error:
+      raise ValueError(
+        f'{error} Another joins them by an entry in '
+        'experiments/scale_study/analysis/methods.py.'
+      ) from error
+    if not hasattr(mk, method):
+      raise ValueError(
+        f'There is no mergekit_jax.{method}, which methods names: if it is '
+        f'yours, set mergekit_jax.{method} in the preset.'
+      )
   for method in config.sweeps:
     checks.one_of('a name in sweeps', method, [*config.methods])
   for merge in (

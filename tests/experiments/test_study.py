@@ -339,6 +339,58 @@ def test_a_new_grid_of_merges_needs_no_training(undisturbed, trained, tmp_path):
   assert len(cells.load(tmp_path / 'cells.jsonl')) == 8
 
 
+_OWN_METHOD = """
+from pathlib import Path
+import sys
+
+import jax.numpy as jnp
+
+from experiments.scale_study.analysis import methods
+import mergekit_jax as mk
+
+# As if the entry were in the file.
+methods.METHODS['clipped_sum'] = methods.Look('Clipped sum', '#009e73', 'v')
+
+from experiments.scale_study.study_config import MethodGrid
+from tests.experiments import small_study
+
+@mk.rule
+class Clip:
+  limit: float
+
+  def __call__(self, t, deltas):
+    return [jnp.clip(d, -self.limit, self.limit) for d in deltas]
+
+def clipped_sum(limit=0.01, scale=0.3):
+  return mk.chain(Clip(limit), mk.weighted_sum(), mk.scale(scale))
+
+mk.clipped_sum = clipped_sum
+own = {
+  'task_arithmetic': MethodGrid({'scale': 0.5}),
+  'clipped_sum': MethodGrid({'limit': 9.0, 'scale': 0.5}),
+}
+results, tasks = map(Path, sys.argv[1:])
+small_study.study(results, tasks, methods=own, sweeps={}).run()
+"""
+
+
+def test_a_method_need_not_be_of_the_library(undisturbed, tmp_path):
+  """As docs/adding_a_method.md has it, with a limit that no entry reaches."""
+  for name in ('models', 'scores'):
+    shutil.copytree(undisturbed.folder.root / name, tmp_path / name)
+  subprocess.run(
+    [sys.executable, '-c', _OWN_METHOD, tmp_path, undisturbed.config.tasks],
+    check=True,
+  )
+  scores = collections.defaultdict(list)
+  for line in (tmp_path / 'cells.jsonl').open():
+    cell = json.loads(line)
+    scores[cell['method']].append(cell['scores'])
+  assert scores['clipped_sum'] == scores['task_arithmetic']
+  assert len(scores['clipped_sum']) == 4  # two bases, chosen and fixed
+  assert 'Clipped sum' in (tmp_path / 'report.html').read_text()
+
+
 def test_the_average_of_one_expert_is_the_expert(undisturbed):
   config = dataclasses.replace(undisturbed.config, merged=(1, 2))
   size = Size(config, undisturbed.folder, 'xs', undisturbed.source)
@@ -613,7 +665,7 @@ def test_what_is_refused_at_once_begins_no_folder(tasks, tmp_path):
   for changes, message in (
     ({'memory_budget': 'foo'}, "'foo' was given; give bytes"),
     ({'merged': (4,)}, 'only 2 held-in categories'),
-    ({'methods': {'tiess': MethodGrid()}}, "Did you mean 'ties'"),
+    ({'methods': {'tiess': MethodGrid()}}, "mean 'ties'.*analysis/methods.py"),
     # One of the library, which the analysis does not know.
     ({'methods': {'dare': MethodGrid()}}, "'dare' .* one of 'average'"),
     ({'methods': {'ties': MethodGrid({'densty': 0.1})}}, "mean 'density'"),
@@ -625,6 +677,12 @@ def test_what_is_refused_at_once_begins_no_folder(tasks, tmp_path):
     with pytest.raises(ValueError, match=message):
       small_study.study(tmp_path, tasks, **changes)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_method_with_an_entry_has_to_be_there(tasks, tmp_path, monkeypatch):
+  monkeypatch.setattr(cells, 'METHODS', ('own',))
+  with pytest.raises(ValueError, match='set mergekit_jax.own in the preset'):
+    small_study.study(tmp_path, tasks, methods={'own': MethodGrid()}, sweeps={})
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(undisturbed, tmp_path):

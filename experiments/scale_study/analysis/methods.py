@@ -1,7 +1,8 @@
 """The merge methods of the study, in the order in which they are shown.
 
 Keys are functions of `mergekit_jax`; any other method of the library joins by
-an entry here, and one in `methods` of a preset.
+an entry here, and one in `methods` of a preset, and one of your own as
+docs/adding_a_method.md says.
 """
 
 from collections.abc import Mapping

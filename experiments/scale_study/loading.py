@@ -120,12 +120,16 @@ def _demand_experts(config: StudyConfig, source: Source) -> None:
       f'The tasks {config.tasks!r} have no held-in category, so that there is '
       f'no expert to train. Give examples of one of {", ".join(HELD_IN)}.'
     )
-  too_many = [n for n in config.merged if n > there_are]
-  if len(too_many) == len(config.merged):
+  if not any(1 < n <= there_are for n in config.merged):
+    remedy = 'give examples of another'
+    if there_are > 1:
+      remedy = f'take --set=merged={there_are}'
     raise ValueError(
       f'merged is {config.merged}, but there are only {there_are} held-in '
-      f'categories to merge the experts of: take --set=merged={there_are}.'
+      f'categories to merge the experts of, {", ".join(source.held_in)}: '
+      f'{remedy}.'
     )
+  too_many = [n for n in config.merged if n > there_are]
   if too_many:
     logging.warning(
       'There are %d held-in categories: nothing is merged of N = %s.',

@@ -117,7 +117,7 @@ class StudyConfig:
   Attributes:
     tasks: 'procedural', 'wordnet', 'real', or a folder as `tasks/p3.py` reads
       it.
-    categories: held-in categories, where the tasks are procedural or real.
+    categories: held-in categories of the tasks that are taken.
     tokenizer: tokenizer.json of models that there are already, which all sizes
       share; '' takes the tokenizer of the tasks.
     sizes: the models, by name.

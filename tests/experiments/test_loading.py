@@ -110,13 +110,30 @@ def test_tasks_without_a_held_in_category_are_refused(tasks):
 
 def test_categories_are_chosen(tasks):
   """The vocabulary is of all, so that ids are the same."""
-  both, one = load(tasks), load(tasks, merged=(1, 2), categories=('sentiment',))
-  assert [*both.held_in] == ['sentiment', 'structure_to_text']
-  assert [*one.held_in] == ['sentiment']
-  assert [*one.held_out] == [*both.held_out]
-  assert one.tokenizer.words == both.tokenizer.words
+  for split in ('train', 'validation', 'test'):
+    path = tasks / f'{split}.jsonl'
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    third = [
+      {
+        **line,
+        'inputs': f'about {line["inputs"]}',
+        'category': 'topic_classification',
+        'dataset': 'topics',
+      }
+      for line in lines
+      if line['category'] == 'sentiment'
+    ]
+    path.write_text(''.join(f'{json.dumps(x)}\n' for x in lines + third))
+  few = ('sentiment', 'structure_to_text')
+  every, some = load(tasks), load(tasks, categories=few)
+  assert {*every.held_in} == {*few, 'topic_classification'}
+  assert {*some.held_in} == {*few}
+  assert [*some.held_out] == [*every.held_out]
+  assert some.tokenizer.words == every.tokenizer.words
+  with pytest.raises(ValueError, match='only 1 held-in .* another'):
+    load(tasks, merged=(1, 2), categories=('sentiment',))
   with pytest.raises(
-    ValueError, match='no tasks in .*, only of sentiment, str'
+    ValueError, match='no tasks in .*, only of sentiment, topic'
   ):
     load(tasks, categories=('sentiment', 'summarization'))
   with pytest.raises(ValueError, match='sentences are no held-in categories'):

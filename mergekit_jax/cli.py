@@ -241,7 +241,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
   checkpoint = mk.open_checkpoint(arguments.checkpoint)
   root = roots.parameter_root(checkpoint.specs)
-  holds = roots.parameters(checkpoint.specs)
+  holds = roots.parameters(checkpoint.specs, root)
   total = below = 0
   for path, spec in checkpoint.specs.items():
     stored = checkpoint.storage(path)

@@ -84,10 +84,13 @@ def merge(
       'checkpoints call mergekit_jax.merge_checkpoints.'
     )
   template, structure = tree.flatten(base if base is not None else experts[0])
-  root = roots.parameter_root(_specs(template))
-  named = {f'experts[{i}]': expert for i, expert in enumerate(experts)}
+  known = _specs(template)
+  root = roots.parameter_root(known)
+  named = {
+    f'experts[{i}]': tree.flatten(expert)[0] for i, expert in enumerate(experts)
+  }
   models = {name: _parameters(name, x, root) for name, x in named.items()}
-  first = _parameters('base', base, root) if base is not None else None
+  first = _parameters('base', template, root) if base is not None else None
   specs = _specs(models['experts[0]'] if first is None else first)
   key = None if key is None else _key(key)
 
@@ -99,7 +102,6 @@ def merge(
 
   # Without 64-bit types the merge is in float32 too, which is seen.
   wide = covered if jnp.result_type(float) == jnp.float64 else []
-  known = _specs(template)
   beside = [path for path in tree.merged_shapes(known) if path not in specs]
   for doubt in [
     *doubts.left_out(known, beside, root, 'merged'),
@@ -146,18 +148,19 @@ def merge(
   return jax.tree.unflatten(structure, {**template, **merged}.values())
 
 
-def _parameters(name: str, model: PyTree, root: str) -> dict[str, Any]:
+def _parameters(
+  name: str, leaves: Mapping[str, Any], root: str
+) -> dict[str, Any]:
   """The leaves that a merge of checkpoints would look at, by their paths there.
 
   Args:
     name: what to call the model.
-    model: the tree.
+    leaves: all of it, by path.
     root: where the parameters begin in the merge.
 
   Raises:
     ValueError: if all that could be merged is of an optimizer.
   """
-  leaves, _ = tree.flatten(model)
   specs = _specs(leaves)
   paths = roots.moved(specs, root)
   if leaves:

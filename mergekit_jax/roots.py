@@ -44,7 +44,7 @@ _TRAINING_STATE = _OPTIMIZER | {
   *('rng', 'rngs', 'key', 'training_key'),
   *('iterator', 'data', 'metrics', 'loss_scale'),
 }
-# Of these no array holds floats, so that one below them is of a module.
+# These hold no arrays of floats, so that one below them is of a module.
 _WITHOUT_FLOATS = {
   *('step', 'steps', 'rng', 'rngs', 'key', 'training_key'),
   *('iterator', 'data'),
@@ -100,9 +100,10 @@ def _has_modules_beside(root: str, leaves: Mapping[str, Any]) -> bool:
 
 def _states(path: str, leaf: Any) -> set[str]:
   """What training programs keep, by name, to which a leaf may belong."""
-  names = _TRAINING_STATE.intersection(path.split('/')[:2])
+  *above, _ = keys = path.split('/')
+  names = _TRAINING_STATE.intersection(keys[:2])
   is_array = tree.is_merged(leaf.dtype) and leaf.shape
-  return names - _WITHOUT_FLOATS if is_array else names
+  return names - _WITHOUT_FLOATS.intersection(above) if is_array else names
 
 
 def may_be_needed(name: str) -> bool:
@@ -133,7 +134,7 @@ def missed(leaves: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
   return [path for path in paths if is_missed(path)]
 
 
-def parameters(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
+def parameters(leaves: Mapping[str, Any], root: str) -> Callable[[str], bool]:
   """Which paths of a model lead to parameters.
 
   Below a root of their own all do, also those of a module that is called
@@ -141,18 +142,19 @@ def parameters(leaves: Mapping[str, Any]) -> Callable[[str], bool]:
 
   Args:
     leaves: all leaves (anything with a shape and a dtype) by path.
+    root: where its parameters begin (`parameter_root`).
 
   Returns:
     Whether the path of a leaf, or of a node above leaves, does.
   """
-  root = parameter_root(leaves)
   kept = frozenset() if root else _optimizers(leaves)
   return lambda path: below(root, path) and kept.isdisjoint(_lineage(path))
 
 
 def moved(leaves: Mapping[str, Any], root: str) -> dict[str, str]:
   """The paths of a model's parameters, by those that they have below a root."""
-  own, holds = parameter_root(leaves), parameters(leaves)
+  own = parameter_root(leaves)
+  holds = parameters(leaves, own)
   prefix = f'{root}/' if root else ''
   return {
     prefix + (path[len(own) + 1 :] if own else path): path

@@ -134,7 +134,6 @@ def merge_checkpoints(
     job,
     {each.name: each.method for each in outputs},
     {each.name: each.seed for each in outputs},
-    overrides,
     {
       'output': [str(each.path) for each in outputs],
       'allow_nonfinite': allow_nonfinite,
@@ -149,13 +148,13 @@ def merge_checkpoints(
     companions.demand_readable(job.template)
   warnings = caveats.of_job(job)
   _log(itertools.chain(*warnings))
-  facts = [provenance.describe(job, each, overrides, dtype) for each in outputs]
+  facts = [provenance.describe(job, each) for each in outputs]
   with contextlib.ExitStack() as stack:
     stages = [
       stack.enter_context(
         staged(
           each.path,
-          provenance.of_bits(job, each, overrides, options, fact),
+          provenance.of_bits(job, each, options, fact),
           overwrite=overwrite,
           resume=resume,
         )

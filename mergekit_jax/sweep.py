@@ -103,7 +103,7 @@ def sweep(
       partition_rules=partition_rules,
     )
     told = {'allow_nonfinite': allow_nonfinite}
-    provenance.demand_agreement(job, methods, seeds, overrides, told)
+    provenance.demand_agreement(job, methods, seeds, told)
     if jax.process_index() == 0:
       for warning in dict.fromkeys(itertools.chain(*caveats.of_job(job))):
         logging.warning('%s', warning)

@@ -188,7 +188,7 @@ def test_looking_for_optimizers_is_linear(monkeypatch):
 
   monkeypatch.setattr(roots.tree, 'is_merged', counted)
   leaves = {f'model.layers.{i}.weight': spec for i in range(500)}
-  holds = roots.parameters(leaves)
+  holds = roots.parameters(leaves, root='')
   assert all(map(holds, leaves)) and len(asked) < 5 * len(leaves)
 
 
@@ -218,7 +218,7 @@ BESIDE = {
       'opt_state': opt_state(ADAM, p, 1),
       'opt': {'m': p},
       'step': 1.0,
-      'rng': np.ones(2, 'uint32'),
+      'rng': np.ones(2),
       'data': {'position': 0.5},
       'metrics': {'loss': np.float32(2)},
     },

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
-import re
 from typing import Any
 
 from etils import epath
@@ -19,7 +18,7 @@ import numpy as np
 
 from mergekit_jax import checks, processes, roots, scopes, sharding, tree
 from mergekit_jax.checkpoint import Checkpoint
-from mergekit_jax.jobs import sources
+from mergekit_jax.jobs import sources, stacks
 from mergekit_jax.kernels.random import keys_for
 from mergekit_jax.planning import costs, planner
 from mergekit_jax.planning import plan as plans
@@ -27,10 +26,6 @@ from mergekit_jax.streaming.reading import Model
 
 _BESIDE_ROOT = 'nnx_aux'
 _SHORT_NAMES = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
-# What comes before the leaves of stacked layers.
-_STACK = re.compile(r'(.*?/)??(\w+_)?layers/')
-# How the library of Gemma names layers that it has stacked, always over axis 0.
-_STACK_OF_GEMMA = re.compile(r'transformer/stacked_layers/attention_type_\d+/')
 
 
 class SourceChangedError(ValueError):
@@ -48,6 +43,8 @@ class Job:
     copied: leaves that are copied from the base.
     left_out: leaves of the base beside its parameter root, or of an optimizer.
     fingerprints: {name: fingerprint} of the sources as they were opened.
+    overrides: {regex of a path: 'base' or a rule}.
+    dtype: of the merged leaves; None keeps that of the first model.
   """
 
   models: tuple[Model, ...]
@@ -56,6 +53,8 @@ class Job:
   copied: tuple[str, ...]
   left_out: tuple[str, ...]
   fingerprints: Mapping[str, str]
+  overrides: Mapping[str, Any]
+  dtype: jnp.dtype | None
 
   @property
   def template(self) -> Checkpoint:
@@ -88,7 +87,7 @@ class Job:
       for tensor in scope.tensors
     }
 
-    holds = roots.parameters(self.template.specs)
+    holds = roots.parameters(self.template.specs, self.root)
     above = {
       '/'.join(keys[:depth])
       for keys in (path.split('/') for path in specs)
@@ -179,8 +178,8 @@ def make_job(
   sharding.demand_all_processes(mesh)
   merged = tree.merged_shapes(reference)
   if stacked_axes is None:
-    stacked_axes = _known_stacks(template, merged)
-  stacks = tree.stacked_axes(stacked_axes, merged)
+    stacked_axes = stacks.known(template.metadata, merged)
+  stacked = tree.stacked_axes(stacked_axes, merged)
   others = {model.name: _specs(model) for model in models[1:]}
   groups = scopes.agreed(methods, overrides, reference, others, template.specs)
   copied = _copied(models[0], root, groups)
@@ -189,13 +188,13 @@ def make_job(
   )
   left_out = {*template.specs} - {*models[0].paths.values()}
   planned = [
-    (rules, [_leaf(path, models, stacks, dtype) for path in paths])
+    (rules, [_leaf(path, models, stacked, dtype) for path in paths])
     for rules, paths in groups
   ]
   for _, leaves in planned:
     _demand_whole_bytes(leaves)
   if copied:
-    planned.append(((), [_leaf(path, models[:1], stacks) for path in copied]))
+    planned.append(((), [_leaf(path, models[:1], stacked) for path in copied]))
   plan = planner.make_plan(
     planned,
     mesh,
@@ -215,6 +214,8 @@ def make_job(
     tuple(copied),
     tuple(sorted(left_out)),
     fingerprints,
+    overrides,
+    dtype,
   )
 
 
@@ -293,7 +294,7 @@ def _copied(
 def _leaf(
   path: str,
   models: Sequence[Model],
-  stacks: Mapping[str, tuple[int, ...]],
+  stacked: Mapping[str, tuple[int, ...]],
   dtype: Any = None,
 ) -> costs.Leaf:
   """What the plan needs to know of a leaf.
@@ -301,7 +302,7 @@ def _leaf(
   Args:
     path: its path in the output.
     models: those of which it is read.
-    stacks: the stacked axes of the leaves that are merged.
+    stacked: the stacked axes of the leaves that are merged.
     dtype: of the output; None keeps that of the first model.
   """
   specs = [model.checkpoint.specs[model.paths[path]] for model in models]
@@ -312,39 +313,7 @@ def _leaf(
     specs[0].shape,
     tuple(spec.dtype for spec in specs),
     jnp.dtype(dtype or specs[0].dtype),
-    stacks.get(path, ()),
+    stacked.get(path, ()),
     tuple(map(max, zip(*chunks, strict=True))) if chunks else None,
     storage[0].chunk,
   )
-
-
-def _known_stacks(
-  checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, int] | None:
-  """The stacked axes of a layout that says of itself that it is stacked.
-
-  MaxText says in its metadata that it scans its layers, but not over which
-  axis. That is axis 1 unless somebody chose another, along which leaves of one
-  stack differ; of scans in each other the axes are not known.
-  """
-  if of_gemma := [path for path in shapes if _STACK_OF_GEMMA.match(path)]:
-    return {re.escape(path): 0 for path in of_gemma}
-  # As text where it has been through safetensors, whose metadata is text.
-  if checkpoint.metadata.get('scan_layers') not in (True, 'true'):
-    return None
-  stacks: dict[str, list[str]] = {}
-  for path in shapes:
-    if match := _STACK.match(path):
-      stacks.setdefault(match[0], []).append(path)
-  return {
-    re.escape(path): 1
-    for stack, paths in stacks.items()
-    if _agree_along_axis_1([shapes[path] for path in paths])
-    for path in paths
-    if not _STACK.match(path.removeprefix(stack))
-  }
-
-
-def _agree_along_axis_1(shapes: Sequence[tuple[int, ...]]) -> bool:
-  sizes = {shape[1:2] for shape in shapes}
-  return len(sizes) == 1 and () not in sizes

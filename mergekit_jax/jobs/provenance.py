@@ -13,32 +13,25 @@ import numpy as np
 
 from mergekit_jax import processes
 from mergekit_jax.driving import questions
-from mergekit_jax.jobs.job import floating, Job
+from mergekit_jax.jobs.job import Job
 from mergekit_jax.jobs.outputs import Output
 from mergekit_jax.version import __version__
 
 
-def describe(
-  job: Job,
-  output: Output,
-  overrides: Mapping[str, Any] | None,
-  dtype: Any,
-) -> dict[str, Any]:
+def describe(job: Job, output: Output) -> dict[str, Any]:
   """What an output was made of and how, as JSON can hold it.
 
   Args:
     job: the merge.
     output: which of its outputs.
-    overrides: as `merge_checkpoints` was given them.
-    dtype: likewise.
   """
   tensors = [t for scope in job.plan.scopes for t in scope.tensors]
   return {
     'method': _told(output.method),
-    'overrides': {key: _told(rule) for key, rule in (overrides or {}).items()},
+    'overrides': {key: _told(rule) for key, rule in job.overrides.items()},
     'seed': output.seed,
     'stacked_axes': {t.path: list(t.stacked) for t in tensors if t.stacked},
-    'dtype': None if dtype is None else str(floating(dtype)),
+    'dtype': None if job.dtype is None else str(job.dtype),
     'sources': {
       model.name: {
         'path': str(model.checkpoint.location.absolute()),
@@ -55,7 +48,6 @@ def demand_agreement(
   job: Job,
   methods: Mapping[str, Any],
   seeds: Mapping[str, int],
-  overrides: Mapping[str, Any] | None,
   options: Mapping[str, Any],
 ) -> None:
   """Raises unless all processes were told the same and found the same.
@@ -66,7 +58,6 @@ def demand_agreement(
     job: the merge.
     methods: the rules by name.
     seeds: by the same names.
-    overrides: as the merge was given them.
     options: anything else, by name.
 
   Raises:
@@ -74,12 +65,12 @@ def demand_agreement(
   """
   if jax.process_count() == 1:
     return
-  rules = {'method': methods, 'overrides': overrides}
+  rules = {'method': methods, 'overrides': job.overrides}
   told = {**rules, 'seed': seeds, **options}
   processes.demand_agreement(
     {
       **{name: _told(value) for name, value in told.items()},
-      'numbers of the method': _numbers(methods, overrides),
+      'numbers of the method': _numbers(methods, job),
       **{m.name: str(m.checkpoint.location) for m in job.models},
       'mesh, memory_budget, partition_rules, stacked_axes or versions': repr(
         [job.plan.units_digest, _versions()]
@@ -91,7 +82,6 @@ def demand_agreement(
 def of_bits(
   job: Job,
   output: Output,
-  overrides: Mapping[str, Any] | None,
   options: Mapping[str, Any],
   described: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -100,7 +90,6 @@ def of_bits(
   Args:
     job: the merge.
     output: which of its outputs.
-    overrides: as `merge_checkpoints` was given them.
     options: of the output's format.
     described: from `describe`. Each source is named apart, so that one that
       has changed is.
@@ -114,7 +103,7 @@ def of_bits(
       f'source {name}': source['fingerprint']
       for name, source in sources.items()
     },
-    'numbers': _numbers(output.method, overrides),
+    'numbers': _numbers(output.method, job),
     'code of the method': _code(job, output),
     'units': job.plan.units_digest,
     'memory_budget': job.plan.memory_budget,
@@ -163,8 +152,8 @@ def _is_ours(rule: Any) -> bool:
   return all(type(x).__module__.startswith('mergekit_jax.') for x in parts)
 
 
-def _numbers(methods: Any, overrides: Mapping[str, Any] | None) -> str:
+def _numbers(methods: Any, job: Job) -> str:
   """A digest: as text they are rounded, and long ones are cut short."""
-  leaves = jax.tree.leaves((methods, overrides))
+  leaves = jax.tree.leaves((methods, job.overrides))
   data = b''.join(np.asarray(leaf).tobytes() for leaf in leaves)
   return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -194,6 +194,25 @@ class TestSweep:
     tree, _ = models.trees(LARGE, 'float32', EXPERTS)
     assert set(seen) == {jax.tree.structure(tree)}
 
+  def test_where_jit_is_off(self, saved):
+    """That is for what evaluates; the stream is compiled."""
+    base, experts = saved
+
+    def evaluate(tree):
+      assert jax.config.jax_disable_jit
+      return models.unnest(tree)
+
+    with jax.disable_jit():
+      swept = mk.sweep(
+        {'tensor': METHODS['tensor']},
+        experts,
+        base,
+        evaluate,
+        stacked_axes=STACKED,
+        memory_budget='8MB',
+      )
+    assert_same('tensor', swept['tensor'])
+
   def test_leaves_that_are_not_merged(self, saved):
     base, experts = saved
     swept = mk.sweep(

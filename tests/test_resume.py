@@ -843,6 +843,16 @@ def test_a_rule_that_was_edited(edited, sources, tmp_path, monkeypatch):
   assert merge(sources, output, method=lean()).units_resumed
 
 
+def test_a_rule_of_ones_own_where_jit_is_off(sources, tmp_path, monkeypatch):
+  """It is the same code."""
+  with monkeypatch.context() as patch:
+    interrupted(patch, 'record', 3)
+    with pytest.raises(KeyboardInterrupt):
+      merge(sources, tmp_path / 'out', method=lean())
+  with jax.disable_jit():
+    assert merge(sources, tmp_path / 'out', method=lean()).units_resumed
+
+
 @pytest.mark.parametrize('overwrite', [False, True])
 def test_killed_before_the_stage_is_removed(
   laid_out, overwrite, tmp_path, monkeypatch

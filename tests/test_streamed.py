@@ -1,9 +1,11 @@
 """The streamed merge: the same model as in memory, and what it writes."""
 
+import contextlib
 import functools
 import json
 import math
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -1137,6 +1139,51 @@ class TestSourceThatChanges:
     replaced_meanwhile(expert, monkeypatch, by)
     with pytest.raises((ValueError, OSError), match='changed|not be read'):
       mk.sweep({'a': mk.task_arithmetic()}, [expert], base, len)
+
+
+@contextlib.contextmanager
+def jit_off_everywhere():
+  """`jax.disable_jit` is about one thread, other than JAX_DISABLE_JIT."""
+  jax.config.update('jax_disable_jit', True)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_disable_jit', False)
+
+
+class TestWithoutJit:
+  """A stream is compiled, and compiled ahead, whatever that switch says."""
+
+  @pytest.mark.parametrize('off', [jax.disable_jit, jit_off_everywhere])
+  def test_same_bits(self, saved, tmp_path, off):
+    case = TIES_OF_TENSORS
+    with off():
+      merge(
+        saved('large'),
+        tmp_path / 'out',
+        case,
+        memory_budget=budget_to_cut(case),
+        stacked_axes=STACKED,
+      )
+    check(case, tmp_path / 'out', 'large')
+
+  def test_compiled_as_ever(self, saved, tmp_path):
+    """The threads that compile have a switch of their own."""
+    seen = []
+
+    @mk.rule
+    class First:
+      def __call__(self, t):
+        if threading.current_thread() is not threading.main_thread():
+          seen.append(jax.config.jax_disable_jit)
+        return t.experts[0]
+
+    base, experts = saved('small')
+    with jit_off_everywhere():
+      mk.merge_checkpoints(
+        First(), base=base, experts=experts, output=tmp_path / 'out'
+      )
+    assert seen and not any(seen)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def asked(method: Any, block: Block) -> list[PyTree]:
       )
 
 
+@jax.disable_jit(False)  # which is part of the text
 def program(method: Any, block: Block) -> str:
   """What a rule computes, as text: its code, but for its own numbers.
 

@@ -64,7 +64,7 @@ def ahead(
   def compiled(rule: Any, rounds: int, seen: View, tensor: Tensor) -> Programs:
     programs = []
     # As in the thread that calls them.
-    with jax.enable_x64(has_64_bits):
+    with jax.enable_x64(has_64_bits), jax.disable_jit(False):
       for _, lowered in steps(plan, rule, rounds, seen, tensor, report):
         programs.append(lowered.compile())
         if stopped.is_set():

@@ -57,6 +57,9 @@ class Sink(Protocol):
     """After an error: keeps what can be kept."""
 
 
+# Compiled programs refuse to run where jit is off, and answers would have other
+# bits.
+@jax.disable_jit(False)
 def run(
   plan: plans.Plan,
   models: Sequence[Model],

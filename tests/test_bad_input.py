@@ -794,6 +794,18 @@ class TestCommandLine:
 
 
 class TestOutput:
+  @pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+      (None, 'output is a NoneType; give the path of a new checkpoint'),
+      (b'out', 'output is a bytes; give'),
+      ([pathlib.Path('out')], 'output is a list; give'),
+      ({'a': 'out', 'b': None}, "output['b'] is a NoneType; give"),
+    ],
+  )
+  def test_no_path(self, refused, given, message):
+    refused(ValueError, message, output=given)
+
   def test_an_empty_directory_is_free(self, merge, tmp_path):
     (tmp_path / 'out').mkdir()
     report = merge()

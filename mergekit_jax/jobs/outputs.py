@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import itertools
+import os
 from typing import Any
 
 from etils import epath
@@ -129,7 +130,7 @@ def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
 
   Raises:
     ValueError: if the dictionaries have other names, two paths are one, or a
-      seed is none.
+      path or a seed is none.
   """
   given = {'method': method, 'output': output, 'seed': seed}
   named = {k: v for k, v in given.items() if isinstance(v, Mapping)}
@@ -170,6 +171,12 @@ def _output(
   A link is followed, so that what it leads to is written or replaced, and the
   link stays; the report lies beside what is written.
   """
+  if not isinstance(path, (str, os.PathLike)):
+    argument = 'output' if name == '' else f'output[{name!r}]'
+    raise ValueError(
+      f'{argument} is a {type(path).__name__}; give the path of a new '
+      'checkpoint.'
+    )
   real = real_path(as_path(path))
   return Output(number, name, method, real, checks.seed('seed', seed))
 

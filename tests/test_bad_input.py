@@ -999,6 +999,14 @@ class TestOutput:
       refused(ValueError, message, output=output, overwrite=True)
     merge(output=tmp_path / 'done', format=format, overwrite=True)
 
+  @pytest.mark.parametrize('below', ['x', 'x/y'])
+  def test_lies_in_a_file(self, refused, tmp_path, below):
+    file = tmp_path / 'file'
+    file.write_text('thesis')
+    message = f'lies in {file}, which is a file'
+    refused(ValueError, message, output=file / below)
+    refused(ValueError, message, output=file / below, overwrite=True)
+
   def test_lies_beside_the_step_of_another_output(
     self, refused, merge, tmp_path
   ):

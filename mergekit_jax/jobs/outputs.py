@@ -60,8 +60,8 @@ class Output:
     Raises:
       ValueError: if an option belongs to another format, the format cannot hold
         the tree or be written to the path, the output and a source lie in each
-        other, it lies in another checkpoint, or it would be taken for a step of
-        others or for unfinished.
+        other, it lies in a file or in another checkpoint, or it would be taken
+        for a step of others or for unfinished.
       FileExistsError: if the output exists, or another file where its report
         is to lie.
     """
@@ -88,6 +88,12 @@ class Output:
           f'output={self.path} and {source.name} ({read.path}) '
           'lie in each other. Give an output outside of all sources; sources '
           'are never written to.'
+        )
+    for parent in self.path.parents if is_local(self.path) else ():
+      if os.path.exists(parent) and not os.path.isdir(parent):
+        raise ValueError(
+          f'output={self.path} lies in {parent}, which is a file. Give a path '
+          'in a directory.'
         )
     if around := _checkpoint_around(self.path):
       raise ValueError(

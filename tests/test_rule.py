@@ -524,10 +524,25 @@ class TestRule:
     np.testing.assert_array_equal(merge(rule), np.full(4, 4))
     assert len(asked(rule, block_of())) == 0
 
-  def test_scalar_result_fills_the_tensor(self):
-    rule = rule_from(lambda t: jnp.float32(3))
-    np.testing.assert_array_equal(merge(rule), np.full(4, 3))
-    assert merge(rule).shape == (4,)
+  @pytest.mark.parametrize(
+    'scalar',
+    [
+      *(jnp.float32(0.1), np.float32(0.1), np.float64(0.1), 0.1),
+      *(jnp.bfloat16(0.1), jnp.bfloat16.dtype.type(0.1)),
+    ],
+    ids=lambda scalar: f'{type(scalar)}',
+  )
+  def test_scalar_result_fills_the_tensor(self, scalar, tmp_path):
+    rule = rule_from(lambda t: scalar)
+    tree = {'w': np.ones((2, 3), np.float32)}
+    expected = np.full((2, 3), np.float32(scalar))
+    for stacked in ({}, {'w': 0}):
+      merged = mk.merge(rule, [tree], stacked_axes=stacked)
+      np.testing.assert_array_equal(merged['w'], expected)
+    path = checkpoints.save(tmp_path / 'e', tree)
+    mk.merge_checkpoints(rule, experts=[path], output=tmp_path / 'o')
+    merged = checkpoints.load(tmp_path / 'o')
+    np.testing.assert_array_equal(merged['w'], expected)
 
   def test_sees_float32(self):
     def rule(t):

@@ -125,8 +125,10 @@ def on_layers(
 
 
 def _demand_values(method: Any, returned: Any, shape: Sequence[int]) -> None:
+  if isinstance(returned, float):
+    return
   name = type(method).__name__
-  if not isinstance(returned, (jax.Array, np.ndarray)):
+  if not isinstance(returned, (jax.Array, np.ndarray, np.generic)):
     raise TypeError(
       f'{name} returned a {type(returned).__name__}; return the merged array.'
     )

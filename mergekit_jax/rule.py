@@ -246,6 +246,7 @@ def together(generators: Iterable[Any]) -> Answering:
         while isinstance(request, Report):
           yield request
           request = running[i].send(None)
+        _demand_totals(running[i], request)
         requests[i] = _seen_by(request, i, rounds)
       except StopIteration as stop:
         returned[i] = stop.value
@@ -269,6 +270,15 @@ def _seen_by(request: Request, i: int, rounds: int) -> Request:
     return Total(total.partial, then)
 
   return jax.tree.map(wrap, request, is_leaf=_is_total)
+
+
+def _demand_totals(generator: Any, request: Any) -> None:
+  asked = jax.tree.leaves(request, is_leaf=_is_total)
+  if request is None or not all(map(_is_total, asked)):
+    raise TypeError(
+      f'{generator.__qualname__} yielded a {type(request).__name__}. Yield a '
+      'Total, several of them in a list, or a Report.'
+    )
 
 
 def _is_total(x: Any) -> bool:
@@ -325,12 +335,7 @@ def step(generator: Any, answers: Sequence[PyTree]) -> Step:
       flags |= request.flags
       reply = None
       continue
-    asked = jax.tree.leaves(request, is_leaf=_is_total)
-    if not all(map(_is_total, asked)):
-      raise TypeError(
-        f'{generator.__qualname__} yielded a {type(request).__name__}. Yield a '
-        'Total, several of them in a list, or a Report.'
-      )
+    _demand_totals(generator, request)
     reply = next(remaining, _NOTHING)
     if reply is _NOTHING:
       return Step(request, None, {})

@@ -430,12 +430,21 @@ class TestRule:
     with pytest.raises(ValueError, match=r"Named\.mode is 'both', but is not"):
       merge(rule('both'))
 
-  def test_what_is_no_total(self):
+  @pytest.mark.parametrize('yielded', [None, 1.0, jnp.ones(3)])
+  def test_what_is_no_total(self, yielded):
     def sums(t):
-      yield jnp.sum(t.experts[0])
+      yield yielded
+      return t.experts[0]
 
-    with pytest.raises(TypeError, match='sums yielded a .*Yield a Total'):
-      merge(rule_from(sums))
+    def at_once(t):
+      yield from mk.together([sums(t), mk.gram_matrix(t.experts)])
+      return t.experts[0]
+
+    kind = type(yielded).__name__
+    message = f'sums yielded a {kind}. Yield a Total'
+    for function in (sums, at_once):
+      with pytest.raises(TypeError, match=message):
+        merge(rule_from(function))
 
   @pytest.mark.parametrize('returned', [None, [1.0]])
   def test_what_is_no_array(self, returned):

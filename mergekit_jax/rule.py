@@ -54,7 +54,8 @@ def rule(cls: _T) -> _T:
   one of them `| None` are static, as are those declared with JAX's own
   `dataclasses.field(metadata={'static': True})`; all others are leaves or trees
   of leaves. A new value of a number therefore never recompiles, and `jax.grad`
-  and `jax.vmap` see it.
+  and `jax.vmap` see it. Numbers are traced, an `int` too: declare one static on
+  which loops or shapes depend.
 
   Two class attributes tell a driver what the rule needs:
     scope: 'tensor' (the default) or 'model', the set over which totals are

@@ -424,6 +424,34 @@ class TestRule:
 
     assert merge(Halved(2)).tolist() == [0.25, 0.5, 0.75, 1]
 
+  @pytest.mark.parametrize('place', ['rule', 'branch', 'then'])
+  def test_number_that_is_to_be_declared_static(self, place):
+    def halved(value, times):
+      if place == 'branch':
+        return value / 2 if times > 1 else value
+      for _ in range(times):
+        value = value / 2
+      return value
+
+    @mk.rule
+    class Halved:
+      times: int
+
+      def __call__(self, t):
+        value = t.experts[0]
+        if place == 'then':
+          return (
+            yield mk.Total(
+              value.sum(), lambda total, answers: halved(total, self.times)
+            )
+          )
+        return halved(value, self.times)
+
+    with pytest.raises(jax.errors.JAXTypeError) as caught:
+      merge(Halved(2))
+    (note,) = [note for note in caught.value.__notes__ if 'Halved' in note]
+    assert "n: int = dataclasses.field(metadata={'static': True})" in note
+
   def test_text_that_is_not_declared(self):
     fields = {'__annotations__': {'mode': 'Mode'}, '__call__': lambda s, t: 0}
     rule = mk.rule(type('Named', (), fields))

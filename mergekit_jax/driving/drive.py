@@ -21,9 +21,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mergekit_jax.driving.block import Block
+from mergekit_jax.driving.refused import (
+  demand_flags,
+  demand_values,
+  explained,
+)
 from mergekit_jax.driving.widths import (
   movable,
   narrow,
@@ -100,12 +104,13 @@ def on_layers(
   def on_slice(base, experts, layer, answers):
     experts = [to_float32(expert) for expert in experts]
     place = _place(block, to_float32(base), experts, layer)
-    reached = step(method(place), answers)
+    with explained(method):
+      reached = step(method(place), answers)
     if reached.request is None:
-      _demand_values(method, reached.returned, place.experts[0].shape)
+      demand_values(method, reached.returned, place.experts[0].shape)
       merged = jnp.broadcast_to(reached.returned, place.experts[0].shape)
       flags = reached.flags if report else {}
-      _demand_flags(method, flags, merged.shape)
+      demand_flags(method, flags, merged.shape)
       with jax.enable_x64(block.dtype == jnp.float64):
         return None, merged.astype(block.dtype), flags
     return [total.partial for total in reached.totals], None, {}
@@ -122,36 +127,6 @@ def on_layers(
     _layers(block),
     jax.tree.map(narrow, list(answers)),
   )
-
-
-def _demand_values(method: Any, returned: Any, shape: Sequence[int]) -> None:
-  if isinstance(returned, float):
-    return
-  name = type(method).__name__
-  if not isinstance(returned, (jax.Array, np.ndarray, np.generic)):
-    raise TypeError(
-      f'{name} returned a {type(returned).__name__}; return the merged array.'
-    )
-  given = f'{name} returned {returned.dtype}{list(returned.shape)}'
-  if not jnp.issubdtype(returned.dtype, jnp.floating):
-    raise TypeError(f'{given}; return floating-point numbers.')
-  # A row would fill the tensor in memory, and every block with its own.
-  if returned.shape not in ((), tuple(shape)):
-    raise ValueError(
-      f'{given} for a tensor, or a part of one, of shape {list(shape)}; return '
-      'an array of that shape or a scalar.'
-    )
-
-
-def _demand_flags(method: Any, flags: PyTree, shape: Sequence[int]) -> None:
-  for keys, flag in jax.tree.leaves_with_path(flags):
-    if (jnp.result_type(flag), jnp.shape(flag)) != (jnp.bool, tuple(shape)):
-      raise TypeError(
-        f'{type(method).__name__} reports '
-        f'{jax.tree_util.keystr(keys, simple=True)} as '
-        f'{jnp.result_type(flag)}{list(jnp.shape(flag))}; report one bool an '
-        f'element, here bool{list(shape)}.'
-      )
 
 
 @functools.partial(
@@ -220,7 +195,7 @@ def answer(
       of an array.
   """
   stacked = len(block.stacked)
-  with jax.enable_x64(True):
+  with jax.enable_x64(True), explained(method):
     try:
       return _answer(
         method,

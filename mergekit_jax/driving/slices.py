@@ -22,13 +22,15 @@ from mergekit_jax.driving import drive
 from mergekit_jax.driving.block import as_bits, Block
 from mergekit_jax.driving.cutting import first_slice, over_slices
 from mergekit_jax.driving.reported import Flags, pack
+from mergekit_jax.kernels.select import SLICE
 from mergekit_jax.kernels.sums import integer_for
 from mergekit_jax.rule import needs_of, PyTree, scope_of
 from mergekit_jax.sharding import padded
 
-# Elements of a slice on a CPU. Shorter ones would spend their time on adding up
-# the partials of TIES, which are 2**16 counts an expert.
-ELEMENTS = 2**17
+# Elements of a slice on a CPU, as many as TIES counts by one scatter. Shorter
+# ones would spend their time on adding up the partials of TIES, which are 2**16
+# counts an expert.
+ELEMENTS = SLICE
 # Elsewhere, where a step of a loop has to be worth its start.
 _ELEMENTS_ELSEWHERE = 2**24
 

@@ -26,9 +26,8 @@ from mergekit_jax.sharding import padded, shards
 
 _LOW_BITS = 15
 _LOW_BINS = 2**_LOW_BITS
-# Elements of a slice whose indices stay in a core's cache; as many as a stream
-# has at once (`slices.ELEMENTS`), so that it needs one scatter for each.
-_SLICE = 2**17
+# Elements of a slice whose indices stay in a core's cache.
+SLICE = 2**17
 
 
 def kth_magnitude(
@@ -173,12 +172,12 @@ def histogram_by_slices(
   entries, shape = bins.shape[:batch], bins.shape[batch:]
   count = math.prod(shape)
   dtype = dtype or integer_for(count)
-  whole, rest = divmod(count, _SLICE)
+  whole, rest = divmod(count, SLICE)
 
   def of_one(bins):
     def add(i, counts):
-      start = i * _SLICE
-      some = jax.lax.dynamic_slice_in_dim(bins, start, _SLICE)
+      start = i * SLICE
+      some = jax.lax.dynamic_slice_in_dim(bins, start, SLICE)
       return counts.at[some].add(1, mode='drop')
 
     counts = jnp.zeros(size, dtype)
@@ -187,7 +186,7 @@ def histogram_by_slices(
       # devices, which zeros do not.
       counts = jax.lax.fori_loop(1, whole, add, add(0, counts))
     if rest:
-      some = bins[whole * _SLICE :]
+      some = bins[whole * SLICE :]
       counts = counts.at[some].add(1, mode='drop')
     return counts
 

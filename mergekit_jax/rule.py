@@ -16,7 +16,7 @@ threshold, a norm, an angle), it *yields* a partial sum and receives the answer:
         return t.base + self.scale * delta / norm
 
 The rule never learns who adds up: one array, the blocks of a tensor too large
-for memory, the devices of a mesh, or all tensors of a model (`drive.py`).
+for memory, the devices of a mesh, or all tensors of a model: see `driving`.
 
 The protocol:
   * `yield Total(partial, then)`: the partials of all places of the scope are

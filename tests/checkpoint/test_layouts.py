@@ -338,20 +338,20 @@ def test_merged_and_restored(tmp_path, name):
   assert output.metadata.items() >= base.metadata.items()
 
 
-def test_a_cycle_is_stacked_and_what_is_left_over_is_not(tmp_path):
-  layout = LAYOUTS['gemma3_cycle']
+@pytest.mark.parametrize(
+  'name, stack, axis',
+  [('gemma3_cycle', '/layers/', 1), ('gemma_stacked', '/stacked_layers/', 0)],
+)
+def test_stacks_are_known_and_what_lies_beside_is_none(
+  tmp_path, name, stack, axis
+):
+  """MaxText's cycle of layers, and what Gemma's own library stacks."""
+  layout = LAYOUTS[name]
   layout.save(tmp_path / 'base', params(layout, 0))
   made = job.make_job([mk.average()], [tmp_path / 'base'], None)
-  for tensor in made.plan.scopes[0].tensors:
-    assert tensor.stacked == ((1,) if '/layers/' in tensor.path else ())
-
-
-def test_stacks_of_gemma_are_known_by_their_name(tmp_path):
-  layout = LAYOUTS['gemma_stacked']
-  layout.save(tmp_path / 'base', params(layout, 0))
-  made = job.make_job([mk.average()], [tmp_path / 'base'], None)
-  for tensor in made.plan.scopes[0].tensors:
-    assert tensor.stacked == ((0,) if 'stacked' in tensor.path else ())
+  tensors = [t for scope in made.plan.scopes for t in scope.tensors]
+  assert {t.stacked for t in tensors if stack in t.path} == {(axis,)}
+  assert {t.stacked for t in tensors if stack not in t.path} == {()}
 
 
 STACKED_FIRST = {

@@ -81,8 +81,13 @@ def peaks_of(rule, models, output, budget, stacked_axes=None, keep=False):
   finished = subprocess.run(
     [sys.executable, '-B', '-c', PROGRAM, json.dumps(arguments)],
     cwd=pathlib.Path(__file__).parents[1],
-    # A heap for each thread would be fuller or emptier by chance.
-    env={**os.environ, 'MALLOC_ARENA_MAX': '1'},
+    # A heap for each thread would be fuller or emptier by chance, and programs
+    # that another process has left take less memory to load than to compile.
+    env={
+      **os.environ,
+      'MALLOC_ARENA_MAX': '1',
+      'JAX_ENABLE_COMPILATION_CACHE': 'false',
+    },
     capture_output=True,
     text=True,
     timeout=200,

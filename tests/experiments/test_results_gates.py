@@ -20,7 +20,7 @@ def gates_of(preset):
 
 
 def failed(preset, *sizes):
-  """Gates that failed: size, base, category and seed, those named twice once."""
+  """What failed any gate: size, base, category and seed."""
   return {
     (gate['size'], gate['base'], gate['category'], gate['seed'])
     for gate in gates_of(preset)

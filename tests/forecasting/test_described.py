@@ -132,7 +132,10 @@ class TestPod:
 
   @pytest.mark.parametrize(
     ('model', 'methods'),
-    [('64b', [*pods.METHODS]), ('maxtext-64b', ['ties over the tensor'])],
+    [
+      ('64b', [*pods.METHODS]),
+      ('maxtext-64b', ['task_arithmetic', 'dare_ties', 'ties over the tensor']),
+    ],
   )
   def test_bounds(self, model, methods):
     finished = run_program('tests.pods', model, *methods)

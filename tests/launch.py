@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import math
@@ -36,9 +37,10 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
       `first: [changes]` to merge something else before, `refused: [changes]` of
       merges before that must fail, whose errors are printed, `apart: [names]`
       of arguments that are lists with a value for each process, and `touched:
-      process` to let the sources of a process seem to change. Or `command`,
-      which is given to the command line, and `unreadable: [process, reads]` to
-      let the reads of a process fail after so many.
+      process` to let the sources of a process seem to change. Without an
+      `output` the methods are swept and a digest of each merge is printed. Or
+      `command`, which is given to the command line, and `unreadable: [process,
+      reads]` to let the reads of a process fail after so many.
     processes: how many.
     devices: CPU devices of each.
     timeout: seconds; once a process has failed, `SECONDS_TO_END` for the rest.
@@ -135,6 +137,9 @@ def main(job: dict) -> None:
         path: jax.P(*axis) for path, axis in rules
       }
     method = eval(told['method'], {'mk': mk})
+    if 'output' not in told:
+      experts, base = arguments.pop('experts'), arguments.pop('base')
+      return mk.sweep(method, experts, base, digest, **arguments)
     touched = told.get('touched') == job['process']
     with touched_sources() if touched else contextlib.nullcontext():
       return mk.merge_checkpoints(method, **arguments)
@@ -150,13 +155,29 @@ def main(job: dict) -> None:
   for changes in [*job.get('first', []), {}]:
     with peak_memory(peaks):
       report = merge(changes)
+  if 'output' not in job:
+    print('SWEPT', json.dumps(report))
+    return
+  reports = list(report.values()) if isinstance(report, dict) else [report]
   printed = {
-    'done': report.units_done,
-    'resumed': report.units_resumed,
+    'done': sum(made.units_done for made in reports),
+    'resumed': sum(made.units_resumed for made in reports),
     'read': sum(read) + read_by_tensorstore(),
     'peaks': peaks,
   }
   print('REPORT', json.dumps(printed))
+
+
+def digest(tree) -> str:
+  """Of the bytes of a tree that is spread over all processes."""
+  import jax
+  from jax.experimental import multihost_utils
+
+  whole = multihost_utils.process_allgather(tree, tiled=True)
+  found = hashlib.sha256()
+  for leaf in jax.tree.leaves(whole):
+    found.update(leaf.tobytes())
+  return found.hexdigest()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mergekit_jax.driving.block import Block
 from mergekit_jax.driving.drive import advance, answer, NoKeyError
-from mergekit_jax.driving.widths import widen
+from mergekit_jax.driving.widths import narrow_spec, widen
 from mergekit_jax.rule import needs_of, PyTree, scope_of
 
 
@@ -32,7 +32,7 @@ def asked(method: Any, block: Block) -> list[PyTree]:
   questions = []
   answers = []
   while True:
-    reached = jax.eval_shape(advance, method, block, answers)
+    reached = jax.eval_shape(advance, method, block, _seen(answers))
     if reached.partials is None:
       return questions
     questions.append(reached.partials)
@@ -57,15 +57,20 @@ def program(method: Any, block: Block) -> str:
   texts = []
   answers = []
   for partials in asked(method, block):
-    texts.append(advance.lower(method, block, answers).as_text())
+    texts.append(advance.lower(method, block, _seen(answers)).as_text())
     with jax.enable_x64(True):
       answered = jax.jit(answer).lower(
         method, block, _totals(partials), answers
       )
     texts.append(answered.as_text())
     answers.append(answered.out_info)
-  texts.append(advance.lower(method, block, answers).as_text())
+  texts.append(advance.lower(method, block, _seen(answers)).as_text())
   return '\n'.join(texts)
+
+
+def _seen(answers: PyTree) -> PyTree:
+  """Answers as rules see them: jax warns of 64 bits where it has 32."""
+  return jax.tree.map(narrow_spec, answers)
 
 
 def _totals(partials: PyTree) -> PyTree:

@@ -10,7 +10,6 @@ from mergekit_jax import roots, tree
 
 # Elements from which on a matrix of whole numbers may hold weights.
 _FEWEST_CODES = 2**12
-_LORA = re.compile(r'(.*[/._])?lora_[ab]([/._].*)?', re.IGNORECASE)
 # Of normalization layers in flax and in PyTorch, whose means lie beside it.
 _VARIANCE = re.compile(r'(|.*[/._])var(|/value)')
 # What moving averages and frozen copies of a model are called.
@@ -81,13 +80,8 @@ def _copies(shapes: Mapping[str, tuple[int, ...]], root: str) -> list[str]:
   ]
 
 
-def lora_factors(paths: Iterable[str]) -> list[str]:
-  """The leaves that are called like factors of LoRA adapters."""
-  return [path for path in paths if _LORA.fullmatch(path)]
-
-
 def _adapters(paths: Iterable[str]) -> list[str]:
-  factors = lora_factors(paths)
+  factors = tree.lora_factors(paths)
   if not factors:
     return []
   return [

@@ -15,6 +15,7 @@ from mergekit_jax import checks
 _Value = TypeVar('_Value')
 
 _LAYERS = re.compile(r'(.*/)?(\w+_)?layers/(?!\d+(/|$)).*')
+_LORA = re.compile(r'(.*[/._])?lora_[ab]([/._].*)?', re.IGNORECASE)
 
 
 def path_of(keys: Any) -> str:
@@ -134,6 +135,11 @@ def looks_stacked(path: str, shape: tuple[int, ...]) -> bool:
   return len(shape) > 1 and bool(_LAYERS.fullmatch(path))
 
 
+def lora_factors(paths: Iterable[str]) -> list[str]:
+  """The leaves that are called like factors of LoRA adapters."""
+  return [path for path in paths if _LORA.fullmatch(path)]
+
+
 def differences(
   name: str, reference: Mapping[str, Any], other: Mapping[str, Any]
 ) -> list[str]:
@@ -215,6 +221,11 @@ def demand_same(
     for path, leaf in compared(reference).items()
     if path in other and _holds_codes(leaf, other[path])
   ]
+  factors = lora_factors(
+    path
+    for other in others.values()
+    for path in sorted(compared(reference).keys() ^ compared(other).keys())
+  )
   advice = ''
   if quantised:
     advice += (
@@ -222,7 +233,13 @@ def demand_same(
       'floating-point numbers in another. Store all as floating-point numbers '
       'first.'
     )
-  if len(lines) > len(quantised):
+  if factors:
+    # Left out, as other leaves may be, they would take along what was learned.
+    advice += (
+      f'\n{factors[0]} is called like a factor of a LoRA adapter, which not '
+      'all of the models have. Put each adapter into its model first.'
+    )
+  elif len(lines) > len(quantised):
     advice += (
       f'\nWhat {"else " * bool(quantised)}is to be as the base has it, or is '
       "not in it, may be named: overrides={'regular expression of its path': "

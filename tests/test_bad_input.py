@@ -327,6 +327,18 @@ class TestSources:
     (path / 'adapter_config.json').write_text('{}')
     refused(ValueError, 'adapter) is a PEFT adapter', experts=[path])
 
+  @pytest.mark.parametrize('name', ['base', 'experts'])
+  @pytest.mark.parametrize('whole', [True, False])
+  def test_factors_of_adapters(self, refused, tmp_path, name, whole):
+    """Left out as other leaves may be, they took along what was learned."""
+    factor = 'params/a/kernel_lora_a'
+    tree = changed(EXPERTS[0] if whole else {}, factor, jnp.ones((16, 2)))
+    path = checkpoints.save(tmp_path / 'adapted', tree)
+    given = {name: path if name == 'base' else [path]}
+    message = refused(ValueError, f'{factor} is called like a', **given)
+    assert message.endswith('Put each adapter into its model first.')
+    assert 'override' not in message
+
   @pytest.mark.parametrize('adapter', [False, True])
   def test_what_an_adapter_has_left_in_its_model(
     self, merge, tmp_path, adapter

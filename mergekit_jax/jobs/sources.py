@@ -7,7 +7,7 @@ import os
 
 from etils import epath
 
-from mergekit_jax import checks, doubts, roots
+from mergekit_jax import checks, roots, tree
 from mergekit_jax.checkpoint import Checkpoint, open_checkpoint
 from mergekit_jax.checkpoint.safetensors import SafetensorsCheckpoint
 from mergekit_jax.streaming.reading import Model
@@ -61,5 +61,5 @@ def _is_adapter(checkpoint: SafetensorsCheckpoint) -> bool:
   configuration = checkpoint.files()[0].parent / 'adapter_config.json'
   return configuration.exists() and (
     checkpoint.stem == 'adapter_model'
-    or bool(doubts.lora_factors(checkpoint.specs))
+    or bool(tree.lora_factors(checkpoint.specs))
   )

@@ -150,10 +150,54 @@ def nnx_state(tree):
 
 
 def nnx_restore(path, tree):
-  restored = standard_restore(path, nnx_state(tree))
+  return to_params(standard_restore(path, nnx_state(tree)))
+
+
+def to_params(restored):
   assert restored['rngs']['count'].get_value() == 3
   del restored['rngs']
   return nnx.to_pure_dict(restored)
+
+
+# Tunix: an item of a CheckpointManager for the State of the model, another for
+# that of its optimizer.
+
+
+def tunix_manager(path):
+  items = ('model_params', 'optimizer_state')
+  handlers = {item: ocp.PyTreeCheckpointHandler() for item in items}
+  handlers['custom_metadata'] = ocp.JsonCheckpointHandler()
+  return ocp.CheckpointManager(path, item_handlers=handlers)
+
+
+def tunix_save(path, tree):
+  moments = {'0': {'count': np.int32(2), 'mu': tree, 'nu': tree}}
+  optimizer = jax.tree.map(
+    nnx.OptState, {'opt_state': moments, 'step': np.uint32(2)}
+  )
+  with tunix_manager(path) as manager:
+    for step in (1, 2):
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          model_params=ocp.args.PyTreeSave(nnx_state(tree)),
+          optimizer_state=ocp.args.PyTreeSave(nnx.State(optimizer)),
+        ),
+        custom_metadata={},
+      )
+
+
+def tunix_restore(path, tree):
+  target = jax.tree.map(jnp.asarray, nnx_state(tree))
+  args = ocp.args.PyTreeRestore(
+    item=target,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+  )
+  with tunix_manager(path) as manager:
+    restored = manager.restore(
+      manager.latest_step(), args=ocp.args.Composite(model_params=args)
+    )
+  return to_params(restored.model_params)
 
 
 # T5X: the optimizer's view of things.
@@ -245,6 +289,13 @@ LAYOUTS = {
     {'blocks': {'0': {'kernel': (EMBED, MLP)}, '1': {'kernel': (EMBED, MLP)}}},
     save=lambda path, tree: standard_save(path, nnx_state(tree)),
     restore=nnx_restore,
+    root='',
+    kept=('rngs/count/value',),
+  ),
+  'tunix': Layout(
+    {'layers': {'0': {'w': (EMBED, MLP)}, '1': {'w': (EMBED, MLP)}}},
+    save=tunix_save,
+    restore=tunix_restore,
     root='',
     kept=('rngs/count/value',),
   ),

@@ -184,11 +184,12 @@ class TestSources:
         'checkpoint-500 and checkpoint-1000',
         'checkpoint-1000',
       ),
+      (['checkpoints/ckpt_2/x', 'train/x'], 'checkpoints', 'checkpoints'),
     ],
-    ids=['cache', 'trainer', 'steps'],
+    ids=['cache', 'trainer', 'steps', 'run'],
   )
   def test_a_directory_above(self, refused, tmp_path, made, below, newest):
-    """Of a model in Hugging Face's cache, or of what their trainer saves."""
+    """Of a model in Hugging Face's cache, or of what a trainer saves."""
     path = tmp_path / 'models--org--name'
     for name in made:
       (path / name).parent.mkdir(parents=True, exist_ok=True)

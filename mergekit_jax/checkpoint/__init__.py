@@ -182,8 +182,8 @@ def _not_a_checkpoint(path: epath.Path) -> str:
 
 
 def _may_be_below(files: Sequence[epath.Path]) -> list[str]:
-  """Where Hugging Face's cache and trainer keep models, as paths below."""
-  below = []
+  """Where training programs and Hugging Face's cache keep models, below."""
+  below = [f.name for f in files if f.name == 'checkpoints' and f.is_dir()]
   for file in files:
     if file.name == 'snapshots' and file.is_dir():
       snapshots = sorted(each for each in file.iterdir() if each.is_dir())

@@ -236,16 +236,16 @@ def items_restore(path, tree):
     return manager.restore(manager.latest_step(), args=args).params
 
 
-# Levanter: every array in a directory of its own, read through TensorStore.
+# Without OCDBT: every array in a directory of its own, read by TensorStore.
 
 
-def levanter_save(path, tree):
+def directories_save(path, tree):
   handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
   state = {'model': tree, 'optimizer': {'mu': tree}, 'training_key': np.ones(2)}
   ocp.Checkpointer(handler).save(path, args=ocp.args.PyTreeSave(state))
 
 
-def levanter_restore(path, tree):
+def directories_restore(path, tree):
   def read(keys, leaf):
     name = jax.tree_util.keystr(keys, simple=True, separator='.')
     store = {'driver': 'file', 'path': f'{path}/model.{name}'}
@@ -348,10 +348,10 @@ LAYOUTS = {
     restore=v1.load,
     root='',
   ),
-  'levanter': Layout(
+  'directories': Layout(
     {'transformer': {'h': {'stacked': {'kernel': (LAYERS, EMBED, MLP)}}}},
-    save=levanter_save,
-    restore=levanter_restore,
+    save=directories_save,
+    restore=directories_restore,
     root='model',
     stacked_axes={r'.*/stacked/.*': 0},
   ),

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import io
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,15 @@ from matplotlib import image
 import numpy as np
 import pytest
 
-from experiments.scale_study.analysis import html, sections, written
+from experiments.scale_study.analysis import (
+  cards,
+  html,
+  markup,
+  sections,
+  verdicts,
+  what_was_run,
+  written,
+)
 from experiments.scale_study.analysis.__main__ import main
 from experiments.scale_study.analysis.cells import BASES
 from experiments.scale_study.analysis.figures import number
@@ -25,6 +34,7 @@ from experiments.scale_study.analysis.report import analyse
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
 
+RESULTS = pathlib.Path(__file__).parents[2] / 'experiments' / 'results'
 _CHROMIUM = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'chrome'))),
   None,
@@ -221,6 +231,190 @@ def test_a_merge_can_be_traced(page, folder):
   assert cell['command'] in page.text
 
 
+_CONFIG = {
+  'tasks': 'procedural',
+  'sizes': {'s': {'width': 64, 'layers': 2, 'heads': 4}},
+  'bases': ['pretrained', 'instruction-tuned'],
+  'seeds': [0, 1, 2],
+  'corpus_length': 48,
+  'length': 40,
+  'batch': 32,
+  'pretrain_steps': 3000,
+  'pretrain_rate': 0.003,
+  'instruction_steps': 600,
+  'instruction_rate': 0.0015,
+  'expert_steps': 300,
+  'expert_rates': [0.0005, 0.001],
+  'multitask_steps': 900,
+  'multitask_rate': 0.001,
+  'direct_steps': 0,
+  'direct_rate': 0.001,
+  'test_examples': 64,
+  'validation_examples': 32,
+  'merged': [2, 8],
+  'subsets': 3,
+  'methods': {
+    'average': {'fixed': {}, 'choices': {}},
+    'ties': {'fixed': {}, 'choices': {'density': [0.2, 0.5], 'scale': [1]}},
+  },
+}
+_SECONDS = [
+  {'part': 's/0', 'phase': 'bases', 'cpu': 1000.4, 'wall': 2.0},
+  *(
+    {
+      'part': f's/pretrained/{seed}',
+      'phase': 'merge',
+      'cpu': 20.0,
+      'wall': 30.0,
+      'commit': 'df58d6a24626',
+      'cores': 2,
+      'processor': 'x86_64, made up',
+      'jax': '0.10.2',
+    }
+    for seed in range(2)
+  ),
+]
+
+
+def test_the_page_says_what_was_run(tmp_path):
+  study = made_up_grid.study(sizes={'s': 121_000}, ns=(2,), seeds=1)
+  (tmp_path / 'config.json').write_text(json.dumps(_CONFIG))
+  lines = '\n'.join(map(json.dumps, _SECONDS))
+  (tmp_path / 'seconds.jsonl').write_text(f'{lines}\n')
+  run = what_was_run.load(tmp_path)
+  text = _Page(what_was_run.section(study, run)).text
+  for said in (
+    'The data are synthetic: a micro-world',
+    'share their answer formats with the categories of the study, but no '
+    'question and no task. This is what Flan does too',
+    'size s 121k parameters, 2 layers of width 64, 4 heads',
+    'pretraining 3,000 steps at a rate of 0.003, on texts of 48 tokens',
+    'instruction tuning 600 steps at 0.0015',
+    '300 steps at 0.0005 and 0.001',
+    'multitask model 900 steps at 0.001',
+    'batch 32 texts of at most 40 tokens',
+    'seeds 0, 1 and 2: ',
+    'N = 2 and 8, at most 3 subsets each',
+    'at most 64 of the test and 32 of validation',
+    'TIES chosen of density 0.2 and 0.5; scale 1',
+    'have to match exactly',
+    'not recorded bases of s 1,000 not recorded',
+    'commit df58d6a24626 merge of s 40 cores 2, processor x86_64, made up, '
+    'jax 0.10.2',
+  ):
+    assert said in text
+  # It was 0, and averaging has no choice.
+  assert 'direct training' not in text and 'Averaging' not in text
+
+
+@pytest.mark.parametrize('left', [*_CONFIG, *_SECONDS[1]])
+def test_what_a_folder_does_not_know_is_not_told(left):
+  study = made_up_grid.study(sizes={'s': 121_000}, ns=(2,), seeds=1)
+  config = {name: value for name, value in _CONFIG.items() if name != left}
+  phases = [
+    {name: value for name, value in phase.items() if name != left}
+    for phase in _SECONDS
+  ]
+  run = what_was_run.Run(config, phases)
+  text = _Page(what_was_run.section(study, run)).text
+  assert '{' not in text and 'None' not in text
+  assert 'Our own choices where the paper is silent' in text
+
+
+def test_a_folder_without_a_configuration_has_a_section_too(page):
+  assert 'There is no config.json that would tell' in page.text
+  assert 'There is no seconds.jsonl that would tell' in page.text
+  assert 'size m 372k parameters' in page.text
+
+
+def test_models_that_there_were_are_not_said_to_be_pretrained():
+  study = made_up_grid.study(sizes={'s': 121_000}, ns=(2,), seeds=1)
+  stored = {'instruction_tuned': 'smollm2', 'pretrained': None, 'shape': None}
+  run = what_was_run.Run({**_CONFIG, 'tasks': 'real', 'sizes': {'s': stored}})
+  text = _Page(what_was_run.section(study, run)).text
+  assert 'The data are real texts' in text
+  assert 'size s 121k parameters, smollm2 as stored' in text
+  assert 'pretraining' not in text and 'Flan' not in text
+  run = what_was_run.Run({'tasks': '/data/mine', 'text_metric': 'rouge_l'})
+  text = _Page(what_was_run.section(study, run)).text
+  assert 'The data are JSON lines of the folder /data/mine.' in text
+  assert 'ROUGE-L in structure to text and summarization' in text
+
+
+def test_the_committed_reports_say_what_was_run():
+  for preset in ('cpu', 'full', 'smollm2'):
+    page = _Page((RESULTS / preset / 'report.html').read_text('utf-8')).text
+    config = json.loads((RESULTS / preset / 'config.json').read_text())
+    assert f'{config["expert_steps"]} steps at' in page
+    seconds = (RESULTS / preset / 'seconds.jsonl').read_text().splitlines()
+    commits = {json.loads(line).get('commit', '') for line in seconds}
+    assert all(commit in page for commit in commits)
+
+
+def test_a_row_is_the_mean_over_what_is_testable(page, folder):
+  """As the page says how to trace it: paraphrase fails at s."""
+  assert 'over the categories that are testable for its size and base' in (
+    page.text
+  )
+  lines = (folder / 'cells.jsonl').read_text().splitlines()
+  where = {'setting': 'validated', 'size': 's', 'base': 'pretrained'}
+  where |= {'method': 'ties', 'n': 4}
+  kept = []
+  for cell in map(json.loads, lines):
+    if all(cell[name] == value for name, value in where.items()):
+      merged = [name for name in cell['subset'] if name != 'paraphrase']
+      ratios = [cell['scores'][c] / cell['expert'][c] for c in merged]
+      kept.append(np.mean(ratios))
+  (row,) = (
+    row
+    for row in _read(folder / 'tables' / 'merges.csv')
+    if all(row[name] == str(value) for name, value in where.items())
+  )
+  assert float(row['held_in']) == pytest.approx(np.mean(kept), abs=1e-5)
+
+
+def test_a_card_says_what_one_question_is():
+  study = made_up_grid.study(sizes={'s': 100}, ns=(2,), seeds=1)
+  judged = verdicts.judge_all(study)
+  said = 'one more of 64 is 0.016 of the score of a task'
+  assert said in _Page(cards.findings(study, judged, 64)).text
+  assert 'one more of' not in _Page(cards.findings(study, judged)).text
+
+
+@pytest.mark.parametrize(
+  ('cell', 'kind'),
+  [
+    ('0.46 (0.31 to 0.52)', 'number'),
+    ('−0.1', 'number'),
+    ('–', 'number'),
+    ('5,614', 'number'),
+    ('800 steps at 0.0015', None),
+    ('121k parameters, 2 layers of width 64, 4 heads', 'words'),
+    ('TIES', None),
+  ],
+)
+def test_numbers_stand_at_the_right_and_sentences_do_not(cell, kind):
+  found = _Page(markup.table(['a'], [[cell]])).values('td', 'class')
+  assert found == ([kind] if kind else [])
+
+
+def test_the_documents_say_what_is_less_than_a_question():
+  results = RESULTS / 'smollm2'
+  stored = json.loads((results / 'verdicts.json').read_text())['3a']
+  (fixed,) = (
+    other
+    for other in stored['others']
+    if (other['setting'], other['measure']) == ('fixed', 'ratio')
+  )
+  (asked,) = {*json.loads((results / 'questions.json').read_text()).values()}
+  assert fixed['verdict'] == 'supported'
+  page = (RESULTS.parents[1] / 'docs' / 'scale_study.md').read_text('utf-8')
+  assert (
+    f'fixed hyperparameters, at {fixed["effect"]:+.3f}, where one question of '
+    f'{asked} is {1 / asked:.3f} of'
+  ) in ' '.join(page.split())
+
+
 def test_tables_hold_every_merge(folder):
   cells = (folder / 'cells.jsonl').read_text().splitlines()
   rows = _read(folder / 'tables' / 'cells.csv')
@@ -355,14 +549,17 @@ def _browse(folder, url):
 
 
 @needs_chromium
-def test_a_browser_shows_every_picture_at_phone_width(folder, tmp_path):
-  report = (folder / 'report.html').read_text()
-  (tmp_path / 'probed.html').write_text(report + _PROBE)
+@pytest.mark.parametrize('of', ['made up', 'cpu', 'full', 'smollm2'])
+def test_a_browser_shows_every_picture_at_phone_width(folder, tmp_path, of):
+  results = folder if of == 'made up' else RESULTS / of
+  report = (results / 'report.html').read_text('utf-8')
+  (tmp_path / 'probed.html').write_text(report + _PROBE, 'utf-8')
   (tmp_path / 'frame.html').write_text(_FRAME)
   page, console = _browse(tmp_path, tmp_path / 'frame.html')
   assert console == []
   seen = json.loads(page.partition('<pre>')[2].partition('</pre>')[0])
-  assert len(seen['images']) == 11
+  pictures = [*(results / 'figures').glob('*.png')]
+  assert len(seen['images']) == len(pictures) > 0
   for natural, shown in seen['images']:
     assert natural >= 700 and shown >= 300
   # A scroll bar may take some of the 390.

@@ -2,10 +2,10 @@
 
   python -m experiments.scale_study.analysis RESULTS_DIR
 
-Reads cells.jsonl, gates.json and, if they are there, questions.json and
-rouge_l.csv, and writes verdicts.json, law.json, tables, figures and report.html
-beside them.
-The same files give the same numbers, under the same NumPy and SciPy.
+Reads cells.jsonl, gates.json and, if they are there, questions.json,
+rouge_l.csv, config.json and seconds.jsonl, and writes verdicts.json, law.json,
+tables, figures and report.html beside them. The same files give the same
+numbers, under the same NumPy and SciPy on the same kind of processor.
 """
 
 import io

@@ -10,14 +10,14 @@ import dataclasses
 import html
 import json
 
-from experiments.scale_study.analysis import names
+from experiments.scale_study.analysis import names, what_was_run
 from experiments.scale_study.analysis.aggregate import Results
+from experiments.scale_study.analysis.cards import findings
 from experiments.scale_study.analysis.figures.picture import Picture
 from experiments.scale_study.analysis.law import Fit
 from experiments.scale_study.analysis.markup import paragraphs
 from experiments.scale_study.analysis.methods import METHODS
 from experiments.scale_study.analysis.sections import (
-  findings,
   gates,
   law,
   numbers,
@@ -25,10 +25,12 @@ from experiments.scale_study.analysis.sections import (
 )
 from experiments.scale_study.analysis.stylesheet import CSS
 from experiments.scale_study.analysis.verdicts import Verdict
+from experiments.scale_study.analysis.what_was_run import Run
 from experiments.scale_study.analysis.written import Written
 
 _TITLE = 'What matters for merging? The paper’s findings, tested'
 _SECTIONS = {
+  'run': 'What was run',
   'findings': 'Findings',
   'figures': 'Figures',
   'law': 'Merging law',
@@ -45,6 +47,8 @@ def render(
   fits: Sequence[Fit],
   pictures: Sequence[tuple[Picture, bytes]],
   answers: Sequence[Written] = (),
+  run: Run = what_was_run.UNKNOWN,
+  questions: int = 0,
 ) -> str:
   """Writes the report.
 
@@ -54,12 +58,15 @@ def render(
     fits: of the merging law.
     pictures: each with its PNG.
     answers: what models wrote.
+    run: how the merges were made.
+    questions: of a task of the test, at most; 0 if it is not known.
   """
   links = ''.join(
     f'<a href="#{name}">{title}</a>' for name, title in _SECTIONS.items()
   )
   bodies = (
-    findings(results, judged),
+    what_was_run.section(results, run),
+    findings(results, judged, questions),
     ''.join(_figure(*item) for item in pictures),
     law(fits),
     gates(results),
@@ -138,18 +145,23 @@ def _tracing(results: Results) -> str:
   return (
     paragraphs(
       'A row of the table above is the mean of the lines of cells.jsonl with '
-      'its setting, size, base, method and N. Each line names the categories '
+      'its setting, size, base, method and N, over the categories that are '
+      'testable for its size and base. Each line names the categories '
       'merged, the hyperparameters, the seed, the fingerprint of the base and '
       'of every expert, the scores of merge, experts, base and multitask '
       'model, and the command that makes it again. tables/cells.csv has the '
-      'same lines with their ratios.',
+      'same lines with their ratios. What they have in common, from the shapes '
+      'of models to learning rates, is in config.json; seconds.jsonl has the '
+      'commit, the machine and the seconds of each part (size/base/seed) and '
+      'phase, where they were recorded.',
       f'For instance {cell.setting}, {cell.size}, {cell.base}, '
       f'{names.title(cell.method)}, N = {cell.n}: {len(group)} lines, the '
       'first of which is:',
     )
     + f'<pre>{html.escape(example)}</pre>'
     + paragraphs(
-      'Everything here is computed from cells.jsonl and gates.json by:'
+      'Every result here is computed from cells.jsonl and gates.json (answers '
+      'that are written are in rouge_l.csv) by:'
     )
     + '<pre>python -m experiments.scale_study.analysis RESULTS_DIR</pre>'
   )

@@ -2,12 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 import html
+import re
 from typing import Any
 
 
 def paragraphs(*texts: str) -> str:
   """Wraps texts in paragraphs."""
   return ''.join(f'<p>{html.escape(text)}</p>' for text in texts)
+
+
+def items(texts: Iterable[str]) -> str:
+  """Makes a list."""
+  inside = ''.join(f'<li>{html.escape(text)}</li>' for text in texts)
+  return f'<ul>{inside}</ul>'
 
 
 def table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -23,7 +30,8 @@ def table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 def _data(value: Any) -> str:
   text = html.escape(str(value))
   kind = ''
-  if text and (text[0].isdigit() or text[0] in '+−–'):
+  # An interval has no longer word than `to`.
+  if re.match(r'[\d+−–]', text) and not re.search(r'[a-z]{3}', text):
     kind = ' class="number"'
   elif len(text) > 40:
     kind = ' class="words"'

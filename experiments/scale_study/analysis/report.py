@@ -16,6 +16,7 @@ from experiments.scale_study.analysis import (
   scores,
   tables,
   verdicts,
+  what_was_run,
   written,
 )
 from experiments.scale_study.analysis.aggregate import Results
@@ -54,10 +55,16 @@ def analyse(folder: Path) -> str:
   # The scores, where there are some.
   drawn = [folder / 'figures' / f'{p.name}.png' for p, _ in pictures[:1]]
   report = folder / 'report.html'
-  answers = written.load(folder)
-  report.write_text(
-    html.render(results, judged, fits, pictures, answers), 'utf-8'
+  page = html.render(
+    results,
+    judged,
+    fits,
+    pictures,
+    written.load(folder),
+    what_was_run.load(folder),
+    max(questions.values(), default=0),
   )
+  report.write_text(page, 'utf-8')
   return '\n'.join(
     [
       f'{scores.text(scores.tables(results))}\n',

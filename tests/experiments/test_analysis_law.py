@@ -5,7 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.scale_study.analysis import figures, law, tables, verdicts
+from experiments.scale_study.analysis import (
+  figures,
+  law,
+  sections,
+  tables,
+  verdicts,
+)
 from experiments.scale_study.analysis.figures import merging_law
 from tests.experiments import made_up_grid
 from tests.experiments.made_up_grid import Truth
@@ -13,6 +19,7 @@ from tests.experiments.made_up_grid import Truth
 _NAMES = ('floor', 'B', 'beta', 'A', 'gamma', 'b')
 _FALLING = (0.5, 0.4, 0.6, 0.3, 0.4, 0.5)
 _RISING = (1.0, 0.8, 0.3, -0.5, 0.2, 1.0)
+_NOTHING = dict.fromkeys(('beta', 'gamma', 'b'), np.nan)
 _SIZES = {'s': 1e5, 'm': 2e5, 'l': 4e5}
 
 
@@ -190,8 +197,23 @@ def test_two_sizes_get_a_law_each():
 
 def test_a_flat_loss_does_not_settle_the_exponents():
   fit = _fit((0.5, 0.0, 0.6, 0.0, 0.4, 0.5), (1, 2, 4, 8))
-  assert {'beta', 'gamma'} <= set(fit.undetermined)
+  assert {'B', 'beta', 'gamma', 'b'} <= set(fit.undetermined)
   assert np.isnan(fit.r_squared)
+  # Nor are they told, and the law is what it is without them.
+  told = {'floor': 0.5, 'B': 0, 'A': 0, **_NOTHING}
+  assert fit.parameters == pytest.approx(told, abs=1e-6, nan_ok=True)
+  assert fit.curve('s', 1, np.array([1, 8])) == pytest.approx([0.5, 0.5])
+  assert [point.law for point in fit.points] == pytest.approx([0.5] * 12)
+
+
+def test_a_loss_that_does_not_fall_with_size_has_no_beta():
+  truth = (0.5, 0.0, 0.6, *_FALLING[3:])
+  fit = _fit(truth, (1, 2, 4, 6, 8))
+  assert {'B', 'beta'} <= {*fit.undetermined}
+  told = dict(zip(_NAMES, truth, strict=True)) | {'beta': np.nan}
+  assert fit.parameters == pytest.approx(told, abs=1e-3, nan_ok=True)
+  assert fit.error < 1e-5
+  assert 'β = –, A = 0.3, ' in sections.law([fit])
 
 
 def test_a_number_at_its_bound_is_not_settled():

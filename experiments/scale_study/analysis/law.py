@@ -52,7 +52,8 @@ class Fit:
     tasks: whose losses are fitted: 'all held-in' or 'merged'.
     note: why it is of that form, or what is doubtful about it.
     parameters: of the law by name; for 'each size', F and T by size. B and A
-      are those of S in units of the smallest size.
+      are those of S in units of the smallest size. NaN is β where B is 0, and
+      γ and b where A is: any number would do.
     undetermined: parameters at a bound, or that the points do not settle.
     points: every mean loss; those not `fitted` are predictions.
     r_squared: of the points fitted; NaN where they are no more than the

@@ -11,14 +11,21 @@ NAMES = ('floor', 'B', 'beta', 'A', 'gamma', 'b')
 # Losses, and terms of them, in nats; sizes in units of the smallest.
 _LOWER = (0.0, 0.0, 0.0, -100.0, 0.0, 0.0)
 _UPPER = (100.0, 100.0, 4.0, 100.0, 4.0, 10.0)
-# This near a bound is at it: the solver stays inside by what rounding makes it.
+# This near a bound is at it, or a term of this size none: the solver stays
+# inside by what rounding makes it.
 _NEAR = 1e-6
 _STARTS = tuple(itertools.product((0.2, 1.0), (0.2, 1.0), (0.1, 2.0)))
 
 
 def law(parameters, size, k) -> np.ndarray:
-  """Evaluates the law; `size` is in units of the smallest."""
-  floor, b_, beta, a, gamma, b = parameters
+  """Evaluates the law.
+
+  Args:
+    parameters: `NAMES`; NaN is what no loss depends on, as a term is 0.
+    size: in units of the smallest.
+    k: numbers of experts.
+  """
+  floor, b_, beta, a, gamma, b = np.nan_to_num(parameters)
   return floor + b_ * size**-beta + a * size**-gamma / (k + b)
 
 
@@ -56,7 +63,7 @@ def of_all_sizes(losses, scale, ks, fitted) -> Solved:
   return Solved(
     'all sizes',
     '' if free_b else 'b = 0: two numbers of experts cannot tell it from A',
-    _named(NAMES, solution),
+    dict(zip(NAMES, map(float, solution), strict=True)),
     undetermined,
     len(NAMES) if free_b else len(NAMES) - 1,
     law(solution, scale[:, None], ks),
@@ -123,7 +130,12 @@ def _solve(
     np.isclose(best.x, bound, rtol=0, atol=_NEAR) for bound in (lower, upper)
   )
   found = np.select([at_lower, at_upper], [lower, upper], best.x)
-  undetermined = at_lower | at_upper | np.any(np.abs(loose) > 0.1, axis=0)
+  # Of a term that is 0, where the solver left the rest is up to rounding.
+  _, b_, _, a, *_ = np.abs(found) < _NEAR
+  arbitrary = np.array([False, False, b_, False, a, a])[:free]
+  found[arbitrary] = np.nan
+  undetermined = at_lower | at_upper | arbitrary
+  undetermined |= np.any(np.abs(loose) > 0.1, axis=0)
   names = np.array(NAMES[:free])[undetermined]
   return whole(found), tuple(names.tolist())
 

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 
+from matplotlib import colors
 from matplotlib.figure import Figure
 import numpy as np
 import pytest
@@ -99,13 +100,49 @@ def test_the_paper_is_drawn_to_the_scale_of_this_study(panels, name):
 
 
 def test_methods_compared(panels):
-  """Held-in 0.93 by every method, held-out 1.09 to 1.10, at 64B."""
+  """Held-in 0.93 by every method, held-out 1.09 to 1.10, at 64B.
+
+  From 2 to 8 experts there is task arithmetic, from either base.
+  """
   *_, held_in, held_out = panels['methods_compared']
-  assert (0.93, 0.93) in curves(held_in)
-  assert (1.09, 1.10) in curves(held_out)
+  for panel, name, ends in (
+    (held_in, 'held_in', (0.93, 0.93)),
+    (held_out, 'held_out', (1.09, 1.10)),
+  ):
+    merged = {PRETRAINED[name][-1], TUNED[name][-1]}
+    assert {ends} | merged <= curves(panel)
+    low, high = panel.get_ylim()
+    for line in panel.lines:
+      assert low < min(line.get_ydata()) <= max(line.get_ydata()) < high
+    said = [text.get_text() for text in panel.texts]
+    assert {'Pretrained', 'Instruction-tuned'} <= {*said}
   titles = [panel.get_title(loc='left') for panel in panels['methods_compared']]
   assert titles[0] == 'Pretrained base, m: held-in'
-  assert titles[-1] == 'The paper, 64B: held-out\ninstruction-tuned base'
+  assert titles[-1] == 'The paper, 64B: held-out'
+
+
+def test_no_interval_hides_a_mark_or_another(panels):
+  """Those of two bases are a little apart, and under the marks."""
+  ours, _ = panels['held_in_by_base']
+  heights = [
+    {y for segment in bars.get_segments() for y in segment[:, 1]}
+    for bars in ours.collections
+  ]
+  # 2 sizes, 4 methods and 2 bases.
+  assert len(heights) == len(set().union(*heights)) == 16
+  marks = [line for line in ours.lines if line.get_marker() in 'os']
+  lowest = min(mark.get_zorder() for mark in marks)
+  assert max(bars.get_zorder() for bars in ours.collections) < lowest
+
+
+def test_the_legend_of_drift_says_what_open_marks_are(panels):
+  (legend,) = panels['drift'][0].figure.legends
+  (mark,) = (
+    mark
+    for mark, text in zip(legend.get_lines(), legend.get_texts(), strict=True)
+    if text.get_text() == 'N = 2'
+  )
+  assert mark.get_markerfacecolor() == 'white'
 
 
 def test_a_caption_names_what_does_not_count_in_its_picture():
@@ -518,13 +555,32 @@ def test_scores_mark_what_is_not_testable():
   (table,) = scores_of.tables(study)
   assert table.untestable == {'topic'}
   (panel,) = scores.draw([table]).figure.axes
-  labels = [label.get_text() for label in panel.get_xticklabels()]
+  labels = [label.get_text() for label in panel.get_yticklabels()]
   assert [label for label in labels if '*' in label] == ['topic*']
-  places = panel.get_xticks()
+  places = panel.get_yticks()
   held_in = len(made_up_grid.HELD_IN)
   steps = [*places[1:] - places[:-1]]
   assert max(steps) == steps[held_in - 1] > 1
   assert [text.get_text() for text in panel.texts] == ['held-in', 'held-out']
+
+
+def test_scores_are_a_row_a_size_and_a_column_a_base():
+  study = made_up_grid.study(sizes={'s': 100, 'm': 200}, ns=(2, 4))
+  tables = scores_of.tables(study)
+  assert len(tables) == 4
+  of = [(table.size, table.base) for table in tables]
+  kept = [table for table in tables if of.index((table.size, table.base)) != 1]
+  figure = scores.draw(kept).figure
+  assert len(figure.axes) == 3
+  # Not wider than the others, so that its letters are not smaller.
+  assert figure.get_figwidth() < 8
+  # What stands side by side can be told apart, also without its colour.
+  (legend,) = figure.legends
+  grays = [
+    colors.to_rgb(line.get_color())[0]
+    for line in legend.get_lines()[:4]  # base, expert, multitask, averaging
+  ]
+  assert min(-np.diff(grays)) > 0.15
 
 
 def test_a_method_joins_by_one_entry():

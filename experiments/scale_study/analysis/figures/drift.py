@@ -36,7 +36,10 @@ def draw(grid: Grid) -> Picture:
     style.title(panel, f'{names.title(base)} base, {size}')
     panel.set_xlabel('drift: ‖merge − base‖ ÷ ‖base‖', fontsize=style.NORMAL)
     panel.set_ylabel(names.HELD_IN, fontsize=style.NORMAL)
-  style.legend(figure, style.method_handles(grid.methods))
+  look = {'color': style.REFERENCE, 'marker': 'o', 'linestyle': 'none'}
+  first = style.handle(f'N = {grid.ns[0]}', **look, markerfacecolor='white')
+  handles = [*style.method_handles(grid.methods), first]
+  style.legend(figure, handles, columns=5)
   return Picture(
     'drift',
     'Drift from the base beside held-in',

@@ -50,7 +50,9 @@ def draw(verdicts: Sequence[Verdict]) -> Picture:
     'The five findings at a glance',
     _reading([verdict for verdict in shown if verdict.is_main]),
     'Right of 0 is the paper’s side. Large marks are the effects with 95 % '
-    'intervals, small ones their parts (sizes, bases or methods). The first '
+    'intervals, small ones their parts (sizes, bases or methods). Intervals '
+    'are of seeds and do not cover which questions were asked: one that lies '
+    'just beside 0 may be about less than one question. The first '
     'row is the verdict; ratio is merge ÷ expert, of the categories whose '
     'gates passed or of every one that has a ratio, gain the part of the '
     'expert’s gain over the base that is kept; unmerged is base ÷ expert, what '

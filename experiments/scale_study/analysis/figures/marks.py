@@ -86,7 +86,9 @@ def level(axes: Axes, y: float, **look: Any) -> None:
 def dumbbells(
   axes: Axes, rows: Sequence[tuple[str, Mapping[str, tuple[float, ...]]]]
 ) -> None:
-  """Draws a row of marks, one a base, joined by a line.
+  """Draws a row of marks, one a base, joined by a line, and their intervals.
+
+  These lie above each other, so that none hides another or a mark.
 
   Args:
     axes: the panel.
@@ -95,10 +97,19 @@ def dumbbells(
   for y, (_, estimates) in enumerate(reversed(rows)):
     values = [value for value, *_ in estimates.values()]
     axes.plot(values, [y] * len(values), color='#9ca3af', linewidth=1.2)
-    for base, (value, low, high) in estimates.items():
+    middle = (len(estimates) - 1) / 2
+    for place, (base, (value, low, high)) in enumerate(estimates.items()):
       look = style.BASE_LOOKS[base]
       axes.plot(value, y, linestyle='none', markersize=7, **look)
-      axes.hlines(y, low, high, colors=look['color'], linewidth=7, alpha=0.3)
+      axes.hlines(
+        y + 0.3 * (middle - place),
+        low,
+        high,
+        colors=look['color'],
+        linewidth=3.5,
+        alpha=0.4,
+        zorder=1,
+      )
   style.say_if_empty(
     axes, [value for _, row in rows for value, *_ in row.values()]
   )

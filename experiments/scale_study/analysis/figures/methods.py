@@ -1,5 +1,6 @@
 """The methods compared at the largest size."""
 
+from matplotlib.axes import Axes
 import numpy as np
 
 from experiments.scale_study.analysis import effects, measures, names, paper
@@ -21,9 +22,7 @@ def draw(grid: Grid) -> Picture:
     (measures.held_out, names.HELD_OUT, 'base', paper.METHODS_HELD_OUT),
   )[: 1 + grid.has_held_out]
   size = grid.sizes[-1]
-  figure, axes = style.panels(
-    len(grid.bases) + 1, len(columns), last_height=1.7, sharey='col'
-  )
+  figure, axes = style.panels(len(grid.bases) + 1, len(columns), sharey='col')
   for column, (measure, label, reference, ends) in enumerate(columns):
     title = label.partition(':')[0]
     merged = part(grid.estimate(measure), -1)
@@ -33,19 +32,8 @@ def draw(grid: Grid) -> Picture:
       marks.lines(panel, grid.ns, series, style.METHOD_LOOKS)
       style.count_ticks(panel, grid.ns)
       style.title(panel, f'{names.title(base)} base, {size}: {title}')
-    panel = axes[-1, column]
-    panel.plot([8, 8], ends, color='black', marker='_', markersize=16)
-    panel.annotate(
-      f'all four methods: {" to ".join(sorted({*map(names.number, ends)}))}',
-      (8, float(np.mean(ends))),
-      xytext=(-14, 0),
-      textcoords='offset points',
-      ha='right',
-      va='center',
-      fontsize=style.SMALL,
-    )
-    style.count_ticks(panel, paper.NS)
-    style.title(panel, f'The paper, 64B: {title}\ninstruction-tuned base')
+    _draw_paper(axes[-1, column], title.replace('-', '_'), ends)
+    style.title(axes[-1, column], f'The paper, 64B: {title}')
     for panel in axes[:, column]:
       style.reference(panel, 1, reference)
       panel.set_ylabel(label, fontsize=style.NORMAL)
@@ -54,10 +42,48 @@ def draw(grid: Grid) -> Picture:
     'methods_compared',
     f'Methods compared at the largest size, {size}',
     _reading(grid),
-    f'{left_out(grid, sizes=[size])}{bars(grid.results)} The paper: from the '
-    'instruction-tuned base, N = 8.',
+    f'{left_out(grid, sizes=[size])}{bars(grid.results)} The paper’s lines are '
+    'of task arithmetic; its other methods are known from the '
+    'instruction-tuned base at N = 8 alone.',
     figure,
   )
+
+
+def _draw_paper(panel: Axes, measure: str, ends: tuple[float, float]) -> None:
+  """Draws task arithmetic from both bases, and all methods where known.
+
+  Args:
+    panel: for the paper.
+    measure: 'held_in' or 'held_out'.
+    ends: the least and the most of all methods.
+  """
+  for row in paper.ROWS:
+    if row.size == '64B':
+      merged = getattr(row, measure)
+      look = style.METHOD_LOOKS['task_arithmetic']
+      panel.plot(paper.NS, merged, **look, markersize=5)
+      panel.annotate(
+        names.title(row.base),
+        (paper.NS[0], merged[0]),
+        # Above the line, which may rise.
+        xytext=(6, 14 if merged[1] > merged[0] else 7),
+        textcoords='offset points',
+        fontsize=style.SMALL,
+      )
+  last = paper.NS[-1]
+  # Away from the reference.
+  side = 1 if ends[0] > 1 else -1
+  panel.plot([last, last], ends, color='black', marker='_', markersize=16)
+  panel.annotate(
+    f'all four: {" to ".join(sorted({*map(names.number, ends)}))}',
+    (last, float(np.mean(ends))),
+    xytext=(12, 12 * side),
+    textcoords='offset points',
+    ha='right',
+    va='center',
+    fontsize=style.SMALL,
+  )
+  style.count_ticks(panel, paper.NS)
 
 
 def _reading(grid: Grid) -> str:

@@ -1,6 +1,7 @@
 """Scores by category as bars: base, expert, multitask model and merges."""
 
 from collections.abc import Sequence
+import textwrap
 
 from matplotlib.axes import Axes
 import numpy as np
@@ -13,8 +14,8 @@ from experiments.scale_study.analysis.scores import Table
 
 _COLORS = {
   'base': '#d1d5db',
-  'expert': '#6b7280',
-  'multitask': '#374151',
+  'expert': '#9ca3af',
+  'multitask': '#6b7280',
   **{method: look['color'] for method, look in style.METHOD_LOOKS.items()},
 }
 _TITLES = {
@@ -22,16 +23,28 @@ _TITLES = {
   'expert': 'Its expert',
   'multitask': 'Multitask model',
 }
-# Between held-in and held-out, in units of the place of a category.
-_GAP = 0.6
+# Between held-in and held-out, in units of the place of a category, and the
+# height of that in inches.
+_GAP = 0.7
+_HEIGHT = 0.32
 _CHANCE = {'color': '#b91c1c', 'linestyle': 'dashed', 'linewidth': 1.2}
 
 
 def draw(tables: Sequence[Table]) -> Picture:
   """Draws a panel for each size and base, a group of bars a category."""
-  figure, axes = style.panels(len(tables), 1, width=8.5, sharey=True)
-  for panel, table in zip(axes[:, 0], tables, strict=True):
-    _draw_table(panel, table)
+  sizes = [*dict.fromkeys(table.size for table in tables)]
+  bases = [*dict.fromkeys(table.base for table in tables)]
+  most = max(len(table.held_in) + len(table.held_out) for table in tables)
+  figure, axes = style.panels(
+    len(sizes), len(bases), height=_HEIGHT * (most + 3), width=3.9
+  )
+  of = {(table.size, table.base): table for table in tables}
+  for index, panel in np.ndenumerate(axes):
+    table = of.get((sizes[index[0]], bases[index[1]]))
+    if table is None:
+      panel.remove()
+    else:
+      _draw_table(panel, table)
   bars = tables[0].columns[1:]
   style.legend(
     figure,
@@ -63,28 +76,29 @@ def _draw_table(panel: Axes, table: Table) -> None:
   places = np.arange(len(categories)) + _GAP * held_out
   chance, *bars = table.values[-1].T
   width = 0.84 / len(bars)
-  for position, (name, heights) in enumerate(
+  for position, (name, lengths) in enumerate(
     zip(table.columns[1:], bars, strict=True)
   ):
     shift = (position - (len(bars) - 1) / 2) * width
-    panel.bar(
-      places + shift, np.nan_to_num(heights), 0.9 * width, color=_COLORS[name]
+    panel.barh(
+      places + shift, np.nan_to_num(lengths), 0.9 * width, color=_COLORS[name]
     )
-  panel.hlines(chance, places - 0.45, places + 0.45, **_CHANCE)
+  panel.vlines(chance, places - 0.45, places + 0.45, **_CHANCE)
   labels = [
-    name.replace('_', '\n') + '*' * (name in table.untestable)
+    textwrap.fill(name.replace('_', ' ') + '*' * (name in table.untestable), 18)
     for name in categories
   ]
-  panel.set_xticks(places, labels, fontsize=style.SMALL)
-  panel.set_xlim(places[0] - 0.6, places[-1] + 0.6)
+  panel.set_yticks(places, labels, fontsize=style.SMALL, linespacing=1.05)
+  # From above, with room for what is said of the first.
+  panel.set_ylim(places[-1] + 0.6, places[0] - 1.1)
   for where, text in ((~held_out, 'held-in'), (held_out, 'held-out')):
     if where.any():
-      panel.text(places[where][0] - 0.45, 1.06, text, fontsize=style.SMALL)
-  panel.set_ylim(0, 1.15)
-  panel.set_ylabel('score', fontsize=style.NORMAL)
+      panel.text(0.01, places[where][0] - 0.5, text, fontsize=style.SMALL)
+  panel.set_xlim(0, 1.03)
+  panel.set_xlabel('score', fontsize=style.NORMAL)
   style.title(
     panel,
-    f'{names.title(table.base)} base, {table.size}: N = {table.n[-1]} experts',
+    f'{names.title(table.base)} base, {table.size}, N = {table.n[-1]}',
   )
 
 

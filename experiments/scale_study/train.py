@@ -184,8 +184,8 @@ def train(
       state, values = train_chunk(config, state, rates[taken], chunk)
       losses.append(np.asarray(values))
       done = taken.stop
+      trained.set_postfix(loss=f'{losses[-1].mean():.3f}', refresh=False)
       trained.update(len(values))
-      trained.set_postfix(loss=f'{losses[-1].mean():.3f}')
       if saved and (done == steps or done % (save_every * CHUNK_STEPS) == 0):
         saved.save(done, state)
   return state, np.concatenate(losses)

@@ -33,6 +33,23 @@ def test_the_command_of_a_cell_makes_it_again(undisturbed):
   assert said.endswith('The same as stored.')
 
 
+def test_the_command_of_a_published_cell_trains_its_models_again(
+  undisturbed, tmp_path
+):
+  """From a folder as it is committed: what was collected, and no model."""
+  for file in undisturbed.folder.root.iterdir():
+    if file.is_file():
+      shutil.copy(file, tmp_path)
+  study = small_study.study(tmp_path, undisturbed.config.tasks)
+  *_, cell = cells.load(undisturbed.folder.cells(ARM, '2.0'))
+  said = study.reproduce(name_in(cell.command))
+  assert said.endswith('The same as stored.')
+  # Its own, and the base that its base was made of.
+  trained = {path.parent.name for path in tmp_path.glob('models/*/*/0')}
+  assert trained == {ARM.base, 'pretrained'}
+  assert not (tmp_path / 'models/xs/pretrained/0/experts').exists()
+
+
 def test_cells_are_named_before_they_are_made(undisturbed, as_stored):
   size = undisturbed.size('xs')
   (subset,) = grid.subsets_of(size, 0)

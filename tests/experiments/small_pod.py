@@ -92,6 +92,7 @@ def config(folder: Path) -> StudyConfig:
         instruction_tuned=str(folder / 'model-instruct'),
       )
     },
+    seeds=(0,),
     length=12,
     batch=8,
     expert_steps=2,

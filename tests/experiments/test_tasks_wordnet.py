@@ -21,77 +21,28 @@ from experiments.scale_study.tasks.splits import split_of
 from experiments.scale_study.tasks.wordnet import asking, database, held_in
 from experiments.scale_study.tasks.wordnet.database import Key
 from experiments.scale_study.tasks.wordnet.words import Entry, Words
+from tests.experiments import small_wordnet
+from tests.experiments.small_wordnet import KINDS
 
-_LICENCE = '  1 This software and database is being provided to you.\n'
-
-# Kinds of animals (file 05) and of artifacts (file 06), by their kind.
-_KINDS = {
-  'bird': ('05', ('robin', 'wren', 'gull', 'stork', 'heron')),
-  'fish': ('05', ('trout', 'perch', 'tuna', 'shark', 'eel')),
-  'snake': ('05', ('viper', 'cobra', 'adder', 'boa', 'mamba')),
-  'tool': ('06', ('hammer', 'saw', 'drill', 'chisel', 'wrench')),
-  'vessel': ('06', ('jug', 'mug', 'vase', 'bowl', 'pan')),
-  'garment': ('06', ('coat', 'shirt', 'skirt', 'glove', 'sock')),
-}
-_KIND_OF = {word: kind for kind, (_, words) in _KINDS.items() for word in words}
+_KIND_OF = {word: kind for kind, (_, words) in KINDS.items() for word in words}
 _SUBJECT = {'05': 'animal', '06': 'artifact'}
-
-
-def _noun(offset, file, words, pointers, gloss):
-  """A line of data.noun."""
-  named = ' '.join(f'{word} 0' for word in words)
-  return (
-    f'{offset:08d} {file} n {len(words):02x} {named} '
-    f'{len(pointers):03d} {" ".join([*pointers, "|"])} {gloss}  \n'
-  )
-
-
-def _write(folder):
-  """Writes a WordNet of 38 nouns and two adjectives."""
-  data = [_noun(50, '05', ['creature'], [], 'whatever lives')]
-  index = ['creature n 1 1 @ 1 1 00000050  \n']
-  offsets = itertools.count(100, 100)
-  for kind, (file, words) in _KINDS.items():
-    of_kind = next(offsets)
-    above = ['@ 00000050 n 0000'] if file == '05' else []
-    data.append(_noun(of_kind, file, [kind], above, f'a big group of {kind}s'))
-    index.append(f'{kind} n 1 0 1 0 {of_kind:08d}  \n')
-    for word in words:
-      offset = next(offsets)
-      gloss = (
-        f'a {kind} that is called {word}ing; "the {word} of {word}ing town"'
-      )
-      data.append(
-        _noun(
-          offset, file, [word, f'{word}x'], [f'@ {of_kind:08d} n 0000'], gloss
-        )
-      )
-      index.append(f'{word} n 1 1 @ 1 1 {offset:08d}  \n')
-  # A word of two senses: a bird, used twice, and a tool.
-  senses = [next(offsets), next(offsets)]
-  for offset, kind in zip(senses, ('bird', 'tool'), strict=True):
-    file, _ = _KINDS[kind]
-    gloss = (
-      f'a tall {kind}; "the crane by the {kind}s"; "a crane near our {kind}s"'
-    )
-    data.append(_noun(offset, file, ['crane'], [], gloss))
-  index.append(
-    f'crane n 2 0 2 2 {" ".join(f"{sense:08d}" for sense in senses)}  \n'
-  )
-  adjectives = [
-    '00000100 00 a 02 hot 0 warm(p) 0 001 ! 00000200 a 0102 | '
-    'of high temperature; "a hot stove"  \n',
-    '00000200 00 s 02 ice_cold 0 cold 0 001 ! 00000100 a 0201 | of low  \n',
-  ]
-  files = {
-    'data.noun': data,
-    'index.noun': index,
-    'data.adj': adjectives,
-    'index.adj': ['hot a 1 1 ! 1 1 00000100  \n', 'cold a 1 0 1 0 00000200\n'],
-  }
-  for suffix in ('noun', 'verb', 'adj', 'adv'):
-    for name in (f'data.{suffix}', f'index.{suffix}'):
-      (folder / name).write_text(_LICENCE + ''.join(files.get(name, [])))
+# What a guess reaches: one of four or of two, and nothing in free text.
+_CHANCE = {
+  'word_of_definition': 1 / 4,
+  'member_of_kind': 1 / 4,
+  'kind_in_definition': 0,
+  'word_of_sentence': 0,
+  'recall_kind': 0,
+  'recall_opposite': 0,
+  'subject_of_definition': 1 / 4,
+  'is_about_subject': 1 / 2,
+  'same_meaning': 1 / 2,
+  'same_sentence': 1 / 2,
+  'gap': 1 / 4,
+  'is_a': 1 / 2,
+  'same_sense': 1 / 2,
+  'sense_of_word': 1 / 2,
+}
 
 
 def _synset(offset, *words, above=()):
@@ -160,13 +111,21 @@ def test_a_pair_of_synonyms_is_in_one_split_in_either_order():
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp('wordnet')
-  _write(path)
+  small_wordnet.write(path)
   return path
 
 
 @pytest.fixture(scope='module')
 def source(folder):
   return wordnet.source(folder)
+
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory):
+  """As many words as it takes to have some of every dataset in each split."""
+  path = tmp_path_factory.mktemp('many')
+  small_wordnet.write(path, times=23)
+  return wordnet.source(path)
 
 
 def _datasets(source):
@@ -244,23 +203,39 @@ def test_categories_are_of_the_study(source):
   )
 
 
+@pytest.mark.parametrize('name', [*_CHANCE])
+def test_splits_are_disjoint_and_a_guess_reaches_what_it_may(many, name):
+  dataset = _datasets(many)[name]
+  prompts = []
+  for split in ('train', 'validation', 'test'):
+    drawn = [*itertools.islice(dataset.examples(split, 0), 1000)]
+    assert drawn
+    for example in drawn:
+      assert example.chance == _CHANCE[name]
+      assert len({*example.candidates}) * example.chance in (0, 1)
+      assert example.answer in (example.candidates or (example.answer,))
+    if drawn[0].candidates == ('yes', 'no'):
+      # Five standard deviations of a fair coin.
+      said = sum(example.answer == 'yes' for example in drawn)
+      assert abs(said - len(drawn) / 2) < 5 * len(drawn) ** 0.5 / 2
+    prompts.append({example.prompt for example in drawn})
+  for one, another in itertools.combinations(prompts, 2):
+    assert one.isdisjoint(another)
+
+
+def test_every_dataset_of_the_categories_is_looked_at(source):
+  made = itertools.chain(*source.categories.values())
+  assert {dataset.name for dataset in made} == {*_CHANCE}
+
+
+def test_the_opposite_is_what_the_lines_say(many):
+  for example in _draw(many, 'recall_opposite'):
+    (end,) = re.findall(r'\bhot(\w?)\b', example.prompt)
+    assert example.answer == f'cold{end}'
+
+
 @pytest.mark.parametrize(
-  'name',
-  [
-    'word_of_definition',
-    'member_of_kind',
-    'kind_in_definition',
-    'word_of_sentence',
-    'recall_kind',
-    'subject_of_definition',
-    'is_about_subject',
-    'same_meaning',
-    'same_sentence',
-    'gap',
-    'is_a',
-    'same_sense',
-    'sense_of_word',
-  ],
+  'name', [name for name in _CHANCE if name != 'recall_opposite']
 )
 def test_the_answer_is_what_the_lines_say(source, name):
   for example in _draw(source, name):
@@ -271,11 +246,11 @@ def test_the_answer_is_what_the_lines_say(source, name):
 
 
 def _answer(name, prompt, candidates):
-  """Answers from `_KINDS` and the text alone."""
+  """Answers from `KINDS` and the text alone."""
   words = re.findall(r'\w+', prompt)
   named = [w for w in words if w.endswith('ing') and w != 'missing']
   called = [w.removesuffix('ing') for w in named]
-  kinds = [w for w in words if w in _KINDS]
+  kinds = [w for w in words if w in KINDS]
   if name in ('word_of_definition', 'word_of_sentence', 'gap'):
     return called[0] if called else 'crane'
   if name == 'member_of_kind':
@@ -287,7 +262,7 @@ def _answer(name, prompt, candidates):
     (word,) = [w for w in words if w in _KIND_OF]
     return _KIND_OF[word]
   if name in ('subject_of_definition', 'is_about_subject'):
-    subject = _SUBJECT[_KINDS[kinds[0]][0]]
+    subject = _SUBJECT[KINDS[kinds[0]][0]]
     if name == 'subject_of_definition':
       return subject
     return 'yes' if f'about {subject} ?' in prompt else 'no'
@@ -299,7 +274,7 @@ def _answer(name, prompt, candidates):
   if name == 'is_a':
     premise, hypothesis = re.findall(r'it is (\w+)', prompt)
     return 'yes' if hypothesis == _KIND_OF[premise] else 'no'
-  plural = [w for w in words if w.removesuffix('s') in _KINDS and w[-1] == 's']
+  plural = [w for w in words if w.removesuffix('s') in KINDS and w[-1] == 's']
   if name == 'same_sense':
     return 'yes' if len(set(plural)) == 1 else 'no'
   kind = plural[0].removesuffix('s')
@@ -329,7 +304,7 @@ def test_foils_are_of_the_same_subject_and_another_kind(source):
   for example in _draw(source, 'word_of_definition'):
     kinds = [_KIND_OF.get(word) for word in example.candidates]
     if example.answer in _KIND_OF:
-      files = {_KINDS[kind][0] for kind in kinds if kind}
+      files = {KINDS[kind][0] for kind in kinds if kind}
       assert len(files) == 1
       assert kinds.count(_KIND_OF[example.answer]) == 1
 

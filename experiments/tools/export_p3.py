@@ -6,10 +6,11 @@
 reads them from the Hub, or from a local folder of the same with --source. P3,
 the public pool of prompts, holds every dataset under many templates (Sanh et
 al., 2021, arXiv 2110.08207), one configuration each, named
-`<dataset>_<template>`. The output gets a folder for each dataset with
-`train.jsonl`, `validation.jsonl` and `test.jsonl`, in the schema of
-`experiments.scale_study.tasks.p3`. Datasets that the source lacks are left out,
-with a warning.
+`<dataset>_<template>`. On the Hub it is Parquet since March 2024; a source that
+is a loading script cannot be read by `datasets` 4 and later. The output gets a
+folder for each dataset with `train.jsonl`, `validation.jsonl` and `test.jsonl`,
+in the schema of `experiments.scale_study.tasks.p3`. Datasets that the source
+lacks are left out, with a warning.
 
 A local folder has a README.md that begins with its configurations, as on the
 Hub,
@@ -142,8 +143,8 @@ def export(
   Raises:
     ImportError: if the library `datasets` is not installed.
     OSError: if the source cannot be read.
-    ValueError: if the source has no template of any dataset, a configuration
-      lacks a split, or no example is left.
+    ValueError: if the source is a loading script, it has no template of any
+      dataset, a configuration lacks a split, or no example is left.
   """
   templates = _templates_of(datasets, source)
   wrote = False
@@ -200,6 +201,12 @@ def _templates_of(
     raise OSError(
       f'{source} cannot be read ({error}). Give --source a name on the Hub, '
       'where there is a network, or a local folder.'
+    ) from error
+  except RuntimeError as error:  # such as of a loading script
+    raise ValueError(
+      f'{source} cannot be read ({error}). The library reads files alone, as '
+      'Parquet or JSON lines: convert it into a local folder of such files, '
+      'whose README.md lists the configurations, as --help shows.'
     ) from error
   asked = [(of, name) for of, names in datasets.items() for name in names]
   templates = {key: _templates(key[1], known) for key in asked}

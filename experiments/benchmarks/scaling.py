@@ -3,9 +3,8 @@
     python -m experiments.benchmarks.scaling
 
 One quantity is varied at a time, around a model of 1 GB, 4 experts and one
-process with 2 devices. Every case is a whole command line, run three times in
-turn for each method; of the figures the median counts, so that the first run,
-which compiles, does not.
+process with 2 devices. Every case is a whole command line, run once to compile
+and then as often as `--repeats` says; of these turns the medians count.
 """
 
 from __future__ import annotations
@@ -61,22 +60,22 @@ def measure(
     models: a base and at least as many experts as the case has.
     folder: where to write.
     flags: more of the command line.
-    repeats: how often; the row has medians.
+    repeats: how often after a first turn, which compiles and does not count;
+      the row has medians.
   """
   devices = f'--devices={case.devices // case.processes}'
-  figures = measuring.medians(
-    [
-      merges.merge(
-        merges.METHODS[name],
-        models[: 1 + case.experts],
-        folder / 'merged',
-        folder / 'cache',
-        [*merges.LAYERED, *flags, devices],
-        case.processes,
-      )
-      for _ in range(repeats)
-    ]
-  )
+  turns = [
+    merges.merge(
+      merges.METHODS[name],
+      models[: 1 + case.experts],
+      folder / 'merged',
+      folder / 'cache',
+      [*merges.LAYERED, *flags, devices],
+      case.processes,
+    )
+    for _ in range(1 + repeats)
+  ]
+  figures = measuring.medians(turns[1:])
   merges.clear(folder / 'merged')
   return {
     **dataclasses.asdict(case),

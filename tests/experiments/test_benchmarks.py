@@ -3,6 +3,7 @@
 import json
 import pathlib
 import platform
+import re
 import sys
 
 import jax
@@ -70,6 +71,11 @@ class TestMeasuring:
     )
     assert len(figures['commit'].rstrip('+')) == 12
     assert {'cores', 'memory_gib', 'python', 'jax'} <= set(figures['machine'])
+    processor = figures['machine']['processor']
+    cpus = pathlib.Path('/proc/cpuinfo').read_text()
+    for word, name in [('family', 'cpu family'), ('stepping', 'stepping')]:
+      number = re.search(rf'^{name}\s*: (\d+)$', cpus, re.MULTILINE)
+      assert number is None or f'{word} {number[1]}' in processor
     assert figures['fact'] == 7
     assert figures['rows'] == rows
     monkeypatch.setattr(sys, 'argv', ['floor', '--folder=/secret', '--more'])
@@ -155,6 +161,22 @@ def test_scaling_varies_one_quantity_at_a_time():
       name for name in vars(case) if vars(case)[name] != vars(middle)[name]
     ]
     assert len(changed) <= 1
+
+
+def test_the_first_turn_of_scaling_only_compiles(tmp_path, monkeypatch):
+  quantities = ('command_seconds', 'merge_seconds', 'cpu_seconds', 'peak_mib')
+  begun = []
+
+  def merge(*arguments):
+    begun.append(arguments)
+    cold = 100 if len(begun) == 1 else 0
+    return {'bytes_read': 8e9} | dict.fromkeys(quantities, cold + len(begun))
+
+  monkeypatch.setattr(merges, 'merge', merge)
+  row = scaling.measure(scaling.Case(1), 'dare', ['b'] * 5, tmp_path, [], 2)
+  assert len(begun) == 3
+  assert [row[name] for name in quantities] == [2.5] * 4
+  assert row['gb_per_second'] == 8 / 2.5
 
 
 @pytest.fixture(scope='module')

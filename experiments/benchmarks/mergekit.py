@@ -6,7 +6,8 @@ Both merge the same Llama-like safetensors models in bfloat16, on all cores and
 with their defaults, except for options that give them the same meaning and for
 our memory budget, which bounds what a merge takes. Wall and CPU time and memory
 are medians over turns taken by both; of the wall time, start-up is also shown
-apart. Then every element of both outputs is compared with a float64 reference.
+apart. Then every element of both outputs is compared with a float64 reference
+(`judging` says how).
 
 mergekit (LGPL-3.0) is no dependency: it is installed in an environment of its
 own, once. pip takes the build of torch that it is configured to find; any will
@@ -15,9 +16,7 @@ do, and the one for CPUs only is the smallest by far.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import json
 import pathlib
 import subprocess
@@ -26,23 +25,23 @@ import tempfile
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
 
-from experiments.benchmarks import llama, measuring, merges, reference
-from experiments.benchmarks.kernels import Masks
-import mergekit_jax as mk
+from experiments.benchmarks import judging, llama, measuring, merges
+from experiments.benchmarks.judging import (
+  DENSITY,
+  DROP_RATE,
+  OURS,
+  SCALE,
+  THEIRS,
+)
 
 REQUIREMENTS = ('torch==2.13.0', 'mergekit==0.1.5')
-SCALE = 0.3
-DENSITY = 0.2
-DROP_RATE = 0.9
 BUDGET = '512MiB'
 
 # By our name for it: how mergekit says the same. Its DARE rescales by the ratio
-# of norms, so that only the cost can be compared.
-THEIRS: dict[str, dict[str, Any]] = {
+# of norms if it is not told otherwise.
+TOLD: dict[str, dict[str, Any]] = {
   'average': {'merge_method': 'linear'},
   'task_arithmetic': {
     'merge_method': 'task_arithmetic',
@@ -54,7 +53,12 @@ THEIRS: dict[str, dict[str, Any]] = {
   },
   'dare_ties': {
     'merge_method': 'dare_ties',
-    'parameters': {'density': 1 - DROP_RATE, 'normalize': True},
+    'parameters': {
+      'density': 1 - DROP_RATE,
+      'rescale': False,
+      'lambda': 1 / (1 - DROP_RATE),
+      'normalize': True,
+    },
   },
 }
 
@@ -88,7 +92,7 @@ def configuration(name: str, models: Sequence[pathlib.Path]) -> str:
       ],
       'dtype': 'bfloat16',
       **({'base_model': base} if method.needs_base else {}),
-      **THEIRS[name],
+      **TOLD[name],
     },
     indent=1,
   )
@@ -118,86 +122,10 @@ def merge_theirs(
   }
 
 
-@contextlib.contextmanager
-def tensors(
-  checkpoint: pathlib.Path,
-) -> Iterator[Callable[[str], np.ndarray]]:
-  """Reads the tensors of a checkpoint by name, as float64."""
-  with contextlib.ExitStack() as stack:
-    files = {}
-    for path in checkpoint.glob('*.safetensors'):
-      file = stack.enter_context(safe_open(path, 'numpy'))
-      files |= dict.fromkeys(file.keys(), file)
-    yield lambda name: files[name].get_tensor(name).astype(np.float64)
-
-
-def expect(
-  name: str, tensor: str, base: np.ndarray, experts: list[np.ndarray]
-) -> reference.Expected:
-  """The merge of one tensor, with our masks where it is random."""
-  match name:
-    case 'average':
-      return reference.average(base, experts)
-    case 'task_arithmetic':
-      return reference.task_arithmetic(base, experts, SCALE)
-    case 'ties tensor':
-      return reference.ties(base, experts, DENSITY)
-  zeros = {tensor: jnp.zeros(base.shape, jnp.bfloat16)}
-  masks = mk.merge(Masks(DROP_RATE), [zeros] * len(experts), key=0)[tensor]
-  bits = np.asarray(masks).astype(np.int32)
-  kept = [(bits >> i & 1).astype(bool) for i in range(len(experts))]
-  # The library draws 16 bits, so the rate is a multiple of 1/65536.
-  return reference.dare_ties(
-    base, experts, round(DROP_RATE * 2**16) / 2**16, kept
-  )
-
-
-def compare_with_reference(
-  name: str,
-  models: Sequence[pathlib.Path],
-  outputs: Sequence[pathlib.Path],
-  names: Sequence[str],
-) -> list[dict[str, float]]:
-  """Judges outputs of one method, element by element.
-
-  Args:
-    name: the method.
-    models: the base and its experts.
-    outputs: what they were merged to.
-    names: of the tensors.
-
-  Returns:
-    For each output: how many elements there are, how many of them are at an
-    edge, how many of the others are outside of one rounding to bfloat16; and,
-    as fractions of the task vector that these should have got, their error and
-    the error that rounding alone makes.
-  """
-  sums: list[Counter] = [Counter() for _ in outputs]
-  with contextlib.ExitStack() as stack:
-    sources = [stack.enter_context(tensors(model)) for model in models]
-    merged = [stack.enter_context(tensors(output)) for output in outputs]
-    for tensor in names:
-      base, *experts = [read(tensor) for read in sources]
-      expected = expect(name, tensor, base, experts)
-      for total, read in zip(sums, merged, strict=True):
-        found = reference.judge(read(tensor), base, len(experts), expected)
-        total.update(found)
-  return [
-    {
-      'elements': total['elements'],
-      'at_an_edge': total['edge'],
-      'outside': total['outside'],
-      'error_of_delta': (total['error'] / total['added']) ** 0.5,
-      'rounding_of_delta': (total['rounding'] / total['added']) ** 0.5,
-    }
-    for total in sums
-  ]
-
-
 def compare(
   name: str,
   models: Sequence[pathlib.Path],
-  names: Sequence[str],
+  shapes: Mapping[str, tuple[int, ...]],
   theirs: pathlib.Path,
   folder: pathlib.Path,
   repeats: int,
@@ -207,7 +135,7 @@ def compare(
   Args:
     name: the method.
     models: the base and its experts.
-    names: of their tensors.
+    shapes: of their tensors, by name.
     theirs: mergekit's command.
     folder: where to write.
     repeats: how often each is measured; the rows are medians.
@@ -215,8 +143,8 @@ def compare(
   ours = merges.METHODS[name]
   cache = folder / 'cache'
   runs: dict[str, Callable[[pathlib.Path], dict[str, Any]]] = {
-    'mergekit': lambda output: merge_theirs(theirs, name, models, output),
-    'mergekit_jax': lambda output: merges.merge(
+    THEIRS: lambda output: merge_theirs(theirs, name, models, output),
+    OURS: lambda output: merges.merge(
       ours, models, output, cache, [f'--memory_budget={BUDGET}']
     ),
   }
@@ -225,11 +153,8 @@ def compare(
     {tool: run(folder / tool) for tool, run in runs.items()}
     for _ in range(1 + repeats)
   ]
-  errors = dict.fromkeys(runs, {})
-  judged = [tool for tool in runs if name != 'dare_ties' or tool != 'mergekit']
-  outputs = [folder / tool for tool in judged]
-  found = compare_with_reference(name, models, outputs, names)
-  errors |= dict(zip(judged, found, strict=True))
+  outputs = {tool: folder / tool for tool in runs}
+  judged = judging.compare_with_reference(name, models, outputs, shapes)
   shown = ('command_seconds', 'start_up_seconds', 'cpu_seconds', 'peak_mib')
   rows = []
   for tool in runs:
@@ -240,7 +165,7 @@ def compare(
         'tool': tool,
         **{key: figures[key] for key in shown},
         'first_seconds': turns[0][tool]['command_seconds'],
-        **errors[tool],
+        **judged[tool],
       }
     )
     print(rows[-1], flush=True)
@@ -254,7 +179,7 @@ def main() -> None:
   parser.add_argument('--gigabytes', type=float, default=0.6, help='a model')
   parser.add_argument('--experts', type=int, default=4)
   parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument('--methods', nargs='+', default=list(THEIRS))
+  parser.add_argument('--methods', nargs='+', default=list(TOLD))
   parser.add_argument(
     '--environment',
     type=pathlib.Path,
@@ -272,7 +197,7 @@ def main() -> None:
       row
       for name in arguments.methods
       for row in compare(
-        name, models, list(shapes), theirs, folder, arguments.repeats
+        name, models, shapes, theirs, folder, arguments.repeats
       )
     ]
   parameters = sum(int(np.prod(shape)) for shape in shapes.values())

@@ -17,7 +17,6 @@ from experiments.benchmarks import (
   measuring,
   mergekit,
   merges,
-  reference,
   scaling,
 )
 import mergekit_jax as mk
@@ -239,56 +238,6 @@ class TestKernels:
       np.testing.assert_array_equal(bits >> expert & 1, kept)
 
 
-class TestReference:
-  """Worked by hand."""
-
-  BASE = np.ones(5)
-  DELTAS = np.array(
-    [[0.5, -0.25, 0.125, 0, 0.5], [-0.25, -0.5, 0.125, 0.0625, -0.5]]
-  )
-  EXPERTS = [1 + delta for delta in DELTAS]
-
-  def test_average(self):
-    found = reference.average(self.BASE, self.EXPERTS)
-    assert found.merged.tolist() == [1.125, 0.625, 1.125, 1.03125, 1]
-    assert not found.edge.any()
-
-  def test_task_arithmetic(self):
-    found = reference.task_arithmetic(self.BASE, self.EXPERTS, 0.5)
-    assert found.merged.tolist() == [1.125, 0.625, 1.125, 1.03125, 1]
-    assert found.terms.tolist() == [1.375, 1.375, 1.125, 1.03125, 1.5]
-
-  def test_ties(self):
-    """The cuts are 0.25; only the first four elements are looked at."""
-    experts = [expert[:4] for expert in self.EXPERTS]
-    found = reference.ties(self.BASE[:4], experts, 0.5)
-    assert found.merged.tolist() == [1.5, 0.625, 1, 1]
-    # An expert each has exactly the cut there.
-    assert found.edge.tolist() == [True, True, False, False]
-
-  def test_dare_ties(self):
-    """Doubled: (1, −½), (0, −1), (¼, ¼), nothing, and (1, −1), a tie."""
-    kept = np.array([[1, 0, 1, 1, 1], [1, 1, 1, 0, 1]], bool)
-    found = reference.dare_ties(self.BASE, self.EXPERTS, 0.5, list(kept))
-    assert found.merged.tolist() == [2, 0, 1.25, 1, 2]
-    assert found.edge.tolist() == [False, False, False, False, True]
-
-  def test_judge(self):
-    """Rightly rounded; rounded up where down is nearer; at an edge; a zero."""
-    merged = np.array([1 + 2**-10, 1 + 2**-9, 3, 0])
-    edge = np.array([False, False, True, False])
-    expected = reference.Expected(merged, np.abs(merged), edge)
-    output = np.array([1, 1 + 2**-7, 99, 0])
-    assert reference.judge(output, np.zeros(4), 2, expected) == {
-      'elements': 4,
-      'edge': 1,
-      'outside': 1,
-      'error': 2**-20 + (2**-7 - 2**-9) ** 2,
-      'rounding': 2**-20 + 2**-18,
-      'added': (1 + 2**-10) ** 2 + (1 + 2**-9) ** 2,
-    }
-
-
 def test_what_mergekit_is_told():
   models = [pathlib.Path(name) for name in ('b', 'e', 'f')]
   told = json.loads(mergekit.configuration('ties tensor', models))
@@ -298,6 +247,14 @@ def test_what_mergekit_is_told():
     'models': [{'model': name, 'parameters': {'weight': 1.0}} for name in 'ef'],
     'parameters': {'density': 0.2, 'normalize': True},
     'dtype': 'bfloat16',
+  }
+  told = json.loads(mergekit.configuration('dare_ties', models))
+  rate = mergekit.DROP_RATE
+  assert told['parameters'] == {
+    'density': pytest.approx(1 - rate),
+    'rescale': False,
+    'lambda': pytest.approx(1 / (1 - rate)),
+    'normalize': True,
   }
   told = json.loads(mergekit.configuration('average', models))
   assert 'base_model' not in told

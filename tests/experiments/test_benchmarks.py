@@ -18,6 +18,7 @@ from experiments.benchmarks import (
   mergekit,
   merges,
   scaling,
+  start_up,
 )
 import mergekit_jax as mk
 from tests.reference import expert_bits
@@ -176,6 +177,37 @@ def test_the_first_turn_of_scaling_only_compiles(tmp_path, monkeypatch):
   assert len(begun) == 3
   assert [row[name] for name in quantities] == [2.5] * 4
   assert row['gb_per_second'] == 8 / 2.5
+
+
+def test_start_up_begins_every_turn_with_an_empty_cache(tmp_path, monkeypatch):
+  homes = []
+
+  def run(command, environment):
+    home = pathlib.Path(environment['XDG_CACHE_HOME'])
+    assert environment['JAX_COMPILATION_CACHE_DIR'] == ''
+    assert command[command.index('--method=average') :] == (
+      ['--method=average', '--experts', 'e', 'f', '--output', command[-1]]
+    )
+    homes.append(home)
+    kept = home / 'mergekit_jax'
+    is_cold = not kept.exists()
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in ('a-cache', 'a-atime', 'b-cache'):
+      (kept / name).touch()
+    return measuring.Cost(2.0 if is_cold else 1.0, 3.0, 0, '')
+
+  monkeypatch.setattr(measuring, 'run', run)
+  models = [pathlib.Path(name) for name in 'bef']
+  for i in range(2):
+    assert start_up.turn('average', models, tmp_path / str(i)) == {
+      'cold_seconds': 2,
+      'cold_cpu_seconds': 3,
+      'warm_seconds': 1,
+      'warm_cpu_seconds': 3,
+      'programs': 2,
+      'programs_added': 0,
+    }
+  assert homes == [tmp_path / '0'] * 2 + [tmp_path / '1'] * 2
 
 
 @pytest.fixture(scope='module')

@@ -140,6 +140,7 @@ def _task_arithmetic(of: Tensor) -> Expect:
 def _ties(of: Tensor) -> Expect:
   deltas = reference.task_vectors(of.base, of.experts)
   cuts = np.stack([[reference.cut(delta, DENSITY)] for delta in deltas])
+  stored_cuts = cuts.astype(bfloat16).astype(np.float64)
 
   def expect(part: slice, tool: str, output: np.ndarray) -> reference.Expected:
     base, vectors = of.base[part].astype(np.float64), _part(deltas, part)
@@ -148,10 +149,16 @@ def _ties(of: Tensor) -> Expect:
     expected = reference.disjoint_mean(base, vectors * kept)
     if tool == OURS:
       return expected
-    # Equal to the threshold in the dtype that mergekit computes in.
-    free = magnitudes.astype(bfloat16) == cuts.astype(bfloat16)
-    kept = reference.likely_kept(output, base, vectors, kept, free)
-    return expected.or_else(reference.disjoint_mean(base, vectors * kept))
+    # Equal to the threshold in bfloat16, in which mergekit computes.
+    free = np.abs(magnitudes - stored_cuts) <= reference.rounding(stored_cuts)
+    where = np.flatnonzero(free.any(axis=0))
+    base, vectors = base[where], vectors[:, where]
+    kept = reference.likely_kept(
+      output[where], base, vectors, kept[:, where], free[:, where]
+    )
+    return expected.or_else(
+      where, reference.disjoint_mean(base, vectors * kept)
+    )
 
   return expect
 

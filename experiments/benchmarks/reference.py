@@ -34,9 +34,11 @@ class Expected:
   choices: np.ndarray
   terms: np.ndarray
 
-  def or_else(self, other: Expected) -> Expected:
-    """What another one says is right too."""
-    return Expected(np.concatenate([self.choices, other.choices]), self.terms)
+  def or_else(self, where: np.ndarray, other: Expected) -> Expected:
+    """What another one says of the elements `where` is right too."""
+    more = np.repeat(self.choices[:1], len(other.choices), axis=0)
+    more[:, where] = other.choices
+    return Expected(np.concatenate([self.choices, more]), self.terms)
 
 
 def task_vectors(
@@ -83,7 +85,7 @@ def disjoint_mean(base: np.ndarray, deltas: np.ndarray) -> Expected:
   magnitudes = np.sum(np.abs(deltas), axis=0)
   merged = base + _mean_of_sign(deltas, mass >= 0)
   other = merged.copy()
-  tied = np.abs(mass) <= np.spacing(magnitudes.astype(np.float32))
+  tied = np.abs(mass) <= 2 * _FLOAT32 * magnitudes
   tied = np.flatnonzero(tied & (magnitudes > 0))
   other[tied] = base[tied] + _mean_of_sign(deltas[:, tied], mass[tied] < 0)
   return Expected(np.stack([merged, other]), np.abs(base) + magnitudes)
@@ -112,28 +114,30 @@ def likely_kept(
     free: bool `[experts, n]`, where `kept` says nothing: who merged has chosen.
 
   Returns:
-    bool `[experts, n]`: of all choices the one whose disjoint mean, rounded to
-    bfloat16, the output fits best.
+    bool `[experts, n]`: of all choices the first, from few entries to many,
+    whose disjoint mean the output is within one rounding to bfloat16; if there
+    is none, the one that it is nearest to.
   """
-  kept = kept & ~free
-  left = np.flatnonzero(free.any(axis=0))
-  best = np.full(left.size, np.inf)
-  # First the choice of nothing, which most elements were left with if few are
-  # kept at all; who fits exactly is not asked again.
-  for choice in itertools.product([False, True], repeat=len(deltas)):
-    left, best = left[best > -np.inf], best[best > -np.inf]
-    chosen = free[:, left] & np.array(choice)[:, None]
-    chosen |= kept[:, left] & ~free[:, left]
-    merged = disjoint_mean(base[left], deltas[:, left] * chosen).choices[0]
-    error = np.abs(output[left] - merged)
-    error = np.where(error == 0, -np.inf, error - _rounding(merged))
-    better = error < best
-    kept[:, left[better]] = chosen[:, better]
-    best = np.minimum(error, best)
-  return kept
+  choices = itertools.product([False, True], repeat=len(deltas))
+  choices = np.array(sorted(choices, key=sum))
+  taken = np.zeros(output.size, np.int8)
+  left = np.arange(output.size)
+  best = np.full(output.size, np.inf)
+  of_left = output, base, deltas, kept, free
+  for number, choice in enumerate(choices):
+    stored, origin, vectors, fixed, open_ = of_left
+    chosen = np.where(open_, choice[:, None], fixed)
+    merged = disjoint_mean(origin, vectors * chosen).choices[0]
+    beyond = np.abs(stored - merged) - rounding(merged)
+    taken[left[beyond < best]] = number
+    best = np.minimum(beyond, best)
+    going = best > 0
+    left, best = left[going], best[going]
+    of_left = [np.compress(going, array, axis=-1) for array in of_left]
+  return np.where(free, choices[taken].T, kept)
 
 
-def _rounding(values: np.ndarray) -> np.ndarray:
+def rounding(values: np.ndarray) -> np.ndarray:
   """Half a unit in the last place of bfloat16, of float64 values; 0 of 0."""
   power = (values.view(np.int64) & _EXPONENT).view(np.float64)
   return power * 2.0**-_STORED_BITS
@@ -158,18 +162,23 @@ def judge(
     the expected value makes, and of the task vector that the merge should have
     added.
   """
-  choices = expected.choices
   # A float32 rounding for each model and operation on the way.
   slack = (experts + 4) * _FLOAT32 * expected.terms
-  beyond = np.abs(output - choices) - (_rounding(choices) + slack)
-  fits = np.where(beyond[0] <= 0, 0, np.argmin(beyond, axis=0))
-  merged = np.take_along_axis(choices, fits[None], axis=0)[0]
-  outside = np.min(beyond, axis=0) > 0
+  merged = expected.choices[0].copy()
+  beyond = np.abs(output - merged) - rounding(merged) - slack
+  wrong = np.flatnonzero(beyond > 0)
+  beyond = beyond[wrong]
+  for choice in expected.choices[1:, wrong]:
+    other = np.abs(output[wrong] - choice) - rounding(choice) - slack[wrong]
+    nearer = other < beyond
+    merged[wrong[nearer]] = choice[nearer]
+    beyond = np.minimum(beyond, other)
+  outside = int(np.sum(beyond > 0))
   stored = merged.astype(ml_dtypes.bfloat16).astype(np.float64)
   return {
     'elements': output.size,
-    'edge': int(np.sum((beyond[0] > 0) & ~outside)),
-    'outside': int(np.sum(outside)),
+    'edge': wrong.size - outside,
+    'outside': outside,
     'error': float(np.sum((output - merged) ** 2)),
     'rounding': float(np.sum((stored - merged) ** 2)),
     'added': float(np.sum((merged - base) ** 2)),

@@ -53,11 +53,12 @@ class TestReference:
 
   def test_or_else(self):
     one = reference.average(self.BASE + self.DELTAS)
-    two = reference.disjoint_mean(self.BASE, self.DELTAS)
-    both = one.or_else(two)
+    two = reference.disjoint_mean(self.BASE[3:], self.DELTAS[:, 3:])
+    both = one.or_else(np.array([3, 4]), two)
     assert both.choices.tolist() == [
-      *one.choices.tolist(),
-      *two.choices.tolist(),
+      [1.125, 0.625, 1.125, 1.03125, 1],
+      [1.125, 0.625, 1.125, 1.0625, 1.5],
+      [1.125, 0.625, 1.125, 1.0625, 0.5],
     ]
     assert both.terms is one.terms
 

@@ -120,7 +120,7 @@ def likely_kept(
   """
   choices = itertools.product([False, True], repeat=len(deltas))
   choices = np.array(sorted(choices, key=sum))
-  taken = np.zeros(output.size, np.int8)
+  taken = np.zeros(output.size, int)
   left = np.arange(output.size)
   best = np.full(output.size, np.inf)
   of_left = output, base, deltas, kept, free

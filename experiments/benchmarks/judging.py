@@ -33,7 +33,7 @@ _SLICE = 2**15  # elements, which stay in a core's cache while they are judged
 
 
 def compare_with_reference(
-  name: str,
+  method: str,
   models: Sequence[pathlib.Path],
   outputs: Mapping[str, pathlib.Path],
   shapes: Mapping[str, tuple[int, ...]],
@@ -41,7 +41,7 @@ def compare_with_reference(
   """Judges what one method made of the same models.
 
   Args:
-    name: the method.
+    method: its name.
     models: the base and its experts.
     outputs: what `OURS` and `THEIRS` made of them.
     shapes: of the tensors, by name.
@@ -61,21 +61,14 @@ def compare_with_reference(
       tool: stack.enter_context(_tensors(output))
       for tool, output in outputs.items()
     }
-    for tensor, shape in shapes.items():
-      base, *experts = [read(tensor) for read in sources]
-      stored = {tool: read(tensor) for tool, read in merged.items()}
-      expect = _EXPECTATIONS[name](Tensor(tensor, shape, base, experts))
-      for start in range(0, base.size, _SLICE):
-        part = slice(start, start + _SLICE)
-        for tool, elements in stored.items():
-          output = elements[part].astype(np.float64)
-          found = reference.judge(
-            output,
-            base[part].astype(np.float64),
-            len(experts),
-            expect(part, tool, output),
-          )
-          sums[tool].update(found)
+    for name, shape in shapes.items():
+      # In a call of its own, so that no two tensors are in memory at once.
+      for tool, found in _judge_tensor(
+        _EXPECTATIONS[method],
+        Tensor(name, shape, [read(name) for read in sources]),
+        {tool: read(name) for tool, read in merged.items()},
+      ).items():
+        sums[tool].update(found)
   return {
     tool: {
       'elements': total['elements'],
@@ -86,6 +79,27 @@ def compare_with_reference(
     }
     for tool, total in sums.items()
   }
+
+
+def _judge_tensor(
+  expectation: Callable[[Tensor], Expect],
+  of: Tensor,
+  outputs: Mapping[str, np.ndarray],
+) -> dict[str, Counter]:
+  expect = expectation(of)
+  sums: dict[str, Counter] = {tool: Counter() for tool in outputs}
+  for start in range(0, of.base.size, _SLICE):
+    part = slice(start, start + _SLICE)
+    for tool, elements in outputs.items():
+      output = elements[part].astype(np.float64)
+      found = reference.judge(
+        output,
+        of.base[part].astype(np.float64),
+        len(of.experts),
+        expect(part, tool, output),
+      )
+      sums[tool].update(found)
+  return sums
 
 
 @contextlib.contextmanager
@@ -108,14 +122,20 @@ class Tensor:
   Attributes:
     name: its path.
     shape: its dimensions, of n elements.
-    base: float32 `[n]`.
-    experts: float32 `[n]` each.
+    models: float32 `[n]` of the base and each of its experts.
   """
 
   name: str
   shape: tuple[int, ...]
-  base: np.ndarray
-  experts: list[np.ndarray]
+  models: list[np.ndarray]
+
+  @property
+  def base(self) -> np.ndarray:
+    return self.models[0]
+
+  @property
+  def experts(self) -> list[np.ndarray]:
+    return self.models[1:]
 
 
 # Of a slice: what should come out, for a tool and for what it wrote there.

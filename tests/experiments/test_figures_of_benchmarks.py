@@ -227,6 +227,23 @@ class TestFloor:
       times = floors(sources, methods, 'times_floor')
       says_range('README.md', sentence.format(*blanks), times)
 
+  def test_rates(self):
+    """Bytes read and written in a second of the merge, by each of two cores."""
+    pair = r'{} GB/s a core, TIES {}, compressed sources {} and TIES {}:'
+    blanks = [r'\S+ to \S+'] * 4
+    cases = [
+      (sources, methods)
+      for sources in ('uncompressed', 'compressed')
+      for methods in (ONE_READ, TIES)
+    ]
+    for number, (sources, methods) in enumerate(cases):
+      moved, took, floor = (
+        np.array(floors(sources, methods, field))
+        for field in ('floor_gb_per_second', 'merge_seconds', 'floor_seconds')
+      )
+      own = [*blanks[:number], r'(\S+ to \S+)', *blanks[number + 1 :]]
+      says_range('README.md', pair.format(*own), moved * floor / took / 2)
+
   def test_notes(self):
     rates = floors(
       'uncompressed', (*ONE_READ, 'ties tensor'), 'floor_gb_per_second'

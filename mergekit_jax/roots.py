@@ -67,10 +67,8 @@ def parameter_root(leaves: Mapping[str, Any]) -> str:
     the whole tree. So it is where something other than training state lies
     beside a 'model' or a 'target', which is then one module of several.
   """
-  keys = [path.split('/') for path in leaves]
-  holders = {
-    first for first, *rest in keys if _OPTIMIZER.intersection(rest[:1])
-  }
+  keys = [path.split('/', 2) for path in leaves]
+  holders = {first for first, *rest in keys if rest and rest[0] in _OPTIMIZER}
   for holder in sorted(holders - _OPTIMIZER):
     state = {
       path.removeprefix(f'{holder}/'): leaf
@@ -79,8 +77,9 @@ def parameter_root(leaves: Mapping[str, Any]) -> str:
     }
     if root := parameter_root(state):
       return f'{holder}/{root}'
+  tops = {'/'.join(above) for *above, _ in keys}
   for root in _ROOTS:
-    if any(path.startswith(f'{root}/') for path in leaves):
+    if any(below(root, top) for top in tops):
       is_module = root in _MODULES and _has_modules_beside(root, leaves)
       return '' if is_module else root
   return ''
@@ -147,8 +146,9 @@ def parameters(leaves: Mapping[str, Any], root: str) -> Callable[[str], bool]:
   Returns:
     Whether the path of a leaf, or of a node above leaves, does.
   """
-  kept = frozenset() if root else _optimizers(leaves)
-  return lambda path: below(root, path) and kept.isdisjoint(_lineage(path))
+  if root or not (kept := _optimizers(leaves)):
+    return lambda path: below(root, path)
+  return lambda path: kept.isdisjoint(_lineage(path))
 
 
 def moved(leaves: Mapping[str, Any], root: str) -> dict[str, str]:
@@ -213,9 +213,12 @@ def _children(leaves: Mapping[str, Any]) -> dict[str, set[str]]:
   """The names of what lies right below each node."""
   children: dict[str, set[str]] = {}
   for path in leaves:
-    *above, _ = lineage = [*_lineage(path)]
-    for node, child in zip(above, lineage[1:], strict=True):
-      children.setdefault(node, set()).add(child.rpartition('/')[2])
+    while path:
+      path, _, name = path.rpartition('/')
+      names = children.setdefault(path, set())
+      if name in names:
+        break  # and so are the nodes above in those above them
+      names.add(name)
   return children
 
 
@@ -264,18 +267,18 @@ def _repeats(
   return all(
     any(
       (path[len(above) + 1 :], shapes[path]) in beside
-      for above in [*_lineage(path)][2:]
+      for above in [*_lineage(path)][:-2]
     )
     for path in copies
   )
 
 
 def _lineage(path: str) -> Iterator[str]:
-  """The paths from the top of the tree down to a path, which is the last."""
-  yield ''
-  keys = path.split('/')
-  for depth in range(1, len(keys) + 1):
-    yield '/'.join(keys[:depth])
+  """A path and those above it, up to the top of the tree, which is ''."""
+  yield path
+  while path:
+    path, _, _ = path.rpartition('/')
+    yield path
 
 
 def below(root: str, path: str) -> bool:

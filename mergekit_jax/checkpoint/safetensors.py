@@ -73,16 +73,18 @@ class SafetensorsCheckpoint(source.Checkpoint):
           f' ({len(missing)} missing in all). Restore the file from a copy.'
         )
       fetch = None if remote.is_local(file) else contents.bytes_of(file)
+      # A path is put together each time that it is asked for.
+      location, file_name = str(file), file.name
       for name, spec in header.specs.items():
         if name in names:
           specs[name] = spec
-          self.places[name] = file.name
+          self.places[name] = file_name
           start, size = header.starts[name], safetensors_layout.nbytes(spec)
           self._pieces[name] = ranges.Piece(
             (0,) * len(spec.shape),
             spec.shape,
             fetch and functools.partial(_fetch_from, fetch, start),
-            None if fetch else contents.reads_into(str(file), start, size),
+            None if fetch else contents.reads_into(location, start, size),
           )
     super().__init__(
       path,

@@ -7,6 +7,7 @@ a header or an index says is believed before it is checked.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -228,9 +229,12 @@ def read_header(file: epath.Path) -> Header:
         f'{file}: the tensor {name!r} is stored as {dtype}, which numpy cannot'
         f' hold. Supported: {", ".join(DTYPES)}.'
       )
+  # Tensors that are alike share theirs, which takes a while to make.
+  spec_of = functools.cache(
+    lambda shape, dtype: jax.ShapeDtypeStruct(shape, DTYPES[dtype])
+  )
   specs = {
-    name: jax.ShapeDtypeStruct(shape, DTYPES[dtype])
-    for name, (dtype, shape, _) in parsed.items()
+    name: spec_of(shape, dtype) for name, (dtype, shape, _) in parsed.items()
   }
   offsets = {name: offsets for name, (_, _, offsets) in parsed.items()}
   size = len(raw) + _demand_tiled(file, specs, offsets)
@@ -289,11 +293,12 @@ def _parse(text: bytes) -> dict[str, Any]:
   """JSON in which no name is given twice: readers would disagree on it."""
 
   def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+      names = [name for name, _ in pairs]
       twice = next(name for name in names if names.count(name) > 1)
       raise ValueError(f'the name {twice!r} is there twice')
-    return dict(pairs)
+    return entries
 
   try:
     parsed = json.loads(text, object_pairs_hook=unique)

@@ -39,10 +39,12 @@ def host_bytes(plan: Plan, hosts: int | None = None) -> HostBytes:
     for tensor in scope.tensors:
       stored = sum(dtype.itemsize for dtype in tensor.sources)
       stored *= scope.reads(tensor)
+      elements = collections.Counter()
       for box in tensor.boxes:
-        elements = math.prod(box.shape)
-        read[box.spec] += elements * stored
-        written[box.spec] += elements * tensor.dtype.itemsize * plan.merges
+        elements[box.spec] += math.prod(box.shape)
+      for spec, count in elements.items():
+        read[spec] += count * stored
+        written[spec] += count * tensor.dtype.itemsize * plan.merges
   of_host = _host_of_devices(plan.mesh, hosts)
   shares = {spec: _shares(spec, plan.mesh, of_host) for spec in read}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 from typing import Any
 
 from etils import epath
@@ -191,8 +192,7 @@ def make_job(
     (rules, [_leaf(path, models, stacked, dtype) for path in paths])
     for rules, paths in groups
   ]
-  for _, leaves in planned:
-    _demand_whole_bytes(leaves)
+  _demand_whole_bytes([leaf for _, leaves in planned for leaf in leaves])
   if copied:
     planned.append(((), [_leaf(path, models[:1], stacked) for path in copied]))
   plan = planner.make_plan(
@@ -231,9 +231,10 @@ def demand_short_axes(specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
 
 def _demand_whole_bytes(leaves: Sequence[costs.Leaf]) -> None:
   """Refuses to merge floats of which several may share a byte."""
+  bits = functools.cache(lambda dtype: jnp.finfo(dtype).bits)
   for leaf in leaves:
     for dtype in (*leaf.sources, leaf.dtype):
-      if jnp.finfo(dtype).bits < 8:
+      if bits(dtype) < 8:
         raise ValueError(
           f'{leaf.path} is read or written as {dtype}, and floats of less than '
           '8 bits are not merged. Convert it, or keep it as the base has it: '

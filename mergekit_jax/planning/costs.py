@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -41,10 +43,25 @@ class Leaf:
   chunk: tuple[int, ...] | None = None
   stored: tuple[int, ...] | None = None
 
-  @property
+  @functools.cached_property
   def itemsize(self) -> int:
     """Bytes of an element in the model that stores it widest."""
     return max(dtype.itemsize for dtype in self.sources)
+
+  @functools.cached_property
+  def itemsizes(self) -> int:
+    """Bytes of an element in all models together."""
+    return sum(dtype.itemsize for dtype in self.sources)
+
+  @property
+  def layout(self) -> tuple[Any, ...]:
+    """All but the path: leaves of one layout are cut alike."""
+    return _LAYOUT(self)
+
+
+_LAYOUT = operator.attrgetter(
+  *(field.name for field in dataclasses.fields(Leaf) if field.name != 'path')
+)
 
 
 class Costs:
@@ -70,6 +87,7 @@ class Costs:
     # Of the host that holds most of them.
     self.local_devices = mesh.size // hosts if hosts else max(held.values())
     self._partials: dict[Any, tuple[int, int]] = {}
+    self._parts: dict[Any, tuple[bool, int, int]] = {}
 
   def held(self, shape: Sequence[int], shards: int) -> int:
     """The elements of a box, spread over so many devices, on one host."""
@@ -118,18 +136,17 @@ class Costs:
     copies that answering them takes, and what decoding the sources takes.
     """
     elements = self.held(shape, shards)
-    stored = sum(dtype.itemsize for dtype in leaf.sources)
     written = leaf.dtype.itemsize * (1 + WRITE_BEHIND) * self.merges
     computed = elements * self.replicas(shards)
     at_once = 0
     if rules:
       # Each expert reports one flag, and the consensus two.
       written += -(-(len(leaf.sources) + 2) // 8)
-      cut = all(map(is_sliced, rules))
+      cut, _, _ = self._parts_of(rules, leaf)
       most = ELEMENTS * self.local_devices if cut else computed
       at_once = min(computed, most) * 4 * (len(leaf.sources) + 1)
     return (
-      elements * stored * (1 + READ_AHEAD)
+      elements * leaf.itemsizes * (1 + READ_AHEAD)
       + computed * written
       + at_once
       + 4 * self.partial_bytes(rules, leaf, shape)
@@ -144,9 +161,24 @@ class Costs:
     Those of all layer slices, but where slices are merged one after another and
     the totals are about all of them.
     """
-    layers = math.prod(shape[axis] for axis in leaf.stacked)
-    return sum(
-      self._asked(rule, leaf)[1]
-      * (1 if scope_of(rule) == 'model' and is_sliced(rule) else layers)
-      for rule in rules
-    )
+    _, of_box, of_layer = self._parts_of(rules, leaf)
+    return of_box + of_layer * math.prod(shape[axis] for axis in leaf.stacked)
+
+  def _parts_of(
+    self, rules: Sequence[Any], leaf: Leaf
+  ) -> tuple[bool, int, int]:
+    """Whether all rules are merged slice by slice, and bytes of partial sums.
+
+    Those of a box, however many layers it has, and those of each of its layers.
+    """
+    known = (*map(id, rules), len(leaf.shape), len(leaf.stacked), leaf.sources)
+    if known not in self._parts:
+      of_box = of_layer = 0
+      for rule in rules:
+        size = self._asked(rule, leaf)[1]
+        if scope_of(rule) == 'model' and is_sliced(rule):
+          of_box += size
+        else:
+          of_layer += size
+      self._parts[known] = all(map(is_sliced, rules)), of_box, of_layer
+    return self._parts[known]

@@ -240,7 +240,7 @@ class Plan:
     data = repr(written).encode()
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
-  @property
+  @functools.cached_property
   def bytes_read(self) -> int:
     return sum(
       tensor.source_bytes * scope.reads(tensor)

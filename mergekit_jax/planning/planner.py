@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 import math
 import operator
@@ -84,10 +85,12 @@ def make_plan(
 
   def cut(rules: tuple[Any, ...], leaf: Leaf) -> Tensor:
     spec = given.get(leaf.path)
-    key = (*map(id, rules), dataclasses.replace(leaf, path=''), spec)
+    key = (*map(id, rules), leaf.layout, spec)
     if key not in cuts:
       cuts[key] = _cut(rules, leaf, spec, costs)
     tensor, _ = cuts[key]
+    if tensor.path == leaf.path:
+      return tensor
     return dataclasses.replace(tensor, path=leaf.path)
 
   planned = []
@@ -122,24 +125,25 @@ def _cut(
   spec = _undivided(spec, leaf, rules, costs.mesh)
   shards = sharding.shards(spec, len(leaf.shape), costs.mesh)
   extents, amplification = _extents(rules, leaf, shards, costs)
+  along = [*map(_segments, leaf.shape, extents, shards)]
+  spec_of = functools.cache(
+    lambda *sharded: sharding.spread_along(spec, sharded)
+  )
   boxes = [
     Box(
-      tuple(start for start, _, _ in segments),
-      tuple(size for _, size, _ in segments),
-      sharding.spread_along(spec, [sharded for _, _, sharded in segments]),
+      tuple([start for start, _, _ in segments]),
+      tuple([size for _, size, _ in segments]),
+      spec_of(*[sharded for _, _, sharded in segments]),
     )
-    for segments in itertools.product(
-      *map(_segments, leaf.shape, extents, shards)
-    )
+    for segments in itertools.product(*along)
   ]
   if leaf.chunk:
     # The boxes of what is decoded at once follow each other.
     chunk = [max(1, size) for size in leaf.chunk]
     boxes.sort(key=lambda box: [*map(operator.floordiv, box.origin, chunk)])
   whole_layers = all(
-    size == leaf.shape[axis]
-    for box in boxes
-    for axis, size in enumerate(box.shape)
+    len(segments) == 1
+    for axis, segments in enumerate(along)
     if axis not in leaf.stacked
   )
   tensor = Tensor(
@@ -236,7 +240,6 @@ def _largest(
       held = costs.held(narrower, spread) * leaf.itemsize
       if 0 < column < size and not size % column and held >= _SMALLEST_COLUMN:
         extents = narrower
-  stored = sum(dtype.itemsize for dtype in leaf.sources)
   # Half of what is worth a device, if the budget asks for it. A part that every
   # device holds may be smaller: each of them computes it.
   smallest = _SMALLEST_PART // 2 // leaf.itemsize * spread
@@ -244,15 +247,16 @@ def _largest(
 
   def fits(axis: int, extent: int) -> bool:
     shape = [*extents[:axis], extent, *extents[axis + 1 :]]
-    if costs.of(rules, leaf, shape, spread) > costs.budget:
+    if costs.held(shape, spread) * leaf.itemsizes > largest and not (
+      saves_reads
+      and axis not in leaf.stacked
+      and all(shape[i] == leaf.shape[i] for i in unstacked)
+    ):
       return False
     if axis in leaf.stacked and not leaf.chunk:
       if costs.partial_bytes(rules, leaf, shape) > _MOST_PARTIALS:
         return False
-    if saves_reads and axis not in leaf.stacked:
-      if all(shape[i] == leaf.shape[i] for i in unstacked):
-        return True
-    return costs.held(shape, spread) * stored <= largest
+    return costs.of(rules, leaf, shape, spread) <= costs.budget
 
   for axis in (*leaf.stacked, *cuttable):
     if fits(axis, extents[axis]):

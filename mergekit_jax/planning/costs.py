@@ -171,7 +171,8 @@ class Costs:
 
     Those of a box, however many layers it has, and those of each of its layers.
     """
-    known = (*map(id, rules), len(leaf.shape), len(leaf.stacked), leaf.sources)
+    counts = len(leaf.shape), len(leaf.stacked), len(leaf.sources)
+    known = (*map(id, rules), *counts)
     if known not in self._parts:
       of_box = of_layer = 0
       for rule in rules:

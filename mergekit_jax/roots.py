@@ -253,6 +253,8 @@ def _repeats(
     copies: the paths of its arrays of floats.
     shapes: of all of these by path.
   """
+  if node in shapes:
+    return False  # an array itself
   is_named = _LIKE_AN_OPTIMIZER.fullmatch(node)
   if not is_named and not all(
     _MOMENTS.intersection(path.split('/')) for path in copies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+import functools
 import re
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
   return leaves, structure
 
 
+@functools.cache
 def is_merged(dtype: Any) -> bool:
   """Whether leaves of this dtype are merged; others are copied."""
   return jnp.issubdtype(dtype, jnp.floating)

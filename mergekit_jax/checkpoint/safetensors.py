@@ -57,7 +57,9 @@ class SafetensorsCheckpoint(source.Checkpoint):
     self.index_metadata = (
       safetensors_layout.index_metadata(path / index) if index else {}
     )
-    self._pieces: dict[str, ranges.Piece] = {}
+    # What fetches from the file of each tensor, if it is remote; the file; and
+    # where in it the tensor begins.
+    self._lies: dict[str, tuple[Any, str, int]] = {}
     self._reader = ranges.Reader(remote.is_local(path))
     specs, metadata = {}, {}
     for file in self._files:
@@ -79,13 +81,7 @@ class SafetensorsCheckpoint(source.Checkpoint):
         if name in names:
           specs[name] = spec
           self.places[name] = file_name
-          start, size = header.starts[name], safetensors_layout.nbytes(spec)
-          self._pieces[name] = ranges.Piece(
-            (0,) * len(spec.shape),
-            spec.shape,
-            fetch and functools.partial(_fetch_from, fetch, start),
-            None if fetch else contents.reads_into(location, start, size),
-          )
+          self._lies[name] = fetch, location, header.starts[name]
     super().__init__(
       path,
       specs=specs,
@@ -114,7 +110,19 @@ class SafetensorsCheckpoint(source.Checkpoint):
   def _start_read(
     self, path: str, parts: Sequence[tuple[source.Index, np.ndarray]]
   ) -> source.Future:
-    return self._reader.read(lambda box: [self._pieces[path]], parts)
+    piece = self._piece(path)
+    return self._reader.read(lambda box: [piece], parts)
+
+  def _piece(self, path: str) -> ranges.Piece:
+    fetch, location, start = self._lies[path]
+    spec = self.specs[path]
+    size = safetensors_layout.nbytes(spec)
+    return ranges.Piece(
+      (0,) * len(spec.shape),
+      spec.shape,
+      fetch and functools.partial(_fetch_from, fetch, start),
+      None if fetch else contents.reads_into(location, start, size),
+    )
 
 
 def _fetch_from(fetch: Any, origin: int, start: int, stop: int) -> bytes:

@@ -229,13 +229,8 @@ def read_header(file: epath.Path) -> Header:
         f'{file}: the tensor {name!r} is stored as {dtype}, which numpy cannot'
         f' hold. Supported: {", ".join(DTYPES)}.'
       )
-  # Tensors that are alike share theirs, which takes a while to make.
-  spec_of = functools.cache(
-    lambda shape, dtype: jax.ShapeDtypeStruct(shape, DTYPES[dtype])
-  )
-  specs = {
-    name: spec_of(shape, dtype) for name, (dtype, shape, _) in parsed.items()
-  }
+  spec_of = functools.cache(jax.ShapeDtypeStruct)  # slow to make
+  specs = {n: spec_of(s, DTYPES[d]) for n, (d, s, _) in parsed.items()}
   offsets = {name: offsets for name, (_, _, offsets) in parsed.items()}
   size = len(raw) + _demand_tiled(file, specs, offsets)
   if longer := contents.compare_size(file, size):
@@ -319,7 +314,7 @@ def _parse_entry(
   """
   start, stop = entry['data_offsets']
   numbers = [*entry['shape'], start, stop]
-  if any(type(number) is not int or number < 0 for number in numbers):
+  if {*map(type, numbers)} != {int} or min(numbers) < 0:
     raise ValueError(f'{numbers} should be whole numbers of 0 or more')
   return str(entry['dtype']), tuple(entry['shape']), (start, stop)
 

@@ -203,6 +203,9 @@ def _refused(
 
 
 def _plan(arguments: argparse.Namespace) -> None:
+  # Nearly all that is made stays until the end: the collector, which would look
+  # through all of it again and again, has little to find.
+  gc.set_threshold(10**5)
   bandwidth = flags.bandwidth(arguments.bandwidth)
   what = flags.what_to_merge(arguments) | {'hosts': arguments.hosts}
   experts, base = what.pop('experts'), what.pop('base')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import math
 import re
 
@@ -33,18 +34,19 @@ def host_bytes(plan: Plan, hosts: int | None = None) -> HostBytes:
     hosts: over how many hosts the devices of the mesh are spread, in order; as
       the devices say themselves if None.
   """
-  read = collections.Counter()
-  written = collections.Counter()
+  elements = collections.Counter()
   for scope in plan.scopes:
     for tensor in scope.tensors:
       stored = sum(dtype.itemsize for dtype in tensor.sources)
       stored *= scope.reads(tensor)
-      elements = collections.Counter()
       for box in tensor.boxes:
-        elements[box.spec] += math.prod(box.shape)
-      for spec, count in elements.items():
-        read[spec] += count * stored
-        written[spec] += count * tensor.dtype.itemsize * plan.merges
+        kind = box.spec, stored, tensor.dtype.itemsize
+        elements[kind] += math.prod(box.shape)
+  read = collections.Counter()
+  written = collections.Counter()
+  for (spec, stored, itemsize), count in elements.items():
+    read[spec] += count * stored
+    written[spec] += count * itemsize * plan.merges
   of_host = _host_of_devices(plan.mesh, hosts)
   shares = {spec: _shares(spec, plan.mesh, of_host) for spec in read}
 
@@ -158,9 +160,12 @@ def _rows(plan: Plan) -> list[str]:
       ].append(tensor.path)
   header = ['tensor', 'leaves', 'shape', 'layers along', 'boxes', 'reads']
   cells = [[*header, 'sharding']]
+  along_of = functools.cache(
+    lambda spec: ','.join('+'.join(jax.tree.leaves(x)) or '-' for x in spec)
+  )
   for (pattern, shape, boxes, reads, stacked, spec), paths in rows.items():
     name = pattern if len(paths) > 1 else paths[0]
-    along = ','.join('+'.join(jax.tree.leaves(axes)) or '-' for axes in spec)
+    along = along_of(spec)
     layers = ','.join(map(str, stacked)) or '-'
     numbers = map(str, (len(paths), list(shape), layers, boxes, reads))
     cells.append([name, *numbers, along or '-'])

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mergekit_jax import sharding
 from mergekit_jax.driving import drive, questions
 from mergekit_jax.driving.slices import ELEMENTS, is_sliced
 from mergekit_jax.planning.plan import READ_AHEAD, WRITE_BEHIND
-from mergekit_jax.rule import scope_of
+from mergekit_jax.rule import needs_of, scope_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Leaf:
   def itemsizes(self) -> int:
     """Bytes of an element in all models together."""
     return sum(dtype.itemsize for dtype in self.sources)
+
+  def layers(self, shape: Sequence[int]) -> int:
+    """How many layer slices a box of this shape has."""
+    return math.prod([shape[axis] for axis in self.stacked])
 
   @property
   def layout(self) -> tuple[Any, ...]:
@@ -88,14 +93,31 @@ class Costs:
     self.local_devices = mesh.size // hosts if hosts else max(held.values())
     self._partials: dict[Any, tuple[int, int]] = {}
     self._parts: dict[Any, tuple[bool, int, int]] = {}
+    self._needs: dict[Any, set[str]] = {}
+    # Few of these differ, however many leaves there are.
+    self.spread_along = functools.cache(sharding.spread_along)
+    self.shards = functools.cache(
+      lambda spec, rank: sharding.shards(spec, rank, mesh)
+    )
 
   def held(self, shape: Sequence[int], shards: int) -> int:
     """The elements of a box, spread over so many devices, on one host."""
     return -(-math.prod(shape) * min(shards, self.local_devices) // shards)
 
+  def spread(self, elements: int, shards: int) -> int:
+    """The elements of a box of which one host holds as many as given."""
+    return elements * shards // min(shards, self.local_devices)
+
   def replicas(self, shards: int) -> int:
     """How many devices of a host hold, and compute, the same elements."""
     return max(1, self.local_devices // shards)
+
+  def needs(self, rules: Sequence[Any]) -> set[str]:
+    """What the rules need whole."""
+    known = tuple(map(id, rules))
+    if known not in self._needs:
+      self._needs[known] = {*map(needs_of, rules)}
+    return self._needs[known]
 
   def rounds(self, rule: Any, leaves: Sequence[Leaf]) -> int:
     """The rounds of a rule on the leaves of a scope."""
@@ -138,18 +160,18 @@ class Costs:
     elements = self.held(shape, shards)
     written = leaf.dtype.itemsize * (1 + WRITE_BEHIND) * self.merges
     computed = elements * self.replicas(shards)
+    cut, of_box, of_layer = self._parts_of(rules, leaf)
     at_once = 0
     if rules:
       # Each expert reports one flag, and the consensus two.
       written += -(-(len(leaf.sources) + 2) // 8)
-      cut, _, _ = self._parts_of(rules, leaf)
       most = ELEMENTS * self.local_devices if cut else computed
       at_once = min(computed, most) * 4 * (len(leaf.sources) + 1)
     return (
       elements * leaf.itemsizes * (1 + READ_AHEAD)
       + computed * written
       + at_once
-      + 4 * self.partial_bytes(rules, leaf, shape)
+      + 4 * (of_box + of_layer * leaf.layers(shape))
       + self.decoding_bytes
     )
 
@@ -162,7 +184,7 @@ class Costs:
     the totals are about all of them.
     """
     _, of_box, of_layer = self._parts_of(rules, leaf)
-    return of_box + of_layer * math.prod(shape[axis] for axis in leaf.stacked)
+    return of_box + of_layer * leaf.layers(shape)
 
   def _parts_of(
     self, rules: Sequence[Any], leaf: Leaf

@@ -96,14 +96,20 @@ class Scope:
     Once if each rule can be answered from one read, else once a round of those
     that cannot and once more.
     """
-    return 1 + max(
-      (
-        rounds
-        for rule, rounds in zip(self.rules, self.rounds, strict=True)
-        if not answered_at_once(rule, tensor)
-      ),
-      default=0,
-    )
+    return self._reads[tensor.whole_layers]
+
+  @functools.cached_property
+  def _reads(self) -> dict[bool, int]:
+    """The reads of tensors by whether their boxes hold whole layers."""
+    asked = list(zip(self.rules, self.rounds, strict=True))
+    return {
+      whole: 1
+      + max(
+        (n for rule, n in asked if not answered_at_once(rule, whole)),
+        default=0,
+      )
+      for whole in (False, True)
+    }
 
   def tilings(self) -> Iterator[tuple[Tensor, list[Box]]]:
     """The boxes of each tensor, by layers if these have totals of their own."""
@@ -121,9 +127,9 @@ class Scope:
         yield tensor, boxes
 
 
-def answered_at_once(rule: Any, tensor: Tensor) -> bool:
+def answered_at_once(rule: Any, whole_layers: bool) -> bool:
   """Whether all totals of a rule on a box need nothing but the box."""
-  return tensor.whole_layers and scope_of(rule) == 'tensor'
+  return whole_layers and scope_of(rule) == 'tensor'
 
 
 @dataclasses.dataclass(frozen=True)

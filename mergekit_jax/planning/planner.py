@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
-import dataclasses
-import functools
+from collections.abc import Container, Mapping, Sequence
 import itertools
 import math
 import operator
@@ -17,7 +15,7 @@ import numpy as np
 from mergekit_jax import sharding
 from mergekit_jax.planning.costs import Costs, Leaf
 from mergekit_jax.planning.plan import Box, Plan, Scope, Tensor
-from mergekit_jax.rule import needs_of, scope_of
+from mergekit_jax.rule import scope_of
 
 # Bytes of one model on one device.
 _SMALLEST_PART = 64 * 2**10
@@ -35,6 +33,10 @@ _LITTLE_MORE = 1.1
 _MOST_PARTIALS = 8 * 2**20
 # Bytes of one model on one host that are worth a read of their own.
 _SMALLEST_COLUMN = 4 * 2**20
+
+# The boxes of a tensor, whether they hold whole layers, and how often what they
+# hold is decoded.
+_Tiling = tuple[tuple[Box, ...], bool, float]
 
 
 def make_plan(
@@ -81,17 +83,17 @@ def make_plan(
     hosts=hosts,
   )
   # Of leaves that are alike, the first stands for its cost.
-  cuts: dict[Any, tuple[Tensor, int]] = {}
+  cuts: dict[Any, tuple[Leaf, _Tiling, int]] = {}
 
   def cut(rules: tuple[Any, ...], leaf: Leaf) -> Tensor:
     spec = given.get(leaf.path)
     key = (*map(id, rules), leaf.layout, spec)
     if key not in cuts:
-      cuts[key] = _cut(rules, leaf, spec, costs)
-    tensor, _ = cuts[key]
-    if tensor.path == leaf.path:
-      return tensor
-    return dataclasses.replace(tensor, path=leaf.path)
+      cuts[key] = leaf, *_cut(rules, leaf, spec, costs)
+    _, tiling, _ = cuts[key]
+    return Tensor(
+      leaf.path, leaf.shape, leaf.sources, leaf.dtype, leaf.stacked, *tiling
+    )
 
   planned = []
   for rules, leaves in scopes:
@@ -99,8 +101,8 @@ def make_plan(
     planned.append(
       Scope(rules, rounds, tuple(cut(rules, leaf) for leaf in leaves))
     )
-  largest, most = max(
-    cuts.values(), key=operator.itemgetter(1), default=(None, 0)
+  largest, _, most = max(
+    cuts.values(), key=operator.itemgetter(2), default=(None, None, 0)
   )
   if largest and most > memory_budget:
     raise ValueError(
@@ -116,26 +118,23 @@ def _cut(
   leaf: Leaf,
   spec: PartitionSpec | None,
   costs: Costs,
-) -> tuple[Tensor, int]:
+) -> tuple[_Tiling, int]:
   """Cuts one leaf into boxes; gives the host memory that one takes, too."""
   if spec is None:
     # What is not spread, every host reads: on many, smaller parts are worth it.
     smallest = _SMALLEST_PART // leaf.itemsize // costs.hosts
     spec = sharding.partition(leaf.shape, costs.mesh, leaf.stacked, smallest)
-  spec = _undivided(spec, leaf, rules, costs.mesh)
-  shards = sharding.shards(spec, len(leaf.shape), costs.mesh)
+  spec = _undivided(spec, leaf, rules, costs)
+  shards = costs.shards(spec, len(leaf.shape))
   extents, amplification = _extents(rules, leaf, shards, costs)
   along = [*map(_segments, leaf.shape, extents, shards)]
-  spec_of = functools.cache(
-    lambda *sharded: sharding.spread_along(spec, sharded)
+  origins, shapes, sharded = (
+    itertools.product(*([segment[i] for segment in axis] for axis in along))
+    for i in range(3)
   )
   boxes = [
-    Box(
-      tuple([start for start, _, _ in segments]),
-      tuple([size for _, size, _ in segments]),
-      spec_of(*[sharded for _, _, sharded in segments]),
-    )
-    for segments in itertools.product(*along)
+    Box(origin, shape, costs.spread_along(spec, kept))
+    for origin, shape, kept in zip(origins, shapes, sharded, strict=True)
   ]
   if leaf.chunk:
     # The boxes of what is decoded at once follow each other.
@@ -146,39 +145,29 @@ def _cut(
     for axis, segments in enumerate(along)
     if axis not in leaf.stacked
   )
-  tensor = Tensor(
-    leaf.path,
-    leaf.shape,
-    leaf.sources,
-    leaf.dtype,
-    leaf.stacked,
-    tuple(boxes),
-    whole_layers,
-    amplification,
-  )
-  return tensor, costs.of(rules, leaf, extents, math.prod(shards))
+  most = costs.of(rules, leaf, extents, math.prod(shards))
+  return (tuple(boxes), whole_layers, amplification), most
 
 
-def _cuttable(leaf: Leaf, rules: Sequence[Any]) -> list[int]:
+def _cuttable(leaf: Leaf, needs: Container[str]) -> list[int]:
   """The axes, stacked ones apart, along which a leaf may be cut."""
   unstacked = [i for i in range(len(leaf.shape)) if i not in leaf.stacked]
-  needs = {needs_of(rule) for rule in rules}
   if 'matrix' in needs:
     return []
   return unstacked[:-1] if 'row' in needs else unstacked
 
 
 def _undivided(
-  spec: PartitionSpec, leaf: Leaf, rules: Sequence[Any], mesh: Mesh
+  spec: PartitionSpec, leaf: Leaf, rules: Sequence[Any], costs: Costs
 ) -> PartitionSpec:
   """The spec without axes whose remainder would cut what must stay whole."""
-  free = {*_cuttable(leaf, rules), *leaf.stacked}
-  counts = sharding.shards(spec, len(leaf.shape), mesh)
+  free = {*_cuttable(leaf, costs.needs(rules)), *leaf.stacked}
+  counts = costs.shards(spec, len(leaf.shape))
   kept = [
     axis in free or size % counts[axis] == 0
     for axis, size in enumerate(leaf.shape)
   ]
-  return sharding.spread_along(spec, kept)
+  return costs.spread_along(spec, tuple(kept))
 
 
 def _extents(
@@ -228,7 +217,7 @@ def _largest(
   the leading axes, so that a box stays a run of bytes.
   """
   unstacked = [i for i in range(len(leaf.shape)) if i not in leaf.stacked]
-  cuttable = _cuttable(leaf, rules)
+  cuttable = _cuttable(leaf, costs.needs(rules))
   extents = list(leaf.shape)
   spread = math.prod(shards)
   if not saves_reads:
@@ -244,10 +233,11 @@ def _largest(
   # device holds may be smaller: each of them computes it.
   smallest = _SMALLEST_PART // 2 // leaf.itemsize * spread
   smallest //= costs.replicas(spread)
+  most_elements = costs.spread(largest // leaf.itemsizes, spread)
 
   def fits(axis: int, extent: int) -> bool:
     shape = [*extents[:axis], extent, *extents[axis + 1 :]]
-    if costs.held(shape, spread) * leaf.itemsizes > largest and not (
+    if math.prod(shape) > most_elements and not (
       saves_reads
       and axis not in leaf.stacked
       and all(shape[i] == leaf.shape[i] for i in unstacked)
@@ -263,12 +253,15 @@ def _largest(
       continue
     count = shards[axis]
     parts = range(1, extents[axis] // count + 1)
-    most = bisect.bisect(
-      parts, False, key=lambda part: not fits(axis, part * count)
-    )
+    across = math.prod([*extents[:axis], count, *extents[axis + 1 :]])
+    across = max(1, across)  # 0 of an empty leaf
+    most = min(len(parts), most_elements // across)
+    if most and not fits(axis, most * count):
+      most = bisect.bisect(
+        parts, False, hi=most, key=lambda part: not fits(axis, part * count)
+      )
     if axis not in leaf.stacked:
-      across = math.prod(e for i, e in enumerate(extents) if i != axis) * count
-      most = max(most, smallest // max(1, across))  # 0 of an empty leaf
+      most = max(most, smallest // across)
     if most < len(parts):
       extents[axis] = _part(max(1, most), count, leaf, axis) * count
   return extents

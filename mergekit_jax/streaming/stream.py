@@ -155,7 +155,7 @@ class _Merging:
     self, rule: Any, programs: Programs, unit: plans.Unit, block: Block
   ) -> tuple[jax.Array, Flags] | None:
     """Takes a rule one read further; gives merge and flags at the last one."""
-    if plans.answered_at_once(rule, unit.tensor):
+    if plans.answered_at_once(rule, unit.tensor.whole_layers):
       return self._run(rule, programs, block) if unit.written else None
     if unit.rounds_left > len(programs.partials):
       return None

@@ -17,6 +17,7 @@ from experiments.benchmarks import (
   measuring,
   mergekit,
   merges,
+  planning,
   scaling,
   start_up,
 )
@@ -291,3 +292,42 @@ def test_what_mergekit_is_told():
   told = json.loads(mergekit.configuration('average', models))
   assert 'base_model' not in told
   assert [m['parameters']['weight'] for m in told['models']] == [0.5, 0.5]
+
+
+class TestPlanning:
+  """Of tensors, none is planned twice or left out, whatever its shape."""
+
+  def test_shapes(self):
+    number = 5000
+    kinds = {
+      name: len({shape(i) for i in range(number)})
+      for name, shape in planning.SHAPES.items()
+    }
+    assert kinds == {'alike': 1, 'unlike': number, 'unlike, large': number}
+
+  @pytest.mark.parametrize('case', planning.SHAPES)
+  def test_described(self, case):
+    said = planning.plan(planning.specs(30, planning.SHAPES[case]))
+    assert '30 tensors merged, 0 copied, in 30 boxes and 90 reads' in said
+
+  def test_large_ones_are_cut(self):
+    shape = planning.SHAPES['unlike, large'](50_000)
+    said = planning.plan(planning.specs(2, lambda i: shape))
+    assert '2 tensors merged' in said
+    assert 'in 2 boxes' not in said
+
+  def test_rows(self, tmp_path, monkeypatch):
+    """The files are planned by the command line, and deleted."""
+    said = []
+    run = measuring.run
+
+    def spy(command):
+      said.append(run(command))
+      return said[-1]
+
+    monkeypatch.setattr(measuring, 'run', spy)
+    rows = planning.measure(5, 1, str(tmp_path))
+    assert [row['case'] for row in rows] == [*planning.SHAPES, 'files']
+    assert all(row['cpu_seconds'] > 0 for row in rows)
+    assert '5 tensors merged, 0 copied' in said[0].output
+    assert not [*tmp_path.iterdir()]

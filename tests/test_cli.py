@@ -772,6 +772,11 @@ class TestProgram:
     np.testing.assert_array_equal(
       restored['params']['dense']['kernel'], expected['dense']['kernel']
     )
+    # All of one read: of floats in each model, of the rest in the base.
+    leaves = jax.tree.leaves(base['params'])
+    size = sum(x.nbytes * (3 if x.dtype == np.float32 else 1) for x in leaves)
+    for name in names:
+      assert checkpoints.report_of(output / name)['bytes_read'] == size
 
   def test_closed_streams(self, saved, tmp_path):
     """A merge needs none of them, and nothing else may get their numbers."""

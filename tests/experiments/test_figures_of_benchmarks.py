@@ -330,6 +330,39 @@ def test_start_up():
     assert found[name]['programs_added'] == 0
 
 
+def test_planning():
+  number = r'(\d\S*)'
+  says(
+    NOTES,
+    rf'{number} CPU s to be planned and described if they are alike, {number} if '
+    rf'no two are, {number} if they are also large, and {number} as three files',
+    *(row['cpu_seconds'] for row in rows('planning')),
+  )
+
+
+def test_accuracy():
+  """Of a smaller set, where every element is judged."""
+  ours = rows('mergekit_100mb', tool='mergekit_jax')
+  assert len(ours) == len(METHODS)
+  assert {(row['at_an_edge'], row['outside']) for row in ours} == {(0, 0)}
+  arithmetic, ties, dare = (
+    row('mergekit_100mb', tool='mergekit', method=method)
+    for method in ('task_arithmetic', 'ties tensor', 'dare_ties')
+  )
+  says(
+    NOTES,
+    r'(\S+) elements; committed as `mergekit_100mb.json`',
+    arithmetic['elements'],
+  )
+  says(
+    NOTES,
+    r"mergekit's (\S+) are further by task arithmetic, (\S+) by TIES, where "
+    r'(\S+) more are right only by its choice .*, and (\S+) by DARE-TIES\.',
+    *(arithmetic['outside'], ties['outside'], ties['at_an_edge']),
+    dare['outside'],
+  )
+
+
 def test_kernels():
   begin = '| | average | task_arithmetic | ties tensor |'
   found = table(NOTES, begin)

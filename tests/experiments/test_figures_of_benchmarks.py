@@ -331,11 +331,10 @@ def test_start_up():
 
 
 def test_planning():
-  number = r'(\d\S*)'
   says(
     NOTES,
-    rf'{number} CPU s to be planned and described if they are alike, {number} if '
-    rf'no two are, {number} if they are also large, and {number} as three files',
+    r'(\S+) CPU s to be planned and described if they are alike, (\S+) if no '
+    r'two are, (\S+) if they are also large, and (\S+) as three files',
     *(row['cpu_seconds'] for row in rows('planning')),
   )
 

@@ -211,6 +211,7 @@ def test_a_loss_that_does_not_fall_with_size_has_no_beta():
   fit = _fit(truth, (1, 2, 4, 6, 8))
   assert {'B', 'beta'} <= {*fit.undetermined}
   told = dict(zip(_NAMES, truth, strict=True)) | {'beta': np.nan}
+  # As near as least squares come where one parameter is at its bound.
   assert fit.parameters == pytest.approx(told, abs=1e-3, nan_ok=True)
   assert fit.error < 1e-5
   assert 'β = –, A = 0.3, ' in sections.law([fit])

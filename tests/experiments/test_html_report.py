@@ -370,6 +370,7 @@ def test_a_row_is_the_mean_over_what_is_testable(page, folder):
     for row in _read(folder / 'tables' / 'merges.csv')
     if all(row[name] == str(value) for name, value in where.items())
   )
+  # Tables have six digits.
   assert float(row['held_in']) == pytest.approx(np.mean(kept), abs=1e-5)
 
 

@@ -99,6 +99,7 @@ def test_the_law_follows_from_the_cells(preset):
 def test_sweeps_follow_from_the_cells(preset):
   points = sweeps.sweep_points(results_of(preset))
   for point, row in zip(points, rows_of(preset, 'sweeps'), strict=True):
+    # Tables have six digits.
     by_seed = [float(value) for value in row['by_seed'].split()]
     assert by_seed == pytest.approx([*point.by_seed.values()], rel=1e-5)
     for name, value in point._asdict().items():

@@ -44,7 +44,7 @@ class Joined:
       raise errors[0]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Storage:
   """How an array lies on disk.
 

@@ -21,7 +21,7 @@ from mergekit_jax.planning.plan import READ_AHEAD, WRITE_BEHIND
 from mergekit_jax.rule import needs_of, scope_of
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Leaf:
   """What the plan needs to know of a leaf.
 
@@ -44,15 +44,15 @@ class Leaf:
   chunk: tuple[int, ...] | None = None
   stored: tuple[int, ...] | None = None
 
-  @functools.cached_property
+  @property
   def itemsize(self) -> int:
     """Bytes of an element in the model that stores it widest."""
-    return max(dtype.itemsize for dtype in self.sources)
+    return max(_itemsizes(self.sources))
 
-  @functools.cached_property
+  @property
   def itemsizes(self) -> int:
     """Bytes of an element in all models together."""
-    return sum(dtype.itemsize for dtype in self.sources)
+    return sum(_itemsizes(self.sources))
 
   def layers(self, shape: Sequence[int]) -> int:
     """How many layer slices a box of this shape has."""
@@ -62,6 +62,11 @@ class Leaf:
   def layout(self) -> tuple[Any, ...]:
     """All but the path: leaves of one layout are cut alike."""
     return _LAYOUT(self)
+
+
+@functools.cache
+def _itemsizes(dtypes: Sequence[jnp.dtype]) -> list[int]:
+  return [dtype.itemsize for dtype in dtypes]
 
 
 _LAYOUT = operator.attrgetter(

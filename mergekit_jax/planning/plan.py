@@ -27,7 +27,7 @@ READ_AHEAD = 1  # units read while one is merged
 WRITE_BEHIND = 1  # units written while one is merged
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Box:
   """A box of a tensor: where it begins, its shape, its place on the mesh."""
 
@@ -36,7 +36,7 @@ class Box:
   spec: PartitionSpec
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
   """A leaf to be merged or copied.
 
@@ -132,7 +132,7 @@ def answered_at_once(rule: Any, whole_layers: bool) -> bool:
   return whole_layers and scope_of(rule) == 'tensor'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Unit:
   """One read of one box.
 

@@ -129,8 +129,7 @@ def _cut(
   extents, amplification = _extents(rules, leaf, shards, costs)
   along = [*map(_segments, leaf.shape, extents, shards)]
   origins, shapes, sharded = (
-    itertools.product(*([segment[i] for segment in axis] for axis in along))
-    for i in range(3)
+    itertools.product(*[segments[i] for segments in along]) for i in range(3)
   )
   boxes = [
     Box(origin, shape, costs.spread_along(spec, kept))
@@ -141,8 +140,8 @@ def _cut(
     chunk = [max(1, size) for size in leaf.chunk]
     boxes.sort(key=lambda box: [*map(operator.floordiv, box.origin, chunk)])
   whole_layers = all(
-    len(segments) == 1
-    for axis, segments in enumerate(along)
+    len(starts) == 1
+    for axis, (starts, _, _) in enumerate(along)
     if axis not in leaf.stacked
   )
   most = costs.of(rules, leaf, extents, math.prod(shards))
@@ -250,7 +249,9 @@ def _largest(
 
   for axis in (*leaf.stacked, *cuttable):
     if fits(axis, extents[axis]):
-      continue
+      if axis in leaf.stacked:
+        continue
+      break  # as it is now, whichever axis is asked for
     count = shards[axis]
     parts = range(1, extents[axis] // count + 1)
     across = math.prod([*extents[:axis], count, *extents[axis + 1 :]])
@@ -290,19 +291,22 @@ def _part(most: int, shards: int, leaf: Leaf, axis: int) -> int:
 
 def _segments(
   size: int, extent: int, shards: int
-) -> list[tuple[int, int, bool]]:
-  """Cuts one dimension: (start, size, whether it is spread over the shards).
+) -> tuple[list[int], list[int], list[bool]]:
+  """Cuts one dimension: starts, sizes, which are spread over the shards.
 
   What is left over at the end is not spread: its parts would share a stored
   chunk with each other, which two processes must never do.
   """
   extent -= extent % shards
-  starts = range(0, size - extent + 1, extent) if extent else ()
-  segments = [(start, extent, True) for start in starts]
-  covered = len(segments) * extent
-  if covered < size or not segments:
-    segments.append((covered, size - covered, False))
-  return segments
+  count = size // extent if extent else 0
+  starts = [extent * i for i in range(count)]
+  sizes, spread = [extent] * count, [True] * count
+  covered = count * extent
+  if covered < size or not count:
+    starts.append(covered)
+    sizes.append(size - covered)
+    spread.append(False)
+  return starts, sizes, spread
 
 
 def _amplification(leaf: Leaf, extents: Sequence[int], apart: bool) -> float:

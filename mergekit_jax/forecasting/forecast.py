@@ -170,15 +170,10 @@ def _rows(plan: Plan) -> list[str]:
     numbers = map(str, (len(paths), list(shape), layers, boxes, reads))
     cells.append([name, *numbers, along or '-'])
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  left, right = str.ljust, str.rjust
-  justify = (left, right, left, right, right, right, left)
-  return [
-    '  '.join(
-      put(cell, width)
-      for put, cell, width in zip(justify, row, widths, strict=True)
-    ).rstrip()
-    for row in cells
-  ]
+  line = '  '.join(
+    f'{{:{side}{width}}}' for side, width in zip('<><>>><', widths, strict=True)
+  )
+  return [line.format(*row).rstrip() for row in cells]
 
 
 def _compiled(kernels: Sequence[Kernel], mesh: Mesh) -> list[str]:

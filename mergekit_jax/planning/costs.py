@@ -126,12 +126,12 @@ class Costs:
 
   def rounds(self, rule: Any, leaves: Sequence[Leaf]) -> int:
     """The rounds of a rule on the leaves of a scope."""
-    asked = {self._asked(rule, leaf)[0] for leaf in leaves}
+    asked = {self.asked(rule, leaf)[0] for leaf in leaves}
     if len(asked) > 1:
       raise drive.unlike_rounds(rule)
     return asked.pop()
 
-  def _asked(self, rule: Any, leaf: Leaf) -> tuple[int, int]:
+  def asked(self, rule: Any, leaf: Leaf) -> tuple[int, int]:
     """The rounds of a rule, and the bytes of the partials of a layer slice."""
     rank = len(leaf.shape) - len(leaf.stacked)
     known = (id(rule), rank, len(leaf.sources))
@@ -203,7 +203,7 @@ class Costs:
     if known not in self._parts:
       of_box = of_layer = 0
       for rule in rules:
-        size = self._asked(rule, leaf)[1]
+        size = self.asked(rule, leaf)[1]
         if scope_of(rule) == 'model' and is_sliced(rule):
           of_box += size
         else:

@@ -178,14 +178,15 @@ def _extents(
   these lie in many compressed pieces, more reads may decode less, and so may
   boxes that are larger than others: the smallest that decode little are taken.
   """
-  asking = [rule for rule in rules if costs.rounds(rule, [leaf])]
+  rounds = [costs.asked(rule, leaf)[0] for rule in rules]
+  asking = [rule for rule, n in zip(rules, rounds, strict=True) if n]
   saves_reads = bool(asking) and all(
     scope_of(rule) == 'tensor' for rule in asking
   )
   if not leaf.chunk:
     return _largest(rules, leaf, shards, costs, saves_reads, _LARGEST_UNIT), 1.0
   apart = any(scope_of(rule) == 'tensor' for rule in asking)
-  reads = 1 + max((costs.rounds(rule, [leaf]) for rule in asking), default=0)
+  reads = 1 + max(rounds, default=0)
   options = []
   for largest in (_LARGEST_COMPRESSED_UNIT, costs.budget):
     for whole in (True, False) if saves_reads else (False,):

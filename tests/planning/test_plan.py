@@ -611,6 +611,28 @@ class TestLinear:
       assert sum(1 for _ in planned.units()) == size
       assert planned.bytes_read == size * 3 * 4 * 64 * 64
 
+  def test_rules_are_asked_once(self):
+    """Tensors of which no two are alike, and a rule says its needs as often."""
+    asked = collections.Counter()
+
+    @mk.rule
+    class Counted:
+      @property
+      def needs(self):
+        asked['needs'] += 1
+        return 'element'
+
+      def __call__(self, t):
+        return t.experts[0]
+
+    counts = []
+    for size in (2, 200):
+      asked.clear()
+      leaves = [leaf(str(i), (4096, 512 + i)) for i in range(size)]
+      plan_of(Counted(), leaves, 'eight', 2**24)
+      counts.append(asked['needs'])
+    assert counts[1] == counts[0] > 0
+
   @pytest.mark.parametrize(
     'rule', [mk.average(), mk.ties()], ids=['average', 'ties']
   )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 import os
@@ -85,7 +85,8 @@ def merge(
     [[*command, *joining] for joining in _joined(processes)],
     {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_LOG_COMPILES': '1'},
   )
-  report = json.loads(_report(output).read_text())
+  # Of a sweep every report says what all merges together have read.
+  report = json.loads(next(_reports(output)).read_text())
   seconds = max(cost.seconds for cost in costs)
   return {
     'command_seconds': seconds,
@@ -106,13 +107,15 @@ def clear(output: pathlib.Path) -> None:
   """
   for name in (output.name, f'{output.name}.mergekit-tmp'):
     shutil.rmtree(output.parent / name, ignore_errors=True)
-  _report(output).unlink(missing_ok=True)
+  for report in _reports(output):
+    report.unlink()
   os.sync()  # or the next to write would wait for what others have written
   measuring.touch_memory()
 
 
-def _report(output: pathlib.Path) -> pathlib.Path:
-  return output.parent / f'{output.name}.report.json'
+def _reports(output: pathlib.Path) -> Iterator[pathlib.Path]:
+  yield from output.glob('*.report.json')
+  yield from output.parent.glob(f'{output.name}.report.json')
 
 
 def _joined(processes: int) -> list[list[str]]:

@@ -14,6 +14,7 @@ import pytest
 from experiments.benchmarks import (
   floor,
   kernels,
+  many,
   measuring,
   mergekit,
   merges,
@@ -22,6 +23,7 @@ from experiments.benchmarks import (
   start_up,
 )
 import mergekit_jax as mk
+from mergekit_jax.command import flags, parser
 from tests.reference import expert_bits
 
 MIB = 2**20
@@ -292,6 +294,43 @@ def test_what_mergekit_is_told():
   told = json.loads(mergekit.configuration('average', models))
   assert 'base_model' not in told
   assert [m['parameters']['weight'] for m in told['models']] == [0.5, 0.5]
+
+
+class TestMany:
+  """One command writes what the others write, and reads less."""
+
+  @pytest.mark.parametrize('name', many.SWEEPS)
+  def test_the_same_merges(self, name):
+    def rules(told):
+      paths = ['--base=b', '--experts', 'e', 'f', '--output=o']
+      given = flags.what_to_merge(
+        parser.parse(['mergekit-jax', 'merge', *told, *paths])
+      )
+      return [repr(rule) for rule in given['methods'].values()]
+
+    sweep, singles = many.SWEEPS[name]
+    apart = [rule for told in singles for rule in rules(told)]
+    assert rules(sweep) == apart
+    assert len(set(apart)) == len(singles) > 1
+
+  def test_a_row(self, tmp_path, monkeypatch):
+    """The first turn does not count; commands of one merge are added up."""
+    sweep = (['--method', 'average', 'dare'], [['--method=average']] * 2)
+    monkeypatch.setitem(many.SWEEPS, 'two', sweep)
+    monkeypatch.setattr(start_up, 'SHAPES', {'embedding': (8, 4)})
+    monkeypatch.setattr(merges, 'LAYERED', ())
+    models = start_up.save_orbax(tmp_path)
+    row = many.measure('two', models, tmp_path, repeats=1)
+    assert row['merges'] == 2
+    assert row['together_gb'] == pytest.approx(3 * 64e-9)
+    assert row['apart_gb'] == pytest.approx(2 * 3 * 64e-9)
+    assert row['times_faster'] == (
+      row['apart_seconds'] / row['together_seconds']
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {
+      'cache',
+      *(model.name for model in models),
+    }
 
 
 class TestPlanning:

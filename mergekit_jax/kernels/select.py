@@ -72,6 +72,8 @@ def kth_magnitude(
   return (yield Total(histogram(inside, _LOW_BINS), find_value))
 
 
+# A function of its own only to be traced once for all experts.
+@jax.jit
 def _locate(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The bin of the k-th largest, and its rank from the top of that bin."""
   # In two steps of 2**8 bins: a running sum of 2**16 is slow to compile.
@@ -89,7 +91,7 @@ def _locate_directly(
   return chosen, k - (at_or_above[chosen] - counts[chosen])
 
 
-# A function of its own only to be traced once for all experts.
+# See `_locate`.
 @functools.partial(jax.jit, static_argnames='size')
 def histogram(bins: jax.Array, size: int) -> jax.Array:
   """Counts the elements in each bin.
@@ -156,7 +158,23 @@ def histogram_by_scatter(
   total = math.prod(entries) * size
   counts = jnp.zeros(total, integer_for(math.prod(shape)))
   bins = jnp.where(bins < size, number * size + bins, total)
-  return counts.at[bins].add(1, mode='drop').reshape(*entries, size)
+  return _counted(counts, bins).reshape(*entries, size)
+
+
+def _counted(counts: jax.Array, bins: jax.Array) -> jax.Array:
+  """Adds 1 at every bin, and nothing past the last.
+
+  As `counts.at[bins].add(1, mode='drop')` does, which looks for negative bins.
+  """
+  ones = jax.lax.full(bins.shape, 1, counts.dtype)
+  numbers = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=(),
+    inserted_window_dims=(0,),
+    scatter_dims_to_operand_dims=(0,),
+  )
+  indices = jax.lax.expand_dims(bins, (bins.ndim,))
+  mode = jax.lax.GatherScatterMode.FILL_OR_DROP
+  return jax.lax.scatter_add(counts, indices, ones, numbers, mode=mode)
 
 
 def histogram_by_slices(
@@ -178,7 +196,7 @@ def histogram_by_slices(
     def add(i, counts):
       start = i * SLICE
       some = jax.lax.dynamic_slice_in_dim(bins, start, SLICE)
-      return counts.at[some].add(1, mode='drop')
+      return _counted(counts, some)
 
     counts = jnp.zeros(size, dtype)
     if whole:
@@ -186,8 +204,7 @@ def histogram_by_slices(
       # devices, which zeros do not.
       counts = jax.lax.fori_loop(1, whole, add, add(0, counts))
     if rest:
-      some = bins[whole * SLICE :]
-      counts = counts.at[some].add(1, mode='drop')
+      counts = _counted(counts, bins[whole * SLICE :])
     return counts
 
   flat = bins.reshape(math.prod(entries), count)
@@ -264,11 +281,9 @@ def histogram_by_matmul(
   elements = tuple(range(bins.ndim))
 
   def product(bins: jax.Array) -> jax.Array:
-    row = jax.nn.one_hot(bins // 256, rows, dtype=jnp.int8)
-    column = jax.nn.one_hot(bins % 256, 256, dtype=jnp.int8)
     return jax.lax.dot_general(
-      row,
-      column,
+      _one_hot(bins >> 8, rows),
+      _one_hot(bins & 255, 256),
       ((elements, elements), ((), ())),
       preferred_element_type=jnp.int32,
     )
@@ -281,3 +296,10 @@ def histogram_by_matmul(
   number = jax.lax.broadcasted_iota(jnp.int32, bins.shape, longest) % parts
   counts = [product(jnp.where(number == i, bins, size)) for i in range(parts)]
   return jnp.sum(jnp.stack(counts), axis=0, dtype=dtype).reshape(-1)[:size]
+
+
+def _one_hot(bins: jax.Array, size: int) -> jax.Array:
+  """int8 `[*shape, size]`: 1 where a bin is, for as many."""
+  shape = (*bins.shape, size)
+  number = jax.lax.broadcasted_iota(bins.dtype, shape, bins.ndim)
+  return (jax.lax.expand_dims(bins, (bins.ndim,)) == number).astype(jnp.int8)

@@ -9,6 +9,8 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 # run, nor of the worker beside them.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ['XDG_CACHE_HOME'] = _CACHE.name
-# Programs are compiled once, also those of processes that tests start.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{_CACHE.name}/compiled'
+# But programs are compiled once for all workers, who find this in what they
+# inherit, and for all processes that tests start.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{_CACHE.name}/compiled'
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'

@@ -65,8 +65,8 @@ class Leaf:
 
 
 @functools.cache
-def _itemsizes(dtypes: Sequence[jnp.dtype]) -> list[int]:
-  return [dtype.itemsize for dtype in dtypes]
+def _itemsizes(dtypes: Sequence[jnp.dtype]) -> tuple[int, ...]:
+  return tuple(dtype.itemsize for dtype in dtypes)
 
 
 _LAYOUT = operator.attrgetter(

@@ -11,6 +11,7 @@ __all__ = ['sources']  # a fixture
 METHODS = {
   'average': 'mk.average()',
   'ties': "mk.ties(density=0.3, scope='tensor')",
+  'scaled': "mk.ties(density=0.3, scale=0.4, scope='tensor')",
   'dare': 'mk.dare(drop_rate=0.4, scale=0.8)',
 }
 ALL = '{' + ', '.join(f'{name!r}: {m}' for name, m in METHODS.items()) + '}'
@@ -39,7 +40,7 @@ def test_checkpoints(sources, tmp_path):
 
 def test_sweep(sources):
   """The merges lie on the devices of both."""
-  arguments = job(sources, '', 'threshold')
+  arguments = job(sources, '', 'threshold', memory_budget='12MiB')
   del arguments['output']
   _, printed = run_merge({**arguments, 'method': ALL}, processes=2)
   experts, base = arguments.pop('experts'), arguments.pop('base')

@@ -6,7 +6,7 @@ programs of the next ones are traced, and compiled or loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import functools
@@ -19,24 +19,57 @@ from jax.sharding import NamedSharding
 import numpy as np
 
 from mergekit_jax.driving import drive, slices
-from mergekit_jax.driving.block import bits_dtype
+from mergekit_jax.driving.block import bits_dtype, Block
 from mergekit_jax.driving.measure import measure_on
 from mergekit_jax.driving.widths import narrow, wide_add
 from mergekit_jax.planning.plan import Plan, Tensor, Unit
+from mergekit_jax.rule import PyTree
 from mergekit_jax.streaming.views import block_of, View, view
+
+
+class Round:
+  """What finds the partials of a round, called as `slices.partials` is."""
+
+  def __init__(self, compiled: jax.stages.Compiled):
+    self._compiled = compiled
+    (self._of_rule, of_block, self._of_answers), _ = compiled.input_shardings
+    self._of_key = of_block.key
+
+  def __call__(
+    self, rule: Any, block: Block, answers: Sequence[PyTree]
+  ) -> list[PyTree]:
+    return self._compiled(rule, block, answers)
+
+  def question(
+    self, rule: Any, block: Block, answers: Sequence[PyTree]
+  ) -> tuple[bytes, ...]:
+    """On what the partials of a box hang, but for the models.
+
+    Rules that put the same question, such as TIES with another scale, get the
+    same partials. A program takes no arguments that it does not use: these have
+    no sharding.
+    """
+    given = (rule, block.key, answers)
+    shardings = jax.tree.structure(given).flatten_up_to(
+      (self._of_rule, self._of_key, self._of_answers)
+    )
+    return tuple(
+      np.asarray(x).tobytes()
+      for x, sharding in zip(jax.tree.leaves(given), shardings, strict=True)
+      if sharding is not None
+    )
 
 
 class Programs(NamedTuple):
   """What merges a box by one rule: compiled, for arrays of one kind.
 
   Attributes:
-    partials: of each round; called with the rule, the box and the answers, as
-      `slices.partials` is.
+    partials: of each round.
     merge: called in the same way, as `slices.merge` is.
     measure: called with the box, its merge and the flags: `measure_on`.
   """
 
-  partials: list[Callable[..., Any]]
+  partials: list[Round]
   merge: Callable[..., Any]
   measure: Callable[..., Any]
 
@@ -70,7 +103,7 @@ def ahead(
         if stopped.is_set():
           raise concurrent.futures.CancelledError
     *partials, merge, measure = programs
-    return Programs(partials, merge, measure)
+    return Programs([*map(Round, partials)], merge, measure)
 
   # A GPU times kernels to choose among them, which two at once would disturb
   # (github.com/openxla/xla/issues/41399).

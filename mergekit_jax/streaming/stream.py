@@ -23,7 +23,7 @@ from mergekit_jax.driving.block import Block
 from mergekit_jax.driving.reported import Flags
 from mergekit_jax.planning import plan as plans
 from mergekit_jax.rule import scope_of
-from mergekit_jax.streaming.programs import ahead, Programs
+from mergekit_jax.streaming.programs import ahead, Programs, Round
 from mergekit_jax.streaming.reading import Loading, Model, read_ahead
 from mergekit_jax.streaming.views import block_of, view
 
@@ -87,7 +87,7 @@ def run(
     OSError: if a model cannot be read or the output not written.
   """
   try:
-    merging = [_Merging(sink, plan.mesh) for sink in sinks]
+    merging = [*map(_Merging, sinks)]
     with ahead(plan, report, done) as programs_of:
       for loading in read_ahead(plan, models, done):
         programs = programs_of(loading.unit)
@@ -126,10 +126,13 @@ def _merge_unit(
       merging[i].sink.copy(loading)
     return
   block = _block(loading, scope.rules, plan)
+  partials = _Partials(plan.mesh)
   for i in wanting:
     sink = merging[i].sink
     own = dataclasses.replace(block, key=sink.keys[unit.tensor.path])
-    reached = merging[i].advance(scope.rules[i], programs[i], unit, own)
+    reached = merging[i].advance(
+      *(scope.rules[i], programs[i], unit, own, partials)
+    )
     if reached is None:
       continue
     merged, flags = reached
@@ -142,21 +145,49 @@ def _merge_unit(
     sink.take(loading, merged, {'sums': sums})
 
 
+class _Partials:
+  """The partials of one box, found once for all merges that ask the same."""
+
+  def __init__(self, mesh: Mesh):
+    self._mesh = mesh
+    self._found: dict[Any, Any] = {}
+
+  def of(
+    self, ask: Round, rule: Any, block: Block, known: Sequence[Any]
+  ) -> Any:
+    """The partials of a round, on the host, in 64 bits."""
+    given = (rule, block, _narrowed(known))
+    question = (ask, ask.question(*given))
+    if question not in self._found:
+      self._found[question] = jax.tree.map(
+        lambda x: np.asarray(x).astype(widths.wide_dtype(x.dtype)),
+        _everywhere(ask(*given), self._mesh),
+      )
+    return self._found[question]
+
+
 class _Merging:
   """One merge under way: the totals of the open round, the answers so far."""
 
-  def __init__(self, sink: Sink, mesh: Mesh):
+  def __init__(self, sink: Sink):
     self.sink = sink
-    self._mesh = mesh
     self._totals: Any = None
     self._answers: dict[Any, list[Any]] = collections.defaultdict(list)
 
   def advance(
-    self, rule: Any, programs: Programs, unit: plans.Unit, block: Block
+    self,
+    rule: Any,
+    programs: Programs,
+    unit: plans.Unit,
+    block: Block,
+    partials: _Partials,
   ) -> tuple[jax.Array, Flags] | None:
     """Takes a rule one read further; gives merge and flags at the last one."""
     if plans.answered_at_once(rule, unit.tensor.whole_layers):
-      return self._run(rule, programs, block) if unit.written else None
+      if not unit.written:
+        return None
+      known = _answered(rule, programs, block, partials)
+      return programs.merge(rule, block, _narrowed(known))
     if unit.rounds_left > len(programs.partials):
       return None
     of_model = scope_of(rule) == 'model'
@@ -165,30 +196,25 @@ class _Merging:
     ]
     if unit.written:
       return programs.merge(rule, block, _narrowed(known))
-    partials = programs.partials[len(known)](rule, block, _narrowed(known))
-    self._totals = self._added(self._totals, partials)
+    found = partials.of(programs.partials[len(known)], rule, block, known)
+    if self._totals is not None:
+      found = jax.tree.map(np.add, self._totals, found)
+    self._totals = found
     if unit.ends_scope if of_model else unit.ends_tiling:
       known.append(_answer(rule, block, self._totals, known))
       self._totals = None
     return None
 
-  def _run(
-    self, rule: Any, programs: Programs, block: Block
-  ) -> tuple[jax.Array, Flags]:
-    """All rounds of a rule on a block that holds all its totals are about."""
-    known: list[Any] = []
-    for partials_of in programs.partials:
-      totals = self._added(None, partials_of(rule, block, _narrowed(known)))
-      known.append(_answer(rule, block, totals, known))
-    return programs.merge(rule, block, _narrowed(known))
 
-  def _added(self, totals: Any, partials: Any) -> Any:
-    """The totals so far with the partials of one more block, on the host."""
-    wide = lambda x: np.asarray(x).astype(widths.wide_dtype(x.dtype))
-    partials = jax.tree.map(wide, _everywhere(partials, self._mesh))
-    if totals is None:
-      return partials
-    return jax.tree.map(np.add, totals, partials)
+def _answered(
+  rule: Any, programs: Programs, block: Block, partials: _Partials
+) -> list[Any]:
+  """All answers to a rule on a block that holds all its totals are about."""
+  known: list[Any] = []
+  for ask in programs.partials:
+    totals = partials.of(ask, rule, block, known)
+    known.append(_answer(rule, block, totals, known))
+  return known
 
 
 def _block(loading: Loading, rules: Sequence[Any], plan: plans.Plan) -> Block:

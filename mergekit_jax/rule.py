@@ -150,9 +150,9 @@ class Total:
     then: `then(total, answers) -> answer`, plain jax.numpy, run with 64-bit
       types enabled. `total` is the sum; `answers` ends with what the earlier
       yields returned, before it was narrowed, so a helper finds its own last
-      answer at `answers[-1]`. It may use the rule's own numbers, and never
-      anything computed from the base or the experts. What it returns comes back
-      in 32 bits: return a large count as a float.
+      answer at `answers[-1]`. It may use the rule's own numbers, of 32 bits as
+      everywhere, and never anything computed from the base or the experts. What
+      it returns comes back in 32 bits: return a large count as a float.
   """
 
   partial: PyTree

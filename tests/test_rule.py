@@ -257,6 +257,26 @@ class TestThen:
     )
     assert gradient(2.0) == 4
 
+  def test_numbers_of_the_rule_may_meet_before(self):
+    """A replay warns of no 64-bit type that the numbers have but there."""
+
+    @mk.rule
+    class Between:
+      low: float
+      high: float
+
+      def __call__(self, t):
+        high = 1 - self.high / 2
+        inside = (t.experts[0] > self.low * 2) & (t.experts[0] < high * 5)
+        shift = yield mk.Total(
+          mk.count(inside), lambda total, answers: total + self.low
+        )
+        return t.experts[0] + shift
+
+    # Of 1, 2, 3, 4 two are between 1.2 and 3.75.
+    merged = merge(Between(0.6, 0.5))
+    np.testing.assert_allclose(merged, VALUES[0] + 2.6, rtol=1e-6)
+
   @pytest.mark.parametrize('place', ['base', 'experts'])
   def test_must_not_use_data(self, place):
     def rule(t):

@@ -44,7 +44,7 @@ class Kept:
   scale: float
 
   def __call__(self, t: mk.Place):
-    kept = t.random_bits(0) < jnp.float32(2**16) * self.rate
+    kept = t.random_bits(0) < self.rate * 2**16
     size, count = mk.count(jnp.ones_like(kept)), mk.count(kept)
     share = yield mk.Total(
       (size, count), lambda total, answers: total[1] / total[0]

@@ -31,6 +31,7 @@ from mergekit_jax.driving.refused import (
 from mergekit_jax.driving.widths import (
   movable,
   narrow,
+  narrow_number,
   narrow_spec,
   wide_add,
   widen,
@@ -198,7 +199,7 @@ def answer(
   with jax.enable_x64(True), explained(method):
     try:
       return _answer(
-        method,
+        jax.tree.map(narrow_number, method),
         totals,
         answers,
         rank=len(block.whole) - stacked,

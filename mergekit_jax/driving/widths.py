@@ -66,6 +66,13 @@ def narrow(x: jax.Array) -> jax.Array:
   return x.astype(_narrow_dtype(x.dtype))
 
 
+def narrow_number(x: Any) -> Any:
+  """A number of a rule as its partials see it, for its answers too."""
+  with jax.enable_x64(False):
+    # Those of Python go by the type of what they meet, and still do.
+    return jnp.asarray(x) if isinstance(x, (int, float)) else narrow(x)
+
+
 def narrow_spec(x: Any) -> jax.ShapeDtypeStruct:
   """The shape and dtype that `narrow` would give."""
   return jax.ShapeDtypeStruct(jnp.shape(x), _narrow_dtype(x.dtype))

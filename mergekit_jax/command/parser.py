@@ -248,7 +248,8 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     "compiler compiles (pip install 'jax[tpu]'); one axis if --mesh is absent",
   )
   add(
-    '--bandwidth', help='at which a host reads, as 2GB/s, to tell the seconds'
+    '--bandwidth',
+    help='at which a host reads or writes, as 2GB/s, to tell the seconds',
   )
   add(
     '--compile',

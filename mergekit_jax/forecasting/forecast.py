@@ -102,7 +102,7 @@ def describe(
   Args:
     plan: the plan.
     hosts: as `host_bytes` has it.
-    bandwidth: bytes a second that every host reads from storage.
+    bandwidth: bytes a second that every host reads from storage, or writes.
     kernels: the compiled kernels, if they are.
 
   Returns:
@@ -140,7 +140,9 @@ def describe(
   if bandwidth:
     lines.append(
       f'seconds: {busiest.read / bandwidth:,.1f} at least, to read '
-      f'{readable(busiest.read)} at {readable(bandwidth)}/s on a host'
+      f'{readable(busiest.read)} at {readable(bandwidth)}/s on a host, and '
+      f'meanwhile {busiest.written / bandwidth:,.1f} to write '
+      f'{readable(busiest.written)}'
     )
   return '\n'.join(lines)
 

@@ -330,7 +330,9 @@ class TestDescribe:
   def test_seconds(self):
     plan = plan_of(mk.task_arithmetic(), {'a': (1024, 512)}, {'fsdp': 8})
     last = forecast.describe(plan, bandwidth=10**6).splitlines()[-1]
-    assert last.startswith(f'seconds: {3 * 4 * 1024 * 512 / 1e6:.1f} at least')
+    one = 4 * 1024 * 512 / 1e6
+    assert last.startswith(f'seconds: {3 * one:.1f} at least, to read ')
+    assert f' and meanwhile {one:.1f} to write ' in last
 
 
 class TestLinear:

@@ -7,10 +7,14 @@ import sys
 
 import pytest
 
+from tests.experiments import unoptimized
+
 
 def run(*flags):
+  devices = os.environ['XLA_FLAGS']
   return subprocess.run(
     [sys.executable, '-m', 'experiments.scale_study', *flags],
+    env=os.environ | {'XLA_FLAGS': f'{devices} {unoptimized.XLA_FLAGS}'},
     capture_output=True,
     text=True,
     check=False,

@@ -6,8 +6,12 @@ import sys
 
 import pytest
 
+from tests.experiments import unoptimized
+
 # A quarter of the time for a v5e, where 64b then trains in 3 % less memory.
 _LITTLE_EFFORT = {'JAX_EXEC_TIME_OPTIMIZATION_EFFORT': '-1.0'}
+# Nor are the merges' kernels for simulated devices run.
+_XLA_FLAGS = {'XLA_FLAGS': unoptimized.XLA_FLAGS}
 # libtpu warns in files of its own otherwise.
 _ON_STDERR = {'TPU_LOG_DIR': 'disabled', 'TPU_STDERR_LOG_LEVEL': '1'}
 
@@ -18,7 +22,7 @@ def check_that_phases_fit(axes, sizes, *flags):
   command += [*flags, *(f'--size={size}' for size in sizes)]
   process = subprocess.run(
     command,
-    env=os.environ | {'XLA_FLAGS': ''} | _LITTLE_EFFORT | _ON_STDERR,
+    env=os.environ | _XLA_FLAGS | _LITTLE_EFFORT | _ON_STDERR,
     capture_output=True,
     text=True,
     check=False,

@@ -22,7 +22,7 @@ from experiments.scale_study.folder import Arm
 from experiments.scale_study.scored import Scored
 from experiments.scale_study.study import Study
 from experiments.scale_study.study_config import Stored, StudyConfig
-from tests.experiments import small_pod, small_study
+from tests.experiments import small_pod, small_study, unoptimized
 from tests.launch import free_port
 
 
@@ -38,8 +38,11 @@ def run_together(folder, *phases):
   command += [*small_pod.FLAGS, f'--output_dir={folder}/results']
   command += [f'--coordinator_address=127.0.0.1:{free_port()}']
   command += ['--num_processes=2', *(f'--phase={phase}' for phase in phases)]
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
-  environment |= {'JAX_NUM_CPU_DEVICES': '2'}
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': unoptimized.XLA_FLAGS,
+    'JAX_NUM_CPU_DEVICES': '2',
+  }
   logs = [folder / f'{process}.txt' for process in range(2)]
   with contextlib.ExitStack() as stack:
     running = [

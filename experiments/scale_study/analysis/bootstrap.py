@@ -30,7 +30,7 @@ from typing import NamedTuple
 import warnings
 
 import numpy as np
-from scipy import stats
+import scipy  # whose modules load, for a second, once they are used
 
 # Fewer seeds than this say nothing about the seeds that were not run.
 MINIMUM_SEEDS = 3
@@ -99,7 +99,7 @@ def widening_of(units: int) -> float:
   if units < 2:
     return math.nan
   upper = (1 + LEVEL) / 2
-  student = stats.t.ppf(upper, units - 1) / stats.norm.ppf(upper)
+  student = scipy.stats.t.ppf(upper, units - 1) / scipy.stats.norm.ppf(upper)
   return math.sqrt(units / (units - 1)) * float(student)
 
 
@@ -112,8 +112,8 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
   """
   if len(values) < 2:
     return math.nan, math.nan
-  upper = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
-  reach = float(upper * stats.sem(values))
+  upper = scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
+  reach = float(upper * scipy.stats.sem(values))
   center = float(np.mean(values))
   return center - reach, center + reach
 

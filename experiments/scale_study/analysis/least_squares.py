@@ -5,7 +5,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
+import scipy
 
 NAMES = ('floor', 'B', 'beta', 'A', 'gamma', 'b')
 # Losses, and terms of them, in nats; sizes in units of the smallest.
@@ -112,7 +112,7 @@ def _solve(
     return np.clip(guess, lower + 1e-6, upper - 1e-6)
 
   results = [
-    optimize.least_squares(
+    scipy.optimize.least_squares(
       residuals,
       start(beta, gamma, b if free_b else 0),
       bounds=(lower, upper),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from experiments.scale_study.analysis.bootstrap import MINIMUM_SEEDS
 from experiments.scale_study.analysis.verdicts import Verdict
@@ -60,5 +60,5 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _p(values: Sequence[float], alternative: str) -> float:
-  tested = stats.ttest_1samp(values, 0, alternative=alternative)
+  tested = scipy.stats.ttest_1samp(values, 0, alternative=alternative)
   return float(np.asarray(tested)[1])

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from experiments.scale_study.analysis import measures, names
 from experiments.scale_study.analysis.aggregate import BASE, Grid, SIZE
@@ -82,7 +82,7 @@ def _correlations(drift: np.ndarray, held_in: np.ndarray) -> str:
   for index in np.ndindex(drift.shape[:2]):
     x, y = (values[index][together[index]] for values in (drift, held_in))
     if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
-      found.append(float(np.asarray(stats.spearmanr(x, y))[0]))
+      found.append(float(np.asarray(scipy.stats.spearmanr(x, y))[0]))
   if not found:
     return ''
   ends = dict.fromkeys((min(found), max(found)))

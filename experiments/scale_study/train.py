@@ -172,7 +172,11 @@ def train(
       saved = stack.enter_context(resume.Saved(directory, identity))
       if saved.step() == steps:
         return None, losses[0]
-    state = initial_state(params)
+    # Of parameters that lie where they happen to, as those that were drawn,
+    # another program would be made than of those that were read.
+    state = jax.tree.map(
+      lambda leaf: jax.device_put(leaf, leaf.sharding), initial_state(params)
+    )
     if saved:
       state = saved.restore(state)
     done = int(state['step'])

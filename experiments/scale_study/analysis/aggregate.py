@@ -198,16 +198,22 @@ class Results:
             arms.setdefault((size, base), {}).update(dict.fromkeys(names))
     return {arm: list(names) for arm, names in arms.items()}
 
-  def _failures(self, arm: tuple[str, str], name: str) -> Iterable[str]:
-    cells = [
-      cell
-      for cell in self.cells
-      if (cell.size, cell.base) == arm
-      and cell.n >= FEWEST_MERGED
+  @functools.cached_property
+  def _without_gain(
+    self,
+  ) -> dict[tuple[str, str], list[tuple[Categories, dict[str, str]]]]:
+    """Held-out categories of each merge, and its reasons, by size and base."""
+    arms = {arm: [] for arm in self._categories}
+    for cell in self.cells:
       # What is scored on few examples to choose by must not decide this.
-      and cell.split == 'test'
-    ]
-    held_out = any(name in map(category, cell.held_out) for cell in cells)
+      if cell.n >= FEWEST_MERGED and cell.split == 'test':
+        held_out = frozenset(map(category, cell.held_out))
+        arms[cell.size, cell.base].append((held_out, without_gain(cell)))
+    return arms
+
+  def _failures(self, arm: tuple[str, str], name: str) -> Iterable[str]:
+    cells = self._without_gain[arm]
+    held_out = any(name in names for names, _ in cells)
     split = 'held-out' if held_out else 'held-in'
     gates = [
       gate
@@ -222,8 +228,8 @@ class Results:
         yield (
           f'failed: {gate.gate} (score {gate.score:.2f}, seed {gate.seed})'
         )
-    for cell in cells:
-      if name in (reasons := without_gain(cell)):
+    for _, reasons in cells:
+      if name in reasons:
         yield reasons[name]
 
 

@@ -7,6 +7,7 @@ data sets; scores are mappings from tasks.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import json
 from pathlib import Path
 import statistics
@@ -81,10 +82,10 @@ class Cell:
   split: Split = 'test'
   losses: Scores = dataclasses.field(default_factory=dict)
 
-  @property
-  def merged_tasks(self) -> list[str]:
+  @functools.cached_property
+  def merged_tasks(self) -> tuple[str, ...]:
     """The held-in tasks of the experts merged."""
-    return [task for task in self.held_in if category(task) in self.subset]
+    return tuple(task for task in self.held_in if category(task) in self.subset)
 
   @property
   def identity(self) -> tuple:
@@ -123,6 +124,7 @@ class Gate:
   seed: int
 
 
+@functools.cache
 def category(task: str) -> str:
   """Returns the category of a task."""
   return task.partition('/')[0]

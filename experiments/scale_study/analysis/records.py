@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -44,7 +45,7 @@ def from_json(cls: Any, entry: Any) -> Any:
 
 def type_problems(record: Any) -> list[str]:
   """Names the fields of a dataclass that do not hold what they declare."""
-  hints = typing.get_type_hints(type(record))
+  hints = _hints(type(record))
   return [
     f'{name} is {getattr(record, name)!r}, not {_words(hint)}'
     for name, hint in hints.items()
@@ -52,8 +53,17 @@ def type_problems(record: Any) -> list[str]:
   ]
 
 
+# Of thousands of records there are few types.
+_hints = functools.cache(typing.get_type_hints)
+
+
+@functools.cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+  return typing.get_origin(hint), typing.get_args(hint)
+
+
 def _fits(value: Any, hint: Any) -> bool:
-  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  origin, arguments = _parts(hint)
   if hint is Any:
     return True
   if origin is Literal:
@@ -71,7 +81,7 @@ def _fits(value: Any, hint: Any) -> bool:
     )
   # bool is an int to Python, and NaN a number to JSON's reader: neither here.
   if hint is float:
-    return _is_number(value, int | float) and math.isfinite(value)
+    return _is_number(value, (int, float)) and math.isfinite(value)
   return _is_number(value, int) if hint is int else isinstance(value, hint)
 
 

@@ -25,6 +25,7 @@ told from them, and an interval would end on the estimate itself: it has none.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import math
 from typing import NamedTuple
 import warnings
@@ -94,6 +95,7 @@ def estimate(
   )
 
 
+@functools.cache
 def widening_of(units: int) -> float:
   """Returns by how much the interval of so few draws is too narrow."""
   if units < 2:

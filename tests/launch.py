@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A process of which a peer has died must end by itself within this.
@@ -40,7 +41,8 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
       process` to let the sources of a process seem to change. Without an
       `output` the methods are swept and a digest of each merge is printed. Or
       `command`, which is given to the command line, and `unreadable: [process,
-      reads]` to let the reads of a process fail after so many.
+      reads]` to let the reads of a process fail after so many, and
+      `shutdown_timeout: seconds` in place of those of the command line.
     processes: how many.
     devices: CPU devices of each.
     timeout: seconds; once a process has failed, `SECONDS_TO_END` for the rest.
@@ -53,10 +55,6 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
     setting = {'process': process, 'processes': processes, 'port': port}
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
     environment |= {'JAX_NUM_CPU_DEVICES': str(devices)}
-    # What one process has compiled, those of later tests need not.
-    compiled = f'{os.environ["XDG_CACHE_HOME"]}/launched'
-    environment |= {'JAX_COMPILATION_CACHE_DIR': compiled}
-    environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     running.append(
       subprocess.Popen(
         [sys.executable, '-m', 'tests.launch', json.dumps(job | setting)],
@@ -93,6 +91,7 @@ def run_merge(job: dict, *, processes=1, devices=2, timeout=120, check=True):
 def main(job: dict) -> None:
   failing, reads = job.get('unreadable', [None, 0])
   read = count_preadv(reads if failing == job['process'] else math.inf)
+  keep_compiled()
   if 'command' in job:
     run_command(job)
     return
@@ -168,6 +167,17 @@ def main(job: dict) -> None:
   print('REPORT', json.dumps(printed))
 
 
+def keep_compiled() -> None:
+  """Lets every process keep what it compiles, where only the first one does.
+
+  Those of later tests find it then; most of their time went into this.
+  """
+  from jax._src import compiler
+
+  state = types.SimpleNamespace(process_id=0, client=None)
+  compiler.distributed = types.SimpleNamespace(global_state=state)
+
+
 def digest(tree) -> str:
   """Of the bytes of a tree that is spread over all processes."""
   import jax
@@ -219,7 +229,10 @@ def peak_memory(peaks: list[int]):
 
 def run_command(job: dict) -> None:
   from mergekit_jax import cli
+  from mergekit_jax.command import joining
 
+  if 'shutdown_timeout' in job:
+    joining._SHUTDOWN_TIMEOUT_SECONDS = job['shutdown_timeout']
   sys.argv = ['mergekit-jax', *job['command']]
   sys.argv += [f'--coordinator_address=127.0.0.1:{job["port"]}']
   sys.argv += [f'--num_processes={job["processes"]}']

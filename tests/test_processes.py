@@ -18,8 +18,9 @@ from safetensors.numpy import load_file
 import mergekit_jax as mk
 from mergekit_jax import sharding
 from mergekit_jax.checkpoint.stage import staged
+from mergekit_jax.command import joining
 from tests import checkpoints, compare
-from tests.launch import report_of, run_merge
+from tests.launch import report_of, run_merge, SECONDS_TO_END
 from tests.test_memory import MIB, RUNTIME, save
 from tests.test_resume import assert_same, job, restored, sources
 
@@ -299,10 +300,15 @@ def at_once(check, cases):
 
 def test_a_killed_peer_stops_the_others(sources, tmp_path):
   """They end with a message within 30 s, which `run_merge` sees to."""
-  cases = [(0, 'random'), (1, 'threshold')]
+  cases = [(0, 'random'), (1, 'threshold-model')]
+
+  def told(output, method):
+    arguments = job(sources, tmp_path / output, 'threshold')
+    # Programs of these are compiled for `test_same_bits` too.
+    return arguments | {'method': METHODS[method][0]}
 
   def check(victim, method):
-    arguments = job(sources, tmp_path / method, method)
+    arguments = told(method, method)
     codes, printed = run_merge(
       {**arguments, 'kill': [victim, 3]}, processes=2, check=False
     )
@@ -316,13 +322,18 @@ def test_a_killed_peer_stops_the_others(sources, tmp_path):
 
   at_once(check, cases)
   for _, method in cases:
-    arguments = job(sources, tmp_path / f'{method}_one', method)
+    arguments = told(f'{method}_one', method)
     mk.merge_checkpoints(**arguments | {'method': eval(arguments['method'])})
     assert_same(tmp_path / method, restored(tmp_path / f'{method}_one'))
 
 
 def test_a_read_error_on_one_host_ends_all(sources, tmp_path):
-  """Without a timeout of the command line they wait for five minutes."""
+  """Without a timeout of the command line they wait for five minutes.
+
+  It is waited for once it is reached, so these wait for less.
+  """
+  assert joining._SHUTDOWN_TIMEOUT_SECONDS < SECONDS_TO_END
+  failed = {'shutdown_timeout': 5}
 
   def check(failing):
     output = tmp_path / f'out{failing}'
@@ -332,7 +343,7 @@ def test_a_read_error_on_one_host_ends_all(sources, tmp_path):
     command += ['--experts', str(sources / 'one'), str(sources / 'two')]
     codes, printed = run_merge(
       # In the last of three reads, of 168 pieces each.
-      {'command': command, 'unreadable': [failing, 480]},
+      {'command': command, 'unreadable': [failing, 480], **failed},
       processes=2,
       check=False,
     )

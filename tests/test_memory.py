@@ -129,7 +129,6 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize(
   'rule',
   [
-    'mk.average()',
     'mk.task_arithmetic(0.3)',
     'mk.ties()',
     "mk.ties(scope='tensor')",

@@ -185,14 +185,33 @@ def test_processes_that_were_told_different_things(sources, tmp_path):
   methods = [
     f'mk.task_arithmetic({scale})' for scale in (0.3, 0.30000000000000004)
   ]
+  # A directory of steps means the newest, which may just have been saved.
+  model = restored(sources / 'one')
+  for newest in (1, 2):
+    with ocp.CheckpointManager(tmp_path / f'to_{newest}') as manager:
+      for step in range(1, newest + 1):
+        manager.save(step, args=ocp.args.StandardSave(model))
+  steps = [[str(tmp_path / f'to_{newest}')] for newest in (1, 2)]
+  # One goes on, where the other refuses what is there and leaves it alone.
+  arguments = job(sources, tmp_path / 'there', 'random')
+  mk.merge_checkpoints(**{**arguments, 'method': mk.average()})
+  there = {'output': arguments['output']}
   differing = {
     'method': (methods, 'method, numbers of the method'),
     'allow_nonfinite': ([True, False], 'allow_nonfinite'),
     'memory_budget': (['8MiB', '4GiB'], plan),
     'stacked_axes': ([{'params/layers': 0}, None], plan),
+    'experts': (steps, 'experts[0]'),
+    'overwrite': ([True, False], 'overwrite'),
+    'resume': ([True, False], 'resume'),
     'seed': ([0, 1], 'seed'),
   }
-  differ_in = lambda name: {name: differing[name][0], 'apart': [name]}
+  more = {'overwrite': {**there, 'resume': True}, 'resume': there}
+  differ_in = lambda name: {
+    name: differing[name][0],
+    'apart': [name],
+    **more.get(name, {}),
+  }
   arguments = job(sources, tmp_path / 'out', 'threshold')
   *others, last = differing
   refused = [{last: arguments[last], **differ_in(name)} for name in others]
@@ -214,40 +233,6 @@ def test_processes_that_were_told_different_things(sources, tmp_path):
     errors = re.findall(r'\n((?:OSError|ValueError): .* Give all)', text)
     assert errors == expected
   assert not (tmp_path / 'out').exists()
-
-
-def test_a_step_that_only_one_process_has_found(sources, tmp_path):
-  """A directory of steps means the newest, which may just have been saved."""
-  model = restored(sources / 'one')
-  for newest in (1, 2):
-    with ocp.CheckpointManager(tmp_path / f'to_{newest}') as manager:
-      for step in range(1, newest + 1):
-        manager.save(step, args=ocp.args.StandardSave(model))
-  arguments = job(sources, tmp_path / 'out', 'random')
-  experts = [[str(tmp_path / f'to_{newest}')] for newest in (1, 2)]
-  codes, printed = run_merge(
-    {**arguments, 'experts': experts, 'apart': ['experts']},
-    processes=2,
-    check=False,
-  )
-  assert codes == [1, 1], printed
-  assert 'Process 1 and process 0 differ in experts[0]. Give' in printed[1]
-
-
-def test_processes_that_would_end_in_different_ways(sources, tmp_path):
-  """One goes on, where the other refuses what is there and leaves it alone."""
-  arguments = job(sources, tmp_path / 'out', 'random')
-  run_merge({**arguments, 'method': METHODS['elementwise'][0]})
-  overwrite = {'overwrite': [True, False], 'apart': ['overwrite']}
-  resume = {'resume': [True, False], 'apart': ['resume']}
-  codes, printed = run_merge(
-    {**arguments, 'refused': [{**overwrite, 'resume': True}], **resume},
-    processes=2,
-    check=False,
-  )
-  assert codes == [1, 1], printed
-  for option in ('overwrite', 'resume'):
-    assert f'Process 1 and process 0 differ in {option}. Give' in printed[1]
 
 
 def test_processes_with_different_numbers_of_devices(monkeypatch):

@@ -154,16 +154,24 @@ def merge(sources, output, **changes):
   return mk.merge_checkpoints(**arguments)
 
 
-def leave_unfinished(sources, output):
-  arguments = job(sources, output, 'threshold', kill=[0, 3])
+@pytest.fixture(scope='module')
+def killed(sources, tmp_path_factory):
+  """Where a merge into `out` was killed after three units."""
+  folder = tmp_path_factory.mktemp('killed')
+  arguments = job(sources, folder / 'out', 'threshold', kill=[0, 3])
   arguments |= {'method': 'mk.average()', 'memory_budget': '1GiB'}
   codes, printed = run_merge(arguments, devices=8, check=False)
   assert codes == [-9], printed
+  return folder
 
 
-def test_another_plan_is_refused(sources, tmp_path):
+def leave_unfinished(killed, output):
+  shutil.copytree(killed, output.parent, dirs_exist_ok=True)
+
+
+def test_another_plan_is_refused(sources, killed, tmp_path):
   output = tmp_path / 'out'
-  leave_unfinished(sources, output)
+  leave_unfinished(killed, output)
   with pytest.raises(ValueError, match='seed: 3 then, 4 now'):
     merge(sources, output, seed=4)
   with pytest.raises(ValueError, match='memory_budget: 1073741824 then, 10'):
@@ -262,9 +270,11 @@ def test_a_source_that_changed_is_refused(sources, copied, tmp_path):
   merge(sources, output, experts=experts, resume=False)
 
 
-def test_a_source_may_be_spelt_differently(sources, tmp_path, monkeypatch):
+def test_a_source_may_be_spelt_differently(
+  sources, killed, tmp_path, monkeypatch
+):
   output = tmp_path / 'out'
-  leave_unfinished(sources, output)
+  leave_unfinished(killed, output)
   monkeypatch.chdir(sources)
   report = merge(sources, output, base='base', experts=['./one', 'two'])
   assert report.units_resumed == 3

@@ -73,7 +73,11 @@ RULES = {
   ('name', 'layout', 'dtype'),
   [
     *((name, 'nested', 'bfloat16') for name in RULES),
-    *(('ties of a layer', layout, 'bfloat16') for layout in STACKS),
+    *(
+      ('ties of a layer', layout, 'bfloat16')
+      for layout in STACKS
+      if layout != 'nested'
+    ),
     ('dare', 'middle', 'float32'),
     ('majority', 'sharded', 'float32'),
   ],

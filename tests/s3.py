@@ -28,6 +28,9 @@ class Proxy(http.server.ThreadingHTTPServer):
   """
 
   daemon_threads = True
+  # Of more than five at once the others would be dropped, and try again after a
+  # second.
+  request_queue_size = 128
 
   def __init__(self, port):
     super().__init__(('127.0.0.1', 0), _Handler)

@@ -70,7 +70,7 @@ def narrow_number(x: Any) -> Any:
   """A number of a rule as its partials see it, for its answers too."""
   with jax.enable_x64(False):
     # Those of Python go by the type of what they meet, and still do.
-    return jnp.asarray(x) if isinstance(x, (int, float)) else narrow(x)
+    return narrow(x) if hasattr(x, 'dtype') else jnp.asarray(x)
 
 
 def narrow_spec(x: Any) -> jax.ShapeDtypeStruct:

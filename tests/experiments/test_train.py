@@ -132,6 +132,17 @@ def test_training_lowers_the_loss_and_keeps_what_it_started_from(
   jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
+def test_all_start_with_one_program(params, caplog):
+  """Those that are drawn, which lie where they happen to, and those read."""
+  read = jax.device_put(params, jax.devices()[0])
+  train.train_chunk.clear_cache()
+  with jax.log_compiles(), caplog.at_level('WARNING', logger='jax'):
+    for start in (params, read):
+      phase(start, steps=2 * train.CHUNK_STEPS)
+  compiled = [x for x in caplog.messages if 'Compiling jit(train_chunk)' in x]
+  assert len(compiled) == 1
+
+
 def test_a_killed_phase_goes_on_with_the_same_bits(
   tmp_path, params, undisturbed
 ):

@@ -168,9 +168,11 @@ def main(job: dict) -> None:
 
 
 def keep_compiled() -> None:
-  """Lets every process keep what it compiles, where only the first one does.
+  """Lets every process keep what it compiles, for those of later tests.
 
-  Those of later tests find it then; most of their time went into this.
+  Most of their time went into compiling. JAX has no setting for this: only its
+  first process writes, and what that finds again the others do not, whose
+  devices differ.
   """
   from jax._src import compiler
 

@@ -273,9 +273,9 @@ class TestThen:
         )
         return t.experts[0] + shift
 
-    # Of 1, 2, 3, 4 two are between 1.2 and 3.75.
-    merged = merge(Between(0.6, 0.5))
-    np.testing.assert_allclose(merged, VALUES[0] + 2.6, rtol=1e-6)
+    # Of 1, 2, 3, 4 two are between 1.25 and 3.75.
+    merged = merge(Between(0.625, 0.5))
+    np.testing.assert_array_equal(merged, VALUES[0] + 2.625)
 
   @pytest.mark.parametrize('place', ['base', 'experts'])
   def test_must_not_use_data(self, place):

@@ -97,17 +97,23 @@ def _largest_boxes(
   """Rules, their rounds, and the boxes for which to compile them."""
   programs = collections.defaultdict(lambda: collections.defaultdict(dict))
   for scope in plan.scopes:
+    # Many rules are compiled as one, and few boxes differ from all others.
+    kinds = {}
     for rule, rounds in zip(scope.rules, scope.rounds, strict=True):
       numbers = tuple(map(np.shape, jax.tree.leaves(rule)))
-      for tensor in scope.tensors:
-        stored = (tensor.sources, tensor.dtype, len(tensor.stacked))
-        spreads = programs[jax.tree.structure(rule), numbers, stored]
-        for box in tensor.boxes:
-          spread = any(box.spec) and (box.spec, tensor.stacked)
-          shards = sharding.shards(box.spec, len(box.shape), plan.mesh)
-          layers = math.prod(box.shape[axis] for axis in tensor.stacked)
-          size = (layers, math.prod(box.shape) // math.prod(shards))
-          spreads[spread].setdefault(
+      kinds.setdefault((jax.tree.structure(rule), numbers), (rule, rounds))
+    for tensor in scope.tensors:
+      stored = (tensor.sources, tensor.dtype, len(tensor.stacked))
+      boxes = {}
+      for box in tensor.boxes:
+        boxes.setdefault((box.shape, box.spec), box)
+      for (shape, spec), box in boxes.items():
+        spread = any(spec) and (spec, tensor.stacked)
+        shards = sharding.shards(spec, len(shape), plan.mesh)
+        layers = math.prod(shape[axis] for axis in tensor.stacked)
+        size = (layers, math.prod(shape) // math.prod(shards))
+        for kind, (rule, rounds) in kinds.items():
+          programs[kind, stored][spread].setdefault(
             size, (rule, rounds, scope.rules, tensor, box)
           )
   for spreads in programs.values():

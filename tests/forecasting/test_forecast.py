@@ -185,6 +185,18 @@ class TestCompiled:
       merges = [k.path for k in kernels if k.step == 'merge']
       assert merges == paths.split()
 
+  def test_once_for_all_numbers_of_a_method(self):
+    rules = [mk.task_arithmetic(scale) for scale in (0.2, 0.5, 1)]
+    leaf = costs.Leaf('a', (1024, 512), (FLOAT32,) * 2, FLOAT32, stacked=())
+    plan = planner.make_plan(
+      [((*rules, mk.average()), [leaf])],
+      sharding.make_mesh({'fsdp': 8}),
+      memory_budget=2**32,
+      has_base=True,
+    )
+    kernels = compiled.compile_kernels(plan)
+    assert [k.step for k in kernels] == 2 * ['merge', 'measure']
+
   def test_most_layers(self):
     """Totals of many small layers may need more than a few large ones."""
     leaves = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -20,8 +21,8 @@ METHODS = {
 }
 
 
-def main(model: str, names: list[str]) -> None:
-  """Prints a line of JSON for each method."""
+def main(models: str, names: list[str]) -> None:
+  """Prints a line of JSON for each method of each model, as '1b,8b'."""
   experts, devices, hosts = 8, 512, 64
   import jax
 
@@ -31,9 +32,9 @@ def main(model: str, names: list[str]) -> None:
   from mergekit_jax import sharding
   from mergekit_jax.forecasting import compiled, described, forecast
 
-  decoder = described.model(model)
+  decoders = map(described.model, models.split(','))
   mesh = sharding.make_mesh({'fsdp': devices})
-  for name in names or METHODS:
+  for decoder, name in itertools.product(decoders, names or METHODS):
     start = time.perf_counter()
     plan = described.make_plan(
       decoder.specs,

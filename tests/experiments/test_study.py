@@ -38,6 +38,7 @@ import mergekit_jax as mk
 from mergekit_jax.checkpoint import source
 from tests.experiments import small_study
 
+pytestmark = pytest.mark.usefixtures('blank_pictures')
 ARM = small_study.ARM
 DIGEST = 16 * '0'
 
@@ -137,11 +138,9 @@ def test_scores_are_of_the_models_that_are_stored(undisturbed):
   assert {task: list(score) for task, score in again.items()} == record['test']
 
 
-def test_nothing_is_done_twice(undisturbed, trained, monkeypatch):
+def test_nothing_is_done_twice(copied, trained, monkeypatch):
   monkeypatch.delattr(grid, 'subset_cells')
-  assert small_study.study(
-    undisturbed.folder.root, undisturbed.config.tasks
-  ).run()
+  assert copied.run()
   assert not trained
 
 

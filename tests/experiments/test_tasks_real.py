@@ -192,6 +192,7 @@ def test_without_wordnet_the_error_has_the_command(monkeypatch, tmp_path):
     real.source(tmp_path)
 
 
+@pytest.mark.usefixtures('blank_pictures')
 @pytest.mark.parametrize('categories', [preset.CONFIG.categories, HELD_IN])
 def test_the_preset_from_the_file_to_the_report(tmp_path, categories):
   config = dataclasses.replace(

@@ -31,24 +31,12 @@ from safetensors.numpy import load_file  # noqa: E402
 
 import mergekit_jax as mk  # noqa: E402
 from mergekit_jax import sharding, verify  # noqa: E402
-from tests import checkpoints, compare  # noqa: E402
+from tests import checkpoints, compare, models  # noqa: E402
 
 PATHS = ('a', 'emb', 'layers/w', 'layers/b', 'x.y/z', 'f/g_2/k', 'f/g_10/k')
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 8, 16, 24, 33)
 MESHES = ({'x': 1}, {'x': 2}, {'x': 3}, {'x': 8}, {'x': 2, 'y': 2})
 DTYPES = ('float32', 'bfloat16', 'float16')
-
-
-def nested(flat):
-  """{'params/a/b': x} as a tree."""
-  tree = {}
-  for path, leaf in flat.items():
-    *parents, name = ['params', *path.split('/')]
-    place = tree
-    for parent in parents:
-      place = place.setdefault(parent, {})
-    place[name] = leaf
-  return tree
 
 
 def spec_of(draw, shape, mesh):
@@ -108,24 +96,24 @@ def models_of(draw, shapes, experts):
   coarse = draw.random() < 0.3
   own = [draw.choice(DTYPES) for _ in shapes]
   others = draw.choice((own, [draw.choice(DTYPES) for _ in shapes]))
-  models = []
+  made = []
   for number in range(experts + 1):
     model = {}
     for path, dtype in zip(shapes, others if number else own, strict=True):
       value = values.standard_normal(shapes[path])
       if number:
-        value = models[0][path].astype(np.float64) + 0.05 * value
+        value = made[0][path].astype(np.float64) + 0.05 * value
       if coarse:
         value = np.round(value, 1)
       model[path] = np.asarray(value, jax.numpy.dtype(dtype))
-    models.append(model)
-  return models
+    made.append(model)
+  return made
 
 
 def save(draw, path, model):
   """By Orbax, from arrays of a mesh or of numpy, or as safetensors."""
   kind = draw.choice(('numpy', 'mesh', 'mesh', 'safetensors'))
-  tree = nested(model)
+  tree = models.nest(model)
   if kind == 'safetensors':
     path.mkdir()
     checkpoints.save_safetensors(path / 'model.safetensors', tree)
@@ -171,10 +159,10 @@ def merge(seed, folder, told):
   experts = draw.choice((1, 2, 2, 3, 4, 5, 9))
   paths = draw.sample(PATHS, draw.randint(1, 5))
   told['shapes'] = shapes = {path: shape_of(draw) for path in paths}
-  base, *others = models = models_of(draw, shapes, experts)
-  told['dtypes'] = [{k: str(v.dtype) for k, v in m.items()} for m in models]
+  base, *others = drawn = models_of(draw, shapes, experts)
+  told['dtypes'] = [{k: str(v.dtype) for k, v in m.items()} for m in drawn]
   sources = [folder / str(number) for number in range(experts + 1)]
-  for path, model in zip(sources, models, strict=True):
+  for path, model in zip(sources, drawn, strict=True):
     save(draw, path, model)
   mesh = mesh_of(draw)
   names = [f'm{i}' for i in range(draw.choice((1, 1, 2, 3)))]
@@ -231,8 +219,8 @@ def merge(seed, folder, told):
   for name, method in told['methods'].items():
     in_memory = mk.merge(
       method,
-      [*map(nested, others)],
-      nested(base),
+      [*map(models.nest, others)],
+      models.nest(base),
       key=told['seeds'][name],
       **shared,
     )

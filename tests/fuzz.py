@@ -231,7 +231,8 @@ def merge(seed, folder, told):
     assert not damages, damages
 
 
-def main(seconds: float, seed: int) -> None:
+def main(seconds: float, seed: int) -> int:
+  """Prints the cases that fail and returns how many did."""
   warnings.simplefilter('ignore')  # of dtypes and norms, which are random
   end = time.monotonic() + seconds
   merged = failed = 0
@@ -245,7 +246,8 @@ def main(seconds: float, seed: int) -> None:
         print(f'seed {seed}: {type(error).__name__}: {error}\n  {told}')
     seed, merged = seed + 1, merged + 1
   print(f'{merged} merges, {failed} failed')
+  return failed
 
 
 if __name__ == '__main__':
-  main(float(sys.argv[1]), int(sys.argv[2]))
+  sys.exit(main(float(sys.argv[1]), int(sys.argv[2])) > 0)

@@ -11,7 +11,7 @@ from tests.experiments import small_study
 
 @pytest.fixture(scope='session')
 def shared(tmp_path_factory):
-  """A folder for all workers, of which one at a time has it."""
+  """A folder that all workers have."""
   folder = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
     folder = folder.parent

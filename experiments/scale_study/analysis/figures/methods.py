@@ -65,10 +65,13 @@ def _draw_paper(panel: Axes, measure: str, ends: tuple[float, float]) -> None:
       panel.annotate(
         names.title(row.base),
         (paper.NS[0], merged[0]),
-        # Above the line, which may rise.
-        xytext=(6, 14 if merged[1] > merged[0] else 7),
+        # On the side that the line leaves.
+        xytext=(6, -7 if merged[1] > merged[0] else 7),
         textcoords='offset points',
+        va='center',
         fontsize=style.SMALL,
+        bbox=style.BACKING,
+        zorder=1.5,  # between the reference and the lines
       )
   last = paper.NS[-1]
   # Away from the reference.
@@ -77,11 +80,13 @@ def _draw_paper(panel: Axes, measure: str, ends: tuple[float, float]) -> None:
   panel.annotate(
     f'all four: {" to ".join(sorted({*map(names.number, ends)}))}',
     (last, float(np.mean(ends))),
-    xytext=(12, 12 * side),
+    xytext=(12, 10 * side),
     textcoords='offset points',
     ha='right',
     va='center',
     fontsize=style.SMALL,
+    bbox=style.BACKING,
+    zorder=1.5,
   )
   style.count_ticks(panel, paper.NS)
 

@@ -30,6 +30,8 @@ BASE_LOOKS: Mapping[str, dict[str, Any]] = {
 REFERENCE = '#6b7280'
 
 SMALL, NORMAL = 8, 9
+# Behind words that a line may cross.
+BACKING = {'facecolor': 'white', 'linewidth': 0, 'pad': 0.5, 'alpha': 0.8}
 
 
 def panels(
@@ -83,7 +85,7 @@ def reference(axes: Axes, y: float, text: str) -> None:
     va='bottom',
     fontsize=SMALL,
     color=REFERENCE,
-    bbox={'facecolor': 'white', 'linewidth': 0, 'pad': 0.5, 'alpha': 0.8},
+    bbox=BACKING,
   )
 
 

@@ -323,6 +323,40 @@ class TestThen:
     with pytest.raises(TypeError, match='or the size of an array. It may use'):
       mk.merge_checkpoints(rule, experts=[path], output=tmp_path / 'o')
 
+  @pytest.mark.parametrize('scope', ['tensor', 'model'])
+  def test_rows_that_stay_whole_keep_their_length(self, scope, tmp_path):
+    """In memory and streamed, such as heads of four."""
+
+    def rule(t):
+      heads = t.experts[0].reshape(*t.experts[0].shape[:-1], -1, 4)
+      largest = yield total(mk.count(heads > 2))
+      return (heads.max(axis=-1) + largest).repeat(4, axis=-1)
+
+    rule = rule_from(rule, needs='row', scope=scope)
+    values = np.arange(8 * 12, dtype='float32').reshape(8, 12) % 7
+    heads = values.reshape(8, 3, 4)
+    expected = (heads.max(axis=-1) + (heads > 2).sum()).repeat(4, axis=-1)
+    np.testing.assert_array_equal(merge(rule, [values]), expected)
+    path = checkpoints.save(tmp_path / 'e', {'w': values})
+    mk.merge_checkpoints(rule, experts=[path], output=tmp_path / 'o')
+    np.testing.assert_array_equal(
+      checkpoints.load(tmp_path / 'o')['w'], expected
+    )
+
+  def test_may_use_the_length_of_rows_only_where_it_is_one(self):
+    def rule(t):
+      a = t.experts[0]
+      length = a.shape[-1]
+      return a - (yield mk.Total(a.sum(), lambda total, _: total / length))
+
+    values = np.arange(12, dtype='float32').reshape(2, 6)
+    of_tensor = rule_from(rule, needs='row')
+    np.testing.assert_array_equal(
+      merge(of_tensor, [values]), values - values.sum() / 6
+    )
+    with pytest.raises(TypeError, match='or the size of an array. It may use'):
+      merge(rule_from(rule, needs='row', scope='model'), [values])
+
   def test_may_use_the_size_that_is_in_the_partial(self):
     def rule(t):
       a = t.experts[0]

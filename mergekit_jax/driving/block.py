@@ -84,3 +84,18 @@ def as_bits(x: jax.Array) -> jax.Array:
   """The reverse."""
   dtype = bits_dtype(x.dtype)
   return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
+
+
+def stand_in_shape(
+  needs: str, shape: Sequence[int], size: int = 2
+) -> tuple[int, ...]:
+  """A shape to trace a rule with: axes that may be cut have another size.
+
+  Args:
+    needs: what the rule needs whole.
+    shape: of a tensor, or of a layer slice.
+    size: of those axes. Rows and matrices that stay whole keep their own.
+  """
+  whole = {'element': 0, 'row': 1, 'matrix': len(shape)}[needs]
+  cut = max(0, len(shape) - whole)
+  return (size,) * cut + tuple(shape[cut:])

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mergekit_jax.driving.block import Block
+from mergekit_jax.driving.block import Block, stand_in_shape
 from mergekit_jax.driving.refused import (
   demand_flags,
   demand_values,
@@ -37,7 +37,7 @@ from mergekit_jax.driving.widths import (
   widen,
 )
 from mergekit_jax.kernels import random
-from mergekit_jax.rule import Place, PyTree, scope_of, Step, step
+from mergekit_jax.rule import needs_of, Place, PyTree, scope_of, Step, step
 
 
 class NoKeyError(ValueError):
@@ -131,15 +131,15 @@ def on_layers(
 
 
 @functools.partial(
-  jax.jit, static_argnames=('rank', 'layered', 'experts', 'has_base')
+  jax.jit, static_argnames=('shape', 'layered', 'experts', 'has_base')
 )
-def _answer(method, totals, answers, rank, layered, experts, has_base):
+def _answer(method, totals, answers, shape, layered, experts, has_base):
   def of_slice(totals, answers):
     leaves, structure = jax.tree.flatten((method, totals, answers))
     specs = tuple(map(jax.typeof, leaves))
-    if not _is_for_any_size(structure, specs, rank, experts, has_base):
+    if not _is_for_any_size(structure, specs, shape, experts, has_base):
       raise _sees_too_much(method)
-    question = _open_question(method, answers, rank, experts, has_base, size=2)
+    question = _open_question(method, answers, shape, experts, has_base)
     return question.answered(_answers(question, totals, answers))
 
   for _ in range(layered):
@@ -148,21 +148,27 @@ def _answer(method, totals, answers, rank, layered, experts, has_base):
 
 
 @functools.cache
-def _is_for_any_size(structure, specs, rank, experts, has_base) -> bool:
+def _is_for_any_size(structure, specs, shape, experts, has_base) -> bool:
   """Whether each `then` is the same program for blocks of any size."""
 
-  def answers_of(size, method, totals, answers):
-    question = _open_question(method, answers, rank, experts, has_base, size)
+  def answers_of(shape, method, totals, answers):
+    question = _open_question(method, answers, shape, experts, has_base)
     return _answers(question, totals, answers)
 
   # A rule's numbers must not widen what they meet.
   given = structure.unflatten(
     jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in specs
   )
-  # 4 for what only takes a size that 2 divides.
+  # Twice the size, for what only takes a multiple of something.
+  method, *_ = given
+  if scope_of(method) == 'model':
+    # Of one total are tensors whose rows are longer, too.
+    twice = tuple(2 * n for n in shape)
+  else:
+    twice = stand_in_shape(needs_of(method), shape, size=4)
   programs = (
-    jax.make_jaxpr(functools.partial(answers_of, size))(*given)
-    for size in (2, 4)
+    jax.make_jaxpr(functools.partial(answers_of, each))(*given)
+    for each in (shape, twice)
   )
   return len({f'{program} {program.consts}' for program in programs}) == 1
 
@@ -196,13 +202,14 @@ def answer(
       of an array.
   """
   stacked = len(block.stacked)
+  layer = [n for i, n in enumerate(block.whole) if i not in block.stacked]
   with jax.enable_x64(True), explained(method):
     try:
       return _answer(
         jax.tree.map(narrow_number, method),
         totals,
         answers,
-        rank=len(block.whole) - stacked,
+        shape=stand_in_shape(needs_of(method), layer),
         layered=stacked if scope_of(method) == 'tensor' else 0,
         experts=len(block.experts),
         has_base=block.base is not None,
@@ -220,15 +227,15 @@ def _sees_too_much(method: Any) -> TypeError:
   )
 
 
-def _open_question(method, answers, rank, experts, has_base, size) -> Step:
+def _open_question(method, answers, shape, experts, has_base) -> Step:
   """Replays a rule on a stand-in tensor to reach its open totals.
 
   The rule runs in a trace of its own, so that a `then` which uses anything
-  computed from the models fails in memory as it must when streamed. The
-  stand-in has `size` elements in each dimension: a `then` must not depend on
-  the size of a block either, so it must be the same for any.
+  computed from the models fails in memory as it must when streamed. A `then`
+  must not depend on the size of a block either, so it must be the same for
+  stand-ins of any `shape`.
   """
-  values = jax.ShapeDtypeStruct((size,) * rank, jnp.float32)
+  values = jax.ShapeDtypeStruct(shape, jnp.float32)
   reached = []
 
   def trace(base, experts, layer, answers):

@@ -86,7 +86,7 @@ def is_random(method: Any, experts: int, rank: int = 2) -> bool:
     rank: number of dimensions of a leaf.
   """
   try:
-    asked(method, stand_in(rank, experts, has_base=True))
+    asked(method, stand_in((2,) * rank, experts, has_base=True))
   except NoKeyError:
     return True
   return False
@@ -102,19 +102,21 @@ def tells_layers_apart(method: Any, experts: int, rank: int) -> bool:
   """
   if needs_of(method) != 'element' or is_random(method, experts, rank):
     return True
-  block = stand_in(rank, experts, has_base=True)
+  block = stand_in((2,) * rank, experts, has_base=True)
   return scope_of(method) == 'tensor' and bool(asked(method, block))
 
 
-def stand_in(rank: int, experts: int, has_base: bool, key: Any = None) -> Block:
-  """A block of two elements in each dimension: shapes, to trace rules with."""
-  values = jax.ShapeDtypeStruct((2,) * rank, jnp.float32)
+def stand_in(
+  shape: tuple[int, ...], experts: int, has_base: bool, key: Any = None
+) -> Block:
+  """A block of shapes, to trace rules with."""
+  values = jax.ShapeDtypeStruct(shape, jnp.float32)
   return Block(
     base=values if has_base else None,
     experts=[values] * experts,
     key=key,
-    origin=(0,) * rank,
-    whole=values.shape,
+    origin=(0,) * len(shape),
+    whole=shape,
     stacked=(),
     dtype=values.dtype,
   )

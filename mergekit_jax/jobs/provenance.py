@@ -13,8 +13,10 @@ import numpy as np
 
 from mergekit_jax import processes
 from mergekit_jax.driving import questions
+from mergekit_jax.driving.block import stand_in_shape
 from mergekit_jax.jobs.job import Job
 from mergekit_jax.jobs.outputs import Output
+from mergekit_jax.rule import needs_of
 from mergekit_jax.version import __version__
 
 
@@ -136,13 +138,16 @@ def _code(job: Job, output: Output) -> str:
   for scope in job.plan.scopes:
     for tensor in scope.tensors if scope.rules else ():
       rule = scope.rules[output.number]
-      rank = len(tensor.shape) - len(tensor.stacked)
       if not _is_ours(rule):
-        stand_ins[id(rule), rank] = rule, rank
+        layer = [
+          n for i, n in enumerate(tensor.shape) if i not in tensor.stacked
+        ]
+        shape = stand_in_shape(needs_of(rule), layer)
+        stand_ins[id(rule), shape] = rule, shape
   key = jax.ShapeDtypeStruct((2,), np.uint32)
   state = hashlib.blake2b(digest_size=16)
-  for rule, rank in stand_ins.values():
-    block = questions.stand_in(rank, len(job.experts), job.plan.has_base, key)
+  for rule, shape in stand_ins.values():
+    block = questions.stand_in(shape, len(job.experts), job.plan.has_base, key)
     state.update(questions.program(rule, block).encode())
   return state.hexdigest()
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from mergekit_jax import sharding
 from mergekit_jax.driving import drive, questions
+from mergekit_jax.driving.block import stand_in_shape
 from mergekit_jax.driving.slices import ELEMENTS, is_sliced
 from mergekit_jax.planning.plan import READ_AHEAD, WRITE_BEHIND
 from mergekit_jax.rule import needs_of, scope_of
@@ -133,12 +134,12 @@ class Costs:
 
   def asked(self, rule: Any, leaf: Leaf) -> tuple[int, int]:
     """The rounds of a rule, and the bytes of the partials of a layer slice."""
-    rank = len(leaf.shape) - len(leaf.stacked)
-    known = (id(rule), rank, len(leaf.sources))
+    shape = self._stand_in_shape(rule, leaf)
+    known = (id(rule), shape, len(leaf.sources))
     if known not in self._partials:
       experts = len(leaf.sources) - self.has_base
       key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-      block = questions.stand_in(rank, experts, self.has_base, key)
+      block = questions.stand_in(shape, experts, self.has_base, key)
       partials = questions.asked(rule, block)
       sizes = [
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(partial))
@@ -146,6 +147,12 @@ class Costs:
       ]
       self._partials[known] = len(partials), max(sizes, default=0)
     return self._partials[known]
+
+  def _stand_in_shape(self, rule: Any, leaf: Leaf) -> tuple[int, ...]:
+    """Of a layer slice."""
+    (needs,) = self.needs([rule])
+    sizes = [n for i, n in enumerate(leaf.shape) if i not in leaf.stacked]
+    return stand_in_shape(needs, sizes)
 
   def of(
     self,
@@ -198,8 +205,8 @@ class Costs:
 
     Those of a box, however many layers it has, and those of each of its layers.
     """
-    counts = len(leaf.shape), len(leaf.stacked), len(leaf.sources)
-    known = (*map(id, rules), *counts)
+    shapes = (self._stand_in_shape(rule, leaf) for rule in rules)
+    known = (*map(id, rules), *shapes, len(leaf.sources))
     if known not in self._parts:
       of_box = of_layer = 0
       for rule in rules:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING
 
+import numpy as np
+
 from mergekit_jax import doubts, roots, tree
 from mergekit_jax.checkpoint import companions
 from mergekit_jax.checkpoint.remote import real_path
 from mergekit_jax.driving import questions
+from mergekit_jax.stages.sparsifiers import Drop, Trim
 
 if TYPE_CHECKING:
   from mergekit_jax.jobs.job import Job
@@ -27,13 +30,19 @@ def of_job(job: Job) -> list[list[str]]:
 
 
 def of_plan(plan: Plan, experts: int, number: int) -> list[str]:
-  """Of leaves that may hold several layers but are merged as one.
+  """Those of them that need no models.
 
   Args:
     plan: the plan.
     experts: how many are merged.
     number: of the merge.
   """
+  rules = [scope.rules[number] for scope in plan.scopes if scope.rules]
+  return [*_merged_as_one(plan, experts, number), *_trims_nothing(rules)]
+
+
+def _merged_as_one(plan: Plan, experts: int, number: int) -> list[str]:
+  """Of leaves that may hold several layers."""
   groups = [
     (
       scope.rules[number],
@@ -58,6 +67,27 @@ def of_plan(plan: Plan, experts: int, number: int) -> list[str]:
     'one tensor each. If they hold stacked layers, give their axis by '
     'stacked_axes; for thresholds of a tensor and random masks that matters.'
   ]
+
+
+def _trims_nothing(rules: Sequence[Any]) -> list[str]:
+  """Of a density that a drop before it has made pointless."""
+  warnings = {}
+  for rule in rules:
+    left = 1.0
+    for stage in getattr(rule, 'stages', ()):
+      if isinstance(stage, Drop):
+        left *= 1 - np.asarray(stage.drop_rate).item()
+      elif isinstance(stage, Trim) and left < 1:
+        density = np.asarray(stage.density).item()
+        # As it is rounded.
+        if round(1e6 * density) >= round(1e6 * left):
+          warnings[density, left] = (
+            f'density={density:g} trims nothing: the drop before it leaves '
+            f'about {left:g} of the entries, and a density counts the dropped '
+            'ones too. Give less than that, or leave it out and save two reads '
+            'of each model.'
+          )
+  return [*warnings.values()]
 
 
 def _of_sources(job: Job) -> list[str]:

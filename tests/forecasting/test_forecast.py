@@ -17,7 +17,7 @@ from mergekit_jax.forecasting import compiled, forecast
 from mergekit_jax.jobs import caveats, job
 from mergekit_jax.planning import costs, planner
 from mergekit_jax.streaming import programs
-from tests import checkpoints
+from tests import checkpoints, compare, models
 
 FLOAT32 = jnp.dtype('float32')
 
@@ -338,6 +338,29 @@ class TestDescribe:
     )
     (warning,) = caveats.of_plan(plan, 2, 0)
     assert '1 tensors below "layers", such as moe_layers/kernel,' in warning
+
+  @pytest.mark.parametrize(
+    ('drop_rate', 'density', 'warned'),
+    [
+      (0.9, 0.2, True),
+      (0.9, 0.1, True),
+      (0.9, 0.05, False),
+      (0.0, 1.0, False),
+      (0.9, None, False),
+    ],
+  )
+  def test_warns_of_a_trim_that_trims_nothing(self, drop_rate, density, warned):
+    rule = mk.dare_ties(drop_rate, density)
+    plan = plan_of(rule, {'a': (64, 64)}, {'fsdp': 8})
+    warnings = caveats.of_plan(plan, 2, 0)
+    assert [f'density={density} trims nothing' in w for w in warnings] == (
+      [True] * warned
+    )
+    if warned and density > 1 - drop_rate:
+      base, experts = models.flat({'a': (64, 64)})
+      merge = lambda rule: mk.merge(rule, experts, base, key=0)
+      without = merge(mk.dare_ties(drop_rate))
+      compare.same_bits(merge(rule), without)
 
   def test_seconds(self):
     plan = plan_of(mk.task_arithmetic(), {'a': (1024, 512)}, {'fsdp': 8})

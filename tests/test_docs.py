@@ -129,6 +129,7 @@ def test_readme_example(models, tmp_path, monkeypatch):
     'orbax': orbax,
     'TrainState': train_state.TrainState,
     'apply': jnp.sum,
+    'params': jax.tree.map(jnp.zeros_like, stack(base)['params']),
     'tx': optax.sgd(0.5),
   }
   exec(on, names)

@@ -384,6 +384,12 @@ class TestArguments:
     with pytest.raises(ValueError, match=r'drop_rate=.* was given; .*'):
       method(drop_rate=rate)
 
+  @pytest.mark.parametrize('method', [mk.ties, mk.dare_ties])
+  def test_scope(self, method):
+    """Not even None, which to a chain is the widest scope of its stages."""
+    with pytest.raises(ValueError, match="scope=None was .* 'tensor', 'model'"):
+      method(scope=None)
+
   @pytest.mark.parametrize('scale', [np.inf, -np.inf, np.nan, '1', True])
   @pytest.mark.parametrize(
     'method', [mk.ties, mk.dare, mk.dare_ties, mk.task_arithmetic]
@@ -675,6 +681,7 @@ class TestCommandLine:
     self.check(
       "scope='models' was given", '--method=ties', '--set=scope=models'
     )
+    self.check('scope=None was given', '--method=ties', '--set=scope=none')
     self.check(
       'density=3.0 was given', '--method=ties', '--override=.*:density=3'
     )

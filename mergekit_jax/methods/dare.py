@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import jax
 
+from mergekit_jax import checks
+from mergekit_jax.rule import SCOPES
 from mergekit_jax.stages import (
   Chain,
   chain,
@@ -84,5 +86,5 @@ def dare_ties(
     *([] if density is None else [trim(density)]),
     disjoint_mean(weights, election, zero_mass, combine),
     scaled(scale),
-    scope=scope,
+    scope=checks.one_of('scope', scope, SCOPES),
   )

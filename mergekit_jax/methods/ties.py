@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import jax
 
+from mergekit_jax import checks
+from mergekit_jax.rule import SCOPES
 from mergekit_jax.stages import Chain, chain, disjoint_mean, trim, Weights
 from mergekit_jax.stages import scale as scaled
 
@@ -50,5 +52,5 @@ def ties(
     trim(density),
     disjoint_mean(weights, election, zero_mass, combine),
     scaled(scale),
-    scope=scope,
+    scope=checks.one_of('scope', scope, SCOPES),
   )

@@ -99,6 +99,13 @@ def by_path(name: str, value: Any) -> None:
       f'{name}={value!r} was given; give a dictionary by regular expression of '
       'a path.'
     )
+  for expression in value or {}:
+    # What a resume compares and a report says is JSON, with no other keys.
+    if not isinstance(expression, str):
+      raise ValueError(
+        f'{name}: {expression!r} was given for a regular expression; give its '
+        'text.'
+      )
 
 
 def seed(name: str, value: Any) -> int:

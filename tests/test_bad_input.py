@@ -500,6 +500,20 @@ class TestArguments:
     message = f"{name}=[('.*', 0)] was given; give a dictionary"
     refused(ValueError, message, **{name: [('.*', 0)]})
 
+  @pytest.mark.parametrize(
+    'name', ['overrides', 'stacked_axes', 'partition_rules']
+  )
+  @pytest.mark.parametrize('expression', [1, re.compile('.*')], ids=str)
+  def test_expressions_that_are_no_text(
+    self, refused, tmp_path, name, expression
+  ):
+    message = f'{name}: {expression!r} was given for a regular expression; give'
+    refused(ValueError, message, **{name: {expression: 'base'}})
+    assert not [*tmp_path.iterdir()]
+    if name != 'partition_rules':
+      with pytest.raises(ValueError, match=re.escape(message)):
+        mk.merge(mk.average(), EXPERTS, **{name: {expression: 'base'}})
+
   def test_an_override_that_comes_too_late(self, refused):
     message = refused(
       ValueError,

@@ -78,7 +78,7 @@ def group(
   """
   paths = list(paths)
   for value in (overrides or {}).values():
-    if value != 'base':
+    if not isinstance(value, str) or value != 'base':
       demand_rule("An override is 'base' or a rule", value)
   matched = tree.first_match(
     {regex: i for i, regex in enumerate(overrides or {})},

@@ -522,8 +522,9 @@ class TestArguments:
     )
     assert 'Put it before' in message
 
-  def test_override_that_is_no_rule(self, refused):
-    refused(ValueError, "An override is 'base' or", overrides={'.*': 0.5})
+  @pytest.mark.parametrize('value', [0.5, None, np.ones(2)], ids=str)
+  def test_override_that_is_no_rule(self, refused, value):
+    refused(ValueError, "An override is 'base' or", overrides={'.*': value})
 
   def test_stacked_axis(self, refused):
     message = refused(

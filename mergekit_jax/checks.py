@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 import difflib
 import functools
+import inspect
 import math
 import os
 import re
@@ -106,6 +107,20 @@ def by_path(name: str, value: Any) -> None:
         f'{name}: {expression!r} was given for a regular expression; give its '
         'text.'
       )
+
+
+def takes(function: Any, count: int) -> bool:
+  """Whether a function can be called with so many arguments, if it says so."""
+  try:
+    # Of what is wrapped, only the wrapper knows what it adds to a call.
+    signature = inspect.signature(function, follow_wrapped=False)
+  except ValueError:
+    return True
+  try:
+    signature.bind(*[None] * count)
+  except TypeError:
+    return False
+  return True
 
 
 def seed(name: str, value: Any) -> int:

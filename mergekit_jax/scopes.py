@@ -122,6 +122,12 @@ def demand_rule(what: str, value: Any) -> None:
       f'{type(value).__name__} is not, which a subclass must be too.'
     )
   name = type(value).__name__
+  if checks.takes(value, 2) and not checks.takes(value, 1):
+    raise ValueError(
+      f'{what}; {name} is a stage, which takes task vectors. Put it into a '
+      'chain that makes one of them, such as mk.chain(mk.trim(0.2), '
+      'mk.weighted_sum()).'
+    )
   checks.one_of(f'{name}.scope', scope_of(value), SCOPES)
   checks.one_of(f'{name}.needs', needs_of(value), NEEDS)
   for path, leaf in jax.tree.leaves_with_path(value):

@@ -475,6 +475,19 @@ class TestArguments:
   def test_not_a_rule(self, refused):
     refused(ValueError, "'ties' was given", 'ties')
 
+  @pytest.mark.parametrize('stage', [mk.trim(0.2), mk.weighted_sum()], ids=repr)
+  def test_a_stage_in_place_of_a_rule(self, refused, stage):
+    message = f'; {type(stage).__name__} is a stage, which takes task vectors.'
+    refused(ValueError, f'A method is a rule{message}', stage)
+    refused(ValueError, message, overrides={'.*': stage})
+    with pytest.raises(ValueError, match=message):
+      mk.merge(stage, EXPERTS, BASE)
+
+  @pytest.mark.parametrize('method', [mk.ties(), mk.average()], ids=repr)
+  def test_a_rule_in_place_of_a_stage(self, method):
+    with pytest.raises(ValueError, match='is a whole method: merge by it'):
+      mk.chain(mk.trim(0.2), method)
+
   @pytest.mark.parametrize(
     'name', ['overrides', 'stacked_axes', 'partition_rules']
   )

@@ -37,6 +37,17 @@ def rule_from(function, **attributes):
   return mk.rule(type('Rule', (), {'__call__': call, **attributes}))()
 
 
+def wrapped(function):
+  """Calls a function of a rule with a number beside the place."""
+  return functools.wraps(function)(lambda self, t: function(self, t, 0))
+
+
+def stage_from(**attributes):
+  """A stage that leaves the task vectors as they are."""
+  call = lambda self, t, deltas: deltas
+  return mk.rule(type('Stage', (), {'__call__': call, **attributes}))()
+
+
 def merge(rule, experts=VALUES, base=None):
   return np.asarray(mk.merge(rule, experts, base))
 
@@ -583,7 +594,7 @@ class TestRule:
     assert (scope_of(Shifted), needs_of(Shifted)) == ('tensor', 'element')
     assert scope_of(mk.ties()) == 'model'
     assert needs_of(mk.ties()) == 'element'
-    stage = rule_from(lambda t: t, needs='matrix')
+    stage = stage_from(needs='matrix')
     assert needs_of(mk.chain(mk.trim(0.5), stage)) == 'matrix'
 
   @pytest.mark.parametrize(
@@ -600,9 +611,25 @@ class TestRule:
       mk.merge(mk.average(), VALUES[:1], overrides={'.*': rule})
 
   def test_misspelled_needs_of_a_stage(self):
-    stage = rule_from(lambda t: t, needs='rows')
-    with pytest.raises(ValueError, match=r"Rule\.needs='rows' was given"):
+    stage = stage_from(needs='rows')
+    with pytest.raises(ValueError, match=r"Stage\.needs='rows' was given"):
       mk.chain(stage)
+
+  @pytest.mark.parametrize(
+    'call',
+    [
+      jax.named_scope('rule')(lambda self, t: t.experts[0]),
+      lambda self, *given: given[0].experts[0],
+      lambda self, t, deltas=None: t.experts[0],
+      staticmethod(lambda t: t.experts[0]),
+      wrapped(lambda self, t, number: t.experts[number]),
+    ],
+    ids=['scope', 'any', 'optional', 'static', 'wrapped'],
+  )
+  def test_calls_of_many_kinds(self, call):
+    """None is taken for a stage, whatever its signature says."""
+    rule = mk.rule(type('Rule', (), {'__call__': call}))()
+    np.testing.assert_array_equal(merge(rule), VALUES[0])
 
   def test_base_that_may_be_given(self):
     rule = rule_from(lambda t: t.base if t.has_base else t.experts[1])

@@ -6,7 +6,7 @@ import pytest
 
 import mergekit_jax as mk
 from mergekit_jax.rule import needs_of, Place, scope_of, step
-from tests.test_rule import rule_from
+from tests.test_rule import stage_from
 
 
 def after(stage, *deltas, bits=None):
@@ -36,7 +36,7 @@ def test_a_chain_is_of_tensors_unless_it_says_more():
 
 
 def test_a_chain_needs_what_its_hungriest_stage_needs():
-  row, matrix = (rule_from(lambda t: t, needs=n) for n in ('row', 'matrix'))
+  row, matrix = (stage_from(needs=n) for n in ('row', 'matrix'))
   assert needs_of(mk.chain(row, matrix)) == 'matrix'
   assert needs_of(mk.chain(mk.trim(0.5), row)) == 'row'
 

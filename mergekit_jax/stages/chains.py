@@ -32,8 +32,8 @@ def chain(*stages: Any, scope: str | None = None) -> Chain:
     A rule.
 
   Raises:
-    ValueError: if there is no stage, one is no `@rule` or needs what nobody
-      knows, or the scope is unknown.
+    ValueError: if there is no stage, one is no `@rule`, a whole method or needs
+      what nobody knows, or the scope is unknown.
   """
   if not stages:
     raise ValueError('chain() was given no stage; give at least a consensus.')
@@ -42,6 +42,11 @@ def chain(*stages: Any, scope: str | None = None) -> Chain:
       raise ValueError(
         f'chain() was given {stage!r}; a stage is an instance of a class that '
         'is decorated with @mergekit_jax.rule, such as trim(0.2).'
+      )
+    if checks.takes(stage, 1) and not checks.takes(stage, 2):
+      raise ValueError(
+        f'chain() was given {stage!r}, which is a whole method: merge by it '
+        'alone. A stage takes task vectors, such as trim(0.2).'
       )
     name = type(stage).__name__
     checks.one_of(f'{name}.needs', needs_of(stage), NEEDS)

@@ -201,10 +201,12 @@ def _specs(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
   """The shape and dtype of an array, a number, or an object of any kind.
 
-  Modules may have functions and text among their leaves, which stay as the
-  base has them.
+  Modules may have functions, text, dtypes and other modules among their leaves,
+  which stay as the base has them.
   """
-  if hasattr(leaf, 'dtype'):
+  has_both = hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')
+  # A class such as np.float32 has those of its instances.
+  if has_both and not isinstance(leaf, type):
     return jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype)
   is_number = isinstance(leaf, (bool, int, float, complex))
   dtype = jnp.result_type(leaf) if is_number else np.dtype(object)

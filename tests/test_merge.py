@@ -595,13 +595,20 @@ class TestOverrides:
       {'kernel': merged['kernel']}, {'kernel': expected['kernel']}, EXPERTS
     )
 
-  def test_leaves_that_are_no_arrays(self):
-    """Modules may have functions and text among their leaves."""
-    module = lambda leaf: {'w': leaf, 'activation': jax.nn.relu, 'name': 'mlp'}
+  @pytest.mark.parametrize(
+    'other',
+    [
+      *(jax.nn.relu, 'mlp', linen.Dense(3)),
+      *(jnp.float32, np.float32, np.dtype('float32')),
+    ],
+    ids=lambda other: type(other).__name__,
+  )
+  def test_leaves_that_are_no_arrays(self, other):
+    """As modules have them among their leaves."""
+    module = lambda leaf: {'w': leaf, 'other': other}
     merged = mk.merge(mk.average(), [module(jnp.ones(3)), module(jnp.zeros(3))])
     assert merged['w'].tolist() == [0.5] * 3
-    assert merged['activation'] is jax.nn.relu
-    assert merged['name'] == 'mlp'
+    assert merged['other'] is other
 
   def test_what_is_kept_need_not_be_alike(self):
     """Such as the embedding of an expert whose vocabulary was extended."""

@@ -225,6 +225,22 @@ class TestSweep:
     tree, _ = models.trees(LARGE, 'float32', EXPERTS)
     np.testing.assert_array_equal(swept['mean'], tree['params']['steps'])
 
+  def test_floats_of_four_bits_that_are_not_merged(self, tmp_path):
+    kept = jnp.arange(6, dtype=jnp.float4_e2m1fn).reshape(2, 3)
+    tree = {'params': {'w': np.ones((2, 3), np.float32), 'kept': kept}}
+    path = checkpoints.save(tmp_path / 'model', tree)
+    swept = mk.sweep(
+      {'mean': mk.average()},
+      [path],
+      path,
+      lambda tree: tree['params']['kept'],
+      overrides={'params/kept': 'base'},
+    )
+    assert swept['mean'].dtype == kept.dtype
+    np.testing.assert_array_equal(
+      *(np.asarray(x, np.float32) for x in (swept['mean'], kept))
+    )
+
   def test_float64_in_several_boxes(self, tmp_path):
     """Without 64-bit types in JAX."""
     random = np.random.default_rng(0)

@@ -67,9 +67,12 @@ def bits_dtype(dtype: jnp.dtype) -> jnp.dtype:
   """As what a stream holds elements: short floats as unsigned integers.
 
   XLA's CPU backend makes whole arrays of short floats longer before a loop that
-  takes slices of them.
+  takes slices of them. Those of less than a byte, of which none is merged, have
+  no unsigned integers that are as long.
   """
-  short = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+  short = jnp.issubdtype(dtype, jnp.floating) and (
+    8 <= jnp.finfo(dtype).bits < 32
+  )
   return jnp.dtype(f'uint{8 * dtype.itemsize}') if short else jnp.dtype(dtype)
 
 

@@ -226,20 +226,31 @@ def partitions(
   """The partition specs that rules give, checked.
 
   Raises:
-    ValueError: if a rule matches nothing, has more entries than a leaf has
-      dimensions, or names an axis that the mesh lacks.
+    ValueError: if a rule matches nothing, is no partition spec, has more
+      entries than a leaf has dimensions, or names an axis that the mesh lacks.
   """
   specs = tree.first_match(rules, shapes, 'partition_rules')
   for path, spec in specs.items():
-    names = [name for entry in spec for name in _names(entry)]
-    unknown = [name for name in names if name not in mesh.shape]
-    twice = len(set(names)) < len(names)
-    if len(spec) > len(shapes[path]) or unknown or twice:
+    if not _fits(spec, len(shapes[path]), mesh):
       raise ValueError(
-        f'partition_rules: {spec} does not fit {path} of shape '
-        f'{tuple(shapes[path])} on a mesh with axes {tuple(mesh.shape)}.'
+        f'partition_rules: {spec!r} does not fit {path} of shape '
+        f'{tuple(shapes[path])} on a mesh with axes {tuple(mesh.shape)}. Give '
+        'a PartitionSpec of at most one entry a dimension: None, an axis or a '
+        'tuple of axes, each axis once.'
       )
-  return specs
+  # As tuples and lists are, too.
+  return {path: PartitionSpec(*spec) for path, spec in specs.items()}
+
+
+def _fits(spec: Any, rank: int, mesh: Mesh) -> bool:
+  """Whether a spec is one, for a leaf of this rank on a mesh."""
+  if not isinstance(spec, (PartitionSpec, tuple, list)) or len(spec) > rank:
+    return False
+  if not all(isinstance(entry, (str, tuple, type(None))) for entry in spec):
+    return False
+  names = [name for entry in spec for name in _names(entry)]
+  axes = [*mesh.shape]
+  return all(name in axes and names.count(name) == 1 for name in names)
 
 
 def padded(spec: PartitionSpec, rank: int) -> list[Any]:

@@ -547,12 +547,21 @@ class TestArguments:
     for axes in (0.5, '1'):
       refused(ValueError, 'and no axis', stacked_axes={'.*/odd': axes})
 
-  def test_partition_rule_that_does_not_fit(self, refused):
-    for spec in [jax.P('expert'), jax.P(None, None, None)]:
-      message = refused(
-        ValueError, 'does not fit params/odd', partition_rules={'.*/odd': spec}
-      )
-      assert '(7, 5)' in message
+  @pytest.mark.parametrize(
+    'spec',
+    [
+      *(jax.P('expert'), jax.P(None, None, None), jax.P('fsdp', 'fsdp')),
+      *(None, 'fsdp', 0, jax.P(jax.P.UNCONSTRAINED), [0], [([],)]),
+    ],
+    ids=repr,
+  )
+  def test_partition_rule_that_does_not_fit(self, refused, spec):
+    message = refused(
+      ValueError,
+      f'{spec!r} does not fit params/odd',
+      partition_rules={'.*/odd': spec},
+    )
+    assert '(7, 5)' in message and 'Give a PartitionSpec' in message
 
   @pytest.mark.parametrize(
     'budget', ['', '-1', 'four GiB', '4 gigs', '1.2.3GiB', '.', None, 'MiB']

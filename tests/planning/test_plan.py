@@ -151,12 +151,13 @@ class TestBoxes:
     assert [box.spec for box in large.boxes] == [jax.P('fsdp', None)]
     assert [box.spec for box in small.boxes] == [jax.P(None, None)]
 
-  def test_partition_rules(self):
+  @pytest.mark.parametrize('kind', [tuple, list, lambda given: jax.P(*given)])
+  def test_partition_rules(self, kind):
     planned = plan_of(
       mk.average(),
       [leaf('a/kernel', (18, 9)), leaf('b/kernel', (18, 9))],
       'two axes',
-      partition_rules={'a/.*': jax.P(None, ('tensor', 'fsdp'))},
+      partition_rules={'a/.*': kind([None, ('tensor', 'fsdp')])},
     )
     first, second = planned.scopes[0].tensors
     assert [(box.shape, box.spec) for box in first.boxes] == [

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from mergekit_jax.checkpoint import contents, row_major, source
 
 # Bytes from one offset up to another, or None if they are not stored.
 Fetch = Callable[[int, int], bytes | None]
+
+_Item = TypeVar('_Item')
 
 # Bytes of a run of a local file that is read without what lies beside it: to
 # ask there costs less than to read what belongs to another process.
@@ -125,7 +127,7 @@ def _work(
           )
       return
     found = row_major.spans(piece.shape, inside, itemsize, _APART)
-    for task in _together(found):
+    for task in _grouped(found, lambda span: span.stop - span.start):
       yield functools.partial(_read_spans, piece.read_into, piece, task, parts)
 
 
@@ -149,15 +151,25 @@ def _straight(
 
 def _tasks(runs: Iterable[row_major.Run]) -> Iterator[list[row_major.Run]]:
   """Runs in lists of about `_TASK` bytes; long ones are cut."""
+  cut = (
+    (start + first, to + first, min(_TASK, length - first))
+    for start, to, length in runs
+    for first in range(0, length, _TASK)
+  )
+  return _grouped(cut, lambda run: run[2])
+
+
+def _grouped(
+  items: Iterable[_Item], size: Callable[[_Item], int]
+) -> Iterator[list[_Item]]:
+  """Items in lists of at least `_TASK` bytes, but for the last one."""
   task, held = [], 0
-  for start, to, length in runs:
-    for first in range(0, length, _TASK):
-      size = min(_TASK, length - first)
-      task.append((start + first, to + first, size))
-      held += size
-      if held >= _TASK:
-        yield task
-        task, held = [], 0
+  for item in items:
+    task.append(item)
+    held += size(item)
+    if held >= _TASK:
+      yield task
+      task, held = [], 0
   if task:
     yield task
 
@@ -176,21 +188,6 @@ def fetching_bytes(largest: int) -> int:
   TensorStore holds an answer twice while it hands it over.
   """
   return 2 * _THREADS * min(row_major.REQUEST, largest)
-
-
-def _together(
-  spans: Iterable[row_major.Span],
-) -> Iterator[list[row_major.Span]]:
-  """Spans in lists of at least `_TASK` bytes, but for the last one."""
-  task, held = [], 0
-  for span in spans:
-    task.append(span)
-    held += span.stop - span.start
-    if held >= _TASK:
-      yield task
-      task, held = [], 0
-  if task:
-    yield task
 
 
 def _fetch_span(

@@ -39,7 +39,8 @@ def merge(
   Of a whole training state what `merge_checkpoints` would merge is merged, with
   the same bits: the leaves below its parameter root. What lies beside it, an
   optimizer's state or batch statistics, stays as the base has it; to merge it
-  too, merge it by itself.
+  too, merge it by itself, of an optimizer its moments, as in
+  `[state[0].mu for state in states]`.
 
   Under `jax.shard_map` and `jax.pmap` every part is a merge of its own: totals
   such as the threshold of TIES, and random masks, are those of the part. Give

@@ -1046,6 +1046,32 @@ class TestOutput:
     arguments = {'experts': [path], 'output': link / below}
     refused(ValueError, 'lie in each other', overwrite=True, **arguments)
 
+  @pytest.mark.parametrize('kind', ['tmp', 'old'])
+  @pytest.mark.parametrize('below', ['', '/checkpoint'])
+  def test_an_input_lies_where_it_clears_up(
+    self, refused, tmp_path, kind, below
+  ):
+    """As what a killed merge has left does, which is all there is of it."""
+    checkpoints.save(tmp_path / 'run', EXPERTS[0])
+    place = tmp_path / f'run.mergekit-{kind}'
+    source = checkpoints.save(f'{place}{below}', EXPERTS[0])
+    link = tmp_path / 'link'
+    link.symlink_to(source)
+    for given in (source, link):
+      arguments = {'base': given, 'output': tmp_path / 'run'}
+      message = refused(
+        ValueError, f'base ({given}) lies in', overwrite=True, **arguments
+      )
+      assert f'{place}, which a merge into' in message
+      assert 'give it another name' in message
+
+  @pytest.mark.parametrize('name', ['x.mergekit-tmp', 'x.mergekit-old', 'a'])
+  def test_called_like_what_another_merge_clears(self, refused, tmp_path, name):
+    output = tmp_path / name
+    if name == 'a':
+      output = tmp_path / 'x.mergekit-tmp' / 'a'
+    refused(ValueError, f'output={output} would be taken for', output=output)
+
   @pytest.mark.parametrize('format', ['safetensors', 'orbax'])
   def test_lies_in_another_output(self, refused, merge, tmp_path, format):
     """Which could not be overwritten any more."""

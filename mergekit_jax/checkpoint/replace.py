@@ -24,6 +24,9 @@ CHECKPOINT = 'checkpoint'
 COMPLETE = 'complete'
 REPLACED = 'replaced'
 
+# What there may be beside an output: its stage, and what it has replaced.
+KINDS = ('tmp', 'old')
+
 _MAKES_A_CHECKPOINT = orbax_layout.ITEM_METADATA
 
 
@@ -135,6 +138,12 @@ def _beside_shards(
 def beside(path: epath.Path, kind: str) -> epath.Path:
   """A name next to `path`, on the same file system, so that a move is one."""
   return path.parent / f'{path.name}.mergekit-{kind}'
+
+
+def is_beside(path: epath.Path) -> bool:
+  """Whether a path is, or lies in, what may be beside some output."""
+  endings = tuple(f'.mergekit-{kind}' for kind in KINDS)
+  return any(part.endswith(endings) for part in path.parts)
 
 
 def is_unfinished(path: epath.Path) -> bool:

@@ -12,7 +12,12 @@ from typing import Any
 from etils import epath
 
 from mergekit_jax import checks
-from mergekit_jax.checkpoint import FORMATS, orbax_layout, orbax_write
+from mergekit_jax.checkpoint import (
+  Checkpoint,
+  FORMATS,
+  orbax_layout,
+  orbax_write,
+)
 from mergekit_jax.checkpoint.remote import (
   as_path,
   demand_possible_output,
@@ -20,7 +25,10 @@ from mergekit_jax.checkpoint.remote import (
   real_path,
 )
 from mergekit_jax.checkpoint.replace import (
+  beside,
   check_destination,
+  is_beside,
+  KINDS,
   what_else,
 )
 from mergekit_jax.jobs.job import Job
@@ -60,8 +68,9 @@ class Output:
     Raises:
       ValueError: if an option belongs to another format, the format cannot hold
         the tree or be written to the path, the output and a source lie in each
-        other, it lies in a file or in another checkpoint, or it would be taken
-        for a step of others or for unfinished.
+        other, a source lies where the merge clears up, the output lies in a
+        file or in another checkpoint, or it would be taken for a step of
+        others, for unfinished or for what another merge has left.
       FileExistsError: if the output exists, or another file where its report
         is to lie.
     """
@@ -79,16 +88,13 @@ class Output:
       orbax_write.demand_possible_path(self.path)
       orbax_write.demand_storable(job.output_specs())
     for source in job.models:
-      read = source.checkpoint
-      # Its files may be links into the output.
-      if _overlap(self.path, read.path) or any(
-        self.path in (place, *place.parents) for place in read.directories
-      ):
-        raise ValueError(
-          f'output={self.path} and {source.name} ({read.path}) '
-          'lie in each other. Give an output outside of all sources; sources '
-          'are never written to.'
-        )
+      self._demand_kept(source.name, source.checkpoint)
+    if is_beside(self.path):
+      raise ValueError(
+        f'output={self.path} would be taken for what another merge keeps beside'
+        ' its output, and be removed. Give a path in which nothing ends in '
+        '.mergekit-tmp or .mergekit-old.'
+      )
     for parent in self.path.parents if is_local(self.path) else ():
       if os.path.exists(parent) and not os.path.isdir(parent):
         raise ValueError(
@@ -121,6 +127,22 @@ class Output:
         f'{report} exists and is not the report of a merge. Move it away, or '
         'give another output.'
       )
+
+  def _demand_kept(self, name: str, source: Checkpoint) -> None:
+    """Refuses a source that would be written to or removed."""
+    if _lies_at(self.path, source):
+      raise ValueError(
+        f'output={self.path} and {name} ({source.path}) lie in each other. '
+        'Give an output outside of all sources; sources are never written to.'
+      )
+    for kind in KINDS:
+      place = beside(self.path, kind)
+      if _lies_at(place, source):
+        raise ValueError(
+          f'{name} ({source.path}) lies in {place}, which a merge into '
+          f'{self.path} removes before it reads anything. Move the source '
+          'elsewhere first: give it another name.'
+        )
 
 
 def outputs_of(method: Any, output: Any, seed: Any) -> list[Output]:
@@ -201,6 +223,15 @@ def _checkpoint_around(path: epath.Path) -> epath.Path | None:
       ):
         return parent
   return None
+
+
+def _lies_at(place: epath.Path, source: Checkpoint) -> bool:
+  """Whether a source lies in a place or around it."""
+  # Its files may be links into it.
+  return _overlap(place, source.path) or any(
+    real_path(place) in (directory, *directory.parents)
+    for directory in source.directories
+  )
 
 
 def _overlap(one: epath.Path, other: epath.Path) -> bool:

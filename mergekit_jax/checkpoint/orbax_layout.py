@@ -27,12 +27,14 @@ _STEP = re.compile(r'\d+')
 # v1 writes it to a save, and not to the steps of its managers.
 _OF_V1_SAVE = 'orbax.checkpoint'
 _OF_STEP = {STEP_METADATA, 'commit_success.txt'}
-# What Orbax writes to an item beside arrays that have directories of their own;
-# `checkpoint` is how old versions kept small values.
+# What Orbax writes to an item beside arrays that have directories of their own.
 _OF_ITEM = re.compile(
   '_METADATA|_CHECKPOINT_METADATA|_sharding|_strings.json|array_metadatas'
-  r'|commit_success.txt|checkpoint|d|manifest.ocdbt|ocdbt.process_\d+'
+  r'|commit_success.txt|d|manifest.ocdbt|ocdbt.process_\d+'
 )
+# The file in which old versions kept small values. Many directories of people
+# are called so too.
+_OLD_VALUES = 'checkpoint'
 _PARAMETER_ROOTS = {'params', 'target', 'model', 'model_params'}
 _PREFERRED_ITEMS = ('default', 'items', 'params', 'state', 'model')
 
@@ -172,6 +174,8 @@ def what_else(path: epath.Path) -> str:
   names = {child.name for child in path.iterdir()}
   if ITEM_METADATA in names:
     others = names - _array_directories(path)
+    if (path / _OLD_VALUES).is_file():
+      others -= {_OLD_VALUES}
     return min((x for x in others if not _OF_ITEM.fullmatch(x)), default='')
   if STEP_METADATA in names:
     return _beside_one(names - _OF_STEP, path, _is_bare_item)

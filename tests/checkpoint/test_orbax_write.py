@@ -441,6 +441,24 @@ def test_every_layout_is_overwritten_unless_something_else_is_in_it(
   assert open_checkpoint(written).layout == base.layout
 
 
+def test_of_what_is_called_checkpoint_only_a_file_is_overwritten(
+  tmp_path, flat
+):
+  """Old Orbax wrote such a file; a directory is somebody's own."""
+  flat(tmp_path / 'out', {'params': jnp.zeros(4)})
+  own = tmp_path / 'out/checkpoint/thesis.tex'
+  own.parent.mkdir()
+  own.write_text('years of work')
+  specs, produce = _tiny()
+  with pytest.raises(FileExistsError, match=r'nothing else \(found checkpoint'):
+    save(tmp_path / 'out', specs, None, produce, overwrite=True)
+  own.rename(tmp_path / 'thesis.tex')
+  own.parent.rmdir()
+  own.parent.write_bytes(b'\x80')
+  save(tmp_path / 'out', specs, None, produce, overwrite=True)
+  assert not own.parent.exists()
+
+
 @pytest.mark.parametrize('names', [['llama_7'], ['llama_7', 'other_3']])
 def test_a_directory_of_models_is_not_overwritten(tmp_path, flat, names):
   """Although one of them may be read by its path, as the newest step."""

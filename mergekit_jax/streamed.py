@@ -102,7 +102,8 @@ def merge_checkpoints(
   Raises:
     FileNotFoundError: if a source does not exist.
     FileExistsError: if the output exists, unless `overwrite` is given and
-      nothing else than a checkpoint is there.
+      nothing else than a checkpoint is there; or something that is no report
+      where the report is to lie.
     ValueError: if an argument or a source does not fit, and nothing was read;
       or, afterwards, if a source has changed or another merge has taken over
       the output.

@@ -1135,15 +1135,26 @@ class TestOutput:
     arguments = {'base': None, 'experts': [link], 'output': real}
     refused(ValueError, 'lie in each other', overwrite=True, **arguments)
 
-  def test_something_else_where_the_report_is_to_lie(self, merge, tmp_path):
-    notes = tmp_path / 'out.report.json'
-    for text in ('my notes', '{"mine": 1}', '[]', '3'):
-      notes.write_text(text)
-      with pytest.raises(FileExistsError, match='not the report of a merge'):
-        merge(output=tmp_path / 'out')
-      assert notes.read_text() == text
-    merge(output=tmp_path / 'out', overwrite=True)
-    assert 'provenance' in checkpoints.report_of(tmp_path / 'out')
+  @pytest.mark.parametrize('overwrite', [False, True])
+  def test_something_else_where_the_report_is_to_lie(
+    self, refused, merge, tmp_path, monkeypatch, overwrite
+  ):
+    notes, message = tmp_path / 'out.report.json', 'not the report of a merge'
+    with monkeypatch.context() as patch:
+      patch.setattr(streamed, 'staged', pytest.fail)
+      for text in ('my notes', '{"mine": 1}', '[]', '3'):
+        notes.write_text(text)
+        refused(FileExistsError, message, overwrite=overwrite)
+      notes.unlink()
+      notes.mkdir()
+      said = refused(FileExistsError, message, overwrite=overwrite)
+      assert said.startswith(f'{notes} exists') and 'Move it away' in said
+    notes.rmdir()
+    merge()
+    # Its own may stay where the output was removed, and is replaced.
+    shutil.rmtree(tmp_path / 'out')
+    merge(mk.average([1, 0, 0]), overwrite=overwrite)
+    assert verify.verify(tmp_path / 'out') == []
 
   def test_a_directory_that_looks_like_an_output_moved_aside(
     self, merge, tmp_path

@@ -377,9 +377,8 @@ def test_what_appears_at_the_output_meanwhile(
   assert (output / 'thesis.tex').read_text() == 'years of work'
   assert (tmp_path / 'out.report.json').read_text() == 'of it'
   output.rename(tmp_path / 'thesis')
-  if not overwrite:
-    with pytest.raises(FileExistsError, match='not the report of a merge'):
-      merge(sources, output)
+  with pytest.raises(FileExistsError, match='not the report of a merge'):
+    merge(sources, output, overwrite=overwrite)
   (tmp_path / 'out.report.json').rename(tmp_path / 'thesis.report.json')
   report = merge(sources, output, overwrite=overwrite)
   assert report.units_resumed and not report.units_done

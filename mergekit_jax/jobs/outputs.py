@@ -71,8 +71,8 @@ class Output:
         other, a source lies where the merge clears up, the output lies in a
         file or in another checkpoint, or it would be taken for a step of
         others, for unfinished or for what another merge has left.
-      FileExistsError: if the output exists, or another file where its report
-        is to lie.
+      FileExistsError: if the output exists, or anything but a report where its
+        report is to lie.
     """
     format = options['format'] or job.template.format
     checks.one_of('format', format, FORMATS)
@@ -122,7 +122,8 @@ class Output:
       )
     check_destination(self.path, overwrite, resume)
     report = report_path(self.path)
-    if report.exists() and not (overwrite or is_report(report)):
+    # Also with overwrite, which is about the output.
+    if report.exists() and not is_report(report):
       raise FileExistsError(
         f'{report} exists and is not the report of a merge. Move it away, or '
         'give another output.'

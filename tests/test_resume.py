@@ -903,6 +903,38 @@ def test_killed_while_a_stage_is_cleared(laid_out, tmp_path, monkeypatch):
   assert_finished(laid_out, output)
 
 
+@pytest.mark.parametrize('backwards', [False, True])
+def test_killed_while_the_stage_of_what_is_complete_is_cleared(
+  laid_out, tmp_path, monkeypatch, backwards
+):
+  """In whatever order the system lists it, the same merge ends well."""
+  output, stage = tmp_path / 'out', tmp_path / 'out.mergekit-tmp'
+  listed, unlink = type(epath.Path()).iterdir, type(epath.Path()).unlink
+  removed = []
+
+  def unlink_and_stop(path, **options):
+    unlink(path, **options)
+    if path.parent == stage and output.exists():
+      removed.append(path.name)
+      if len(removed) == 1:
+        raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      type(epath.Path()),
+      'iterdir',
+      lambda path: iter(sorted(listed(path), reverse=backwards)),
+    )
+    patch.setattr(type(epath.Path()), 'unlink', unlink_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+      laid_out(output)
+    laid_out(output)
+  assert_finished(laid_out, output)
+  assert removed[:2] == ['journal.0.jsonl'] * 2
+  # Until then nobody else begins there.
+  assert removed[-1] == locks.NAME
+
+
 @pytest.mark.parametrize('resume', [True, False])
 @pytest.mark.parametrize('call', ['is_empty', 'publish'])
 def test_killed_while_an_output_is_replaced(

@@ -11,6 +11,7 @@ from etils import epath
 from mergekit_jax.checkpoint import (
   companions,
   files,
+  locks,
   orbax_layout,
   remote,
   safetensors_layout,
@@ -234,3 +235,12 @@ def clear(path: epath.Path, *kept: str) -> None:
   for child in path.iterdir() if path.exists() else ():
     if child.name not in kept:
       child.rmtree() if child.is_dir() else child.unlink()
+
+
+def clear_complete(stage: epath.Path) -> None:
+  """Removes what the stage of an output holds that is in its place."""
+  # Killed meanwhile, the same merge must find that it is complete. The lock
+  # keeps others away to the end.
+  clear(stage, locks.NAME, PLAN, COMPLETE)
+  clear(stage, locks.NAME)
+  clear(stage)

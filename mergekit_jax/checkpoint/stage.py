@@ -256,7 +256,7 @@ def staged(
     except BaseException:
       _keep_or_remove(stage)
       raise
-    processes.on_primary(lambda: replace.clear(directory))
+    processes.on_primary(lambda: replace.clear_complete(directory))
 
 
 @contextlib.contextmanager

@@ -29,18 +29,20 @@ def held(directory: epath.Path) -> Iterator[Callable[[], None]]:
   Yields:
     A function that raises ValueError if another merge has taken it over.
   """
-  demand_ours = lambda: None
+  own = ''
   with contextlib.ExitStack() as stack:
 
     def lock() -> None:
-      nonlocal demand_ours
+      nonlocal own
       if remote.is_local(directory):
         stack.enter_context(file_locked(directory))
       else:
-        demand_ours = claimed(directory)
+        own = claimed(directory)
 
     processes.on_primary(lock)
-    yield demand_ours
+    # The others cannot read it there: that may be a newer merge's by now.
+    own = processes.first_told(own)
+    yield lambda: _demand_still(own, directory) if own else None
 
 
 @contextlib.contextmanager
@@ -92,11 +94,14 @@ def _is_at(path: epath.Path, file: int) -> bool:
     return False
 
 
-def claimed(directory: epath.Path) -> Callable[[], None]:
+def claimed(directory: epath.Path) -> str:
   """Claims a directory in an object store, which has no locks.
 
   Nobody can tell there whether an owner is alive. So the newest one has it, and
   an older one that is still running stops when it next notes what is written.
+
+  Returns:
+    What says there whose it is.
   """
   lock = directory / NAME
   if lock.exists():
@@ -107,13 +112,14 @@ def claimed(directory: epath.Path) -> Callable[[], None]:
     )
   own = f'process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4()})'
   lock.write_text(own)
+  return own
 
-  def demand_ours() -> None:
-    owner = lock.read_text() if lock.exists() else 'nobody'
-    if owner != own:
-      raise ValueError(
-        f'Another merge ({owner}) has taken over {directory}. Let that one '
-        'finish, or give another output.'
-      )
 
-  return demand_ours
+def _demand_still(own: str, directory: epath.Path) -> None:
+  lock = directory / NAME
+  owner = lock.read_text() if lock.exists() else 'nobody'
+  if owner != own:
+    raise ValueError(
+      f'Another merge ({owner}) has taken over {directory}. Let that one '
+      'finish, or give another output.'
+    )

@@ -2,12 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 import mergekit_jax as mk
-from mergekit_jax import cli
+from mergekit_jax import cli, processes
 from mergekit_jax.checkpoint import locks, remote, replace, stage
 from mergekit_jax.verify import verify
 from tests import checkpoints, launch, s3
@@ -218,6 +219,24 @@ def test_the_newest_merge_into_an_output_wins(store):
       older.record(2, {'parts': []})
   with stage.staged(output, {}, **options) as again:
     assert list(again.done) == [0, 1]
+
+
+def test_every_process_finds_out_that_a_newer_merge_has_it(monkeypatch):
+  """Also if that has begun before it could look at the lock of its own."""
+  directory = remote.as_path(f's3://{s3.BUCKET}/taken-over.mergekit-tmp')
+  told = []
+  with locks.held(directory) as demand_ours:
+    demand_ours()
+    told.append((directory / locks.NAME).read_text())
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    monkeypatch.setattr(processes, 'first_told', lambda said: said or told[0])
+    with locks.held(directory) as demand_ours_too:
+      demand_ours_too()
+    (directory / locks.NAME).write_text('a newer merge')
+    with locks.held(directory) as late:
+      for demand in (demand_ours, demand_ours_too, late):
+        with pytest.raises(ValueError, match='merge .a newer merge. has taken'):
+          demand()
 
 
 def test_what_appears_at_the_output_meanwhile(local, store, monkeypatch):

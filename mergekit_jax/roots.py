@@ -68,14 +68,16 @@ def parameter_root(leaves: Mapping[str, Any]) -> str:
     beside a 'model' or a 'target', which is then one module of several.
   """
   keys = [path.split('/', 2) for path in leaves]
-  holders = {first for first, *rest in keys if rest and rest[0] in _OPTIMIZER}
+  kept = _OPTIMIZER | {'opt'}
+  holders = {first for first, *rest in keys if rest and rest[0] in kept}
   for holder in sorted(holders - _OPTIMIZER):
     state = {
       path.removeprefix(f'{holder}/'): leaf
       for path, leaf in leaves.items()
       if path.startswith(f'{holder}/')
     }
-    if root := parameter_root(state):
+    root = parameter_root(state)
+    if root and _has_optimizer_beside(root, state):
       return f'{holder}/{root}'
   tops = {'/'.join(above) for *above, _ in keys}
   for root in _ROOTS:
@@ -83,6 +85,16 @@ def parameter_root(leaves: Mapping[str, Any]) -> str:
       is_module = root in _MODULES and _has_modules_beside(root, leaves)
       return '' if is_module else root
   return ''
+
+
+def _has_optimizer_beside(root: str, leaves: Mapping[str, Any]) -> bool:
+  tops = {path.partition('/')[0] for path in leaves}
+  if tops & _OPTIMIZER:
+    return True
+  if root not in _MODULES:
+    return root in _ROOTS
+  # `opt` may be another module then.
+  return any(below('opt', node) for node in _optimizers(leaves))
 
 
 def _has_modules_beside(root: str, leaves: Mapping[str, Any]) -> bool:

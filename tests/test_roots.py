@@ -75,6 +75,14 @@ STATES = {
     True,
   ),
   '0': (lambda p, s: (p, opt_state(ADAM, p, s), np.int32(s)), False),
+  'state/params': (
+    lambda p, s: {'state': {'params': p, 'opt': opt_state(SGD, p, s)}},
+    True,
+  ),
+  'state/model': (
+    lambda p, s: {'state': {'model': p, 'opt': opt_state(SGD, p, s)}},
+    True,
+  ),
 }
 
 
@@ -137,6 +145,13 @@ MODELS = {
   # The name of a language model.
   'opt': lambda i: {'vit': params(i), 'opt': params(i + 9)},
   'opt alone': lambda i: {'opt': params(i)},
+  'opt below a root': lambda i: {'params': {'opt': params(i)}},
+  'opt beside a model below a root': lambda i: {
+    'params': {'model': params(i), 'opt': params(i + 9)}
+  },
+  'opt beside a model': lambda i: {
+    'both': {'model': params(i), 'opt': params(i + 9)}
+  },
   # Of attention.
   'key': lambda i: {'model': params(i), 'key': params(i + 9)['out']},
   'below a root': lambda i: {'params': {'net': params(i), 'adam': params(i)}},

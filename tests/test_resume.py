@@ -169,6 +169,13 @@ def leave_unfinished(killed, output):
   shutil.copytree(killed, output.parent, dirs_exist_ok=True)
 
 
+@pytest.mark.parametrize('look', [mk.open_checkpoint, verify.verify])
+def test_what_is_unfinished_is_named(killed, look):
+  stage = killed / 'out.mergekit-tmp'
+  with pytest.raises(FileNotFoundError, match=f'merge lies in {stage}'):
+    look(killed / 'out')
+
+
 def test_another_plan_is_refused(sources, killed, tmp_path):
   output = tmp_path / 'out'
   leave_unfinished(killed, output)

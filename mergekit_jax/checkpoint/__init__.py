@@ -11,6 +11,7 @@ from etils import epath, epy
 from mergekit_jax.checkpoint import (
   orbax_layout,
   remote,
+  replace,
   safetensors,
   safetensors_layout,
 )
@@ -50,10 +51,7 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
   if remote.is_local(path):
     _demand_permission(path)
   if not path.exists():
-    raise FileNotFoundError(
-      f'There is no checkpoint at {path}. Names of models on a hub are not '
-      'looked up: give a directory, or s3:// or gs://.'
-    )
+    raise FileNotFoundError(_nothing_there(path))
   if found := orbax_layout.find_item(path):
     return orbax.OrbaxCheckpoint(path, *found)
   if found := safetensors_layout.find_shards(path):
@@ -130,6 +128,27 @@ def _demand_permission(path: epath.Path) -> None:
       ) from error
 
 
+def _nothing_there(path: epath.Path) -> str:
+  if begun := _begun(path):
+    return begun
+  return (
+    f'There is no checkpoint at {path}. Names of models on a hub are not '
+    'looked up: give a directory, or s3:// or gs://.'
+  )
+
+
+def _begun(path: epath.Path) -> str:
+  """That a merge into a path is unfinished; '' if none is."""
+  stage = replace.beside(remote.real_path(path), 'tmp')
+  with contextlib.suppress(OSError):  # which is said of the path, if at all
+    if stage.exists():
+      return (
+        f'There is no checkpoint at {path} yet: an unfinished merge lies in '
+        f'{stage}. The same merge, started again, finishes it.'
+      )
+  return ''
+
+
 def _nested(flat: Mapping[str, Any]) -> Mapping[str, Any]:
   """{'a/b': x} -> {'a': {'b': x}}; as it was if that is no tree."""
   tree: dict[str, Any] = {}
@@ -147,6 +166,8 @@ def _nested(flat: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _not_a_checkpoint(path: epath.Path) -> str:
+  if begun := _begun(path):
+    return begun
   files = [path]
   if path.is_dir():
     files = sorted(path.iterdir())

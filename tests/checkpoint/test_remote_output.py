@@ -153,7 +153,8 @@ def test_killed_and_resumed(local, store):
   )
   assert codes == [-9], printed
   assert any(key.endswith('/.zarray') for key in store.keys('killed/merged'))
-  with pytest.raises(ValueError, match='is not a checkpoint'):
+  unfinished = f'unfinished merge lies in {output}.mergekit-tmp'
+  with pytest.raises(ValueError, match=unfinished):
     mk.open_checkpoint(output)
   with pytest.raises(ValueError, match='seed: 0 then, 5 now'):
     merge(local, output, seed=5)

@@ -131,10 +131,30 @@ def _demand_permission(path: epath.Path) -> None:
 def _nothing_there(path: epath.Path) -> str:
   if begun := _begun(path):
     return begun
+  if beside := _beside(path):
+    return f'There is no checkpoint at {path}, but {beside}.'
   return (
     f'There is no checkpoint at {path}. Names of models on a hub are not '
     'looked up: give a directory, or s3:// or gs://.'
   )
+
+
+def _beside(path: epath.Path) -> str:
+  """Which steps or items are there in place of one; '' if none are."""
+  if not remote.is_local(path) or not path.parent.is_dir():
+    return ''
+  finders = {
+    'step': orbax_layout.steps_beside,
+    'item': orbax_layout.items_beside,
+  }
+  for kind, find in finders.items():
+    # What cannot be looked at is no hint.
+    with contextlib.suppress(OSError, ValueError):
+      if names := find(path):
+        kinds = kind if len(names) == 1 else f'{kind}s'
+        listed = ('…, ' if len(names) > 8 else '') + ', '.join(names[-8:])
+        return f'{path.parent} has the {kinds} {listed}'
+  return ''
 
 
 def _begun(path: epath.Path) -> str:

@@ -99,17 +99,28 @@ def would_be_step(path: epath.Path) -> bool:
   Raises:
     ValueError: the metadata of a step beside it is damaged.
   """
+  return bool(steps_beside(path))
+
+
+def steps_beside(path: epath.Path) -> list[str]:
+  """The names of the steps among which a CheckpointManager would count it.
+
+  Raises:
+    ValueError: the metadata of a step beside it is damaged.
+  """
   name = _STEP_OF_MANAGER.fullmatch(path.name)
   if name is None or not path.parent.is_dir():
-    return False
-  return any(
-    (other := _STEP_OF_MANAGER.fullmatch(child.name))
+    return []
+  steps = [
+    child
+    for child in path.parent.iterdir()
+    if (other := _STEP_OF_MANAGER.fullmatch(child.name))
     and other[1] == name[1]
+    and child != path
     and _is_step(child)
     and not (name[1] and _has_its_own_name(child))
-    for child in path.parent.iterdir()
-    if child != path
-  )
+  ]
+  return [step.name for step in reversed(_newest_first(steps))]
 
 
 def random_keys(item: epath.Path) -> dict[str, str]:

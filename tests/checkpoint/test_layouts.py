@@ -463,3 +463,27 @@ def test_a_step_by_the_name_of_where_one_is(tmp_path, monkeypatch):
   assert mk.open_checkpoint('w').layout == expected
   monkeypatch.chdir(tmp_path / 'run/7/w')
   assert mk.open_checkpoint('.').layout == expected
+
+
+@pytest.mark.parametrize(
+  'given, beside',
+  [
+    ('3', 'run has the steps …, 2, 4, 5, 6, 7, 8, 9, 10'),
+    ('10/state', 'run/10 has the items opt_state, params'),
+    ('1/state', 'run/1 has the item params'),
+  ],
+)
+def test_what_lies_beside_a_path_is_named(tmp_path, given, beside):
+  save = lambda *names: ocp.args.Composite(
+    **{name: ocp.args.StandardSave({'w': np.ones(2)}) for name in names}
+  )
+  with ocp.CheckpointManager(tmp_path / 'run') as manager:
+    for step in (1, 2, *range(4, 10)):
+      manager.save(step, args=save('params'))
+    manager.save(10, args=save('params', 'opt_state'))
+  path = tmp_path / 'run' / given
+  with pytest.raises(FileNotFoundError) as caught:
+    mk.open_checkpoint(path)
+  assert str(caught.value) == (
+    f'There is no checkpoint at {path}, but {tmp_path}/{beside}.'
+  )

@@ -580,6 +580,8 @@ class TestArguments:
     refused(ValueError, 'is too small', memory_budget=needed - 1)
     merge(memory_budget=needed)
     assert (tmp_path / 'out').exists()
+    rounded_up = re.search(r'at least that \((\w+)\)\.', message)[1]
+    merge(memory_budget=rounded_up, overwrite=True)
 
   @pytest.mark.parametrize('dtype', ['float31', 'int8'])
   def test_dtype(self, refused, dtype):

@@ -108,7 +108,7 @@ def make_plan(
     raise ValueError(
       f'memory_budget={memory_budget:,} bytes is too small: the smallest unit '
       f'of {largest.path} {largest.shape} takes {most:,} bytes. Give at least '
-      'that.'
+      f'that ({-(-most // 2**20)}MiB).'
     )
   return Plan(tuple(planned), merges, mesh, has_base, most, memory_budget)
 

@@ -123,6 +123,12 @@ def takes(function: Any, count: int) -> bool:
   return True
 
 
+def some_rules(name: str, value: Any) -> None:
+  """Raises ValueError if {name: rule} is empty."""
+  if isinstance(value, Mapping) and not value:
+    raise ValueError(f'{name} is empty; give {{name: rule}} of at least one.')
+
+
 def seed(name: str, value: Any) -> int:
   """Returns the seed; ValueError unless it is a whole number of 32 bits.
 

@@ -15,6 +15,7 @@ from etils import epath
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from mergekit_jax import checks
 from mergekit_jax import report as reports
 from mergekit_jax.checkpoint import companions, write_checkpoint
 from mergekit_jax.checkpoint.stage import Stage, staged
@@ -113,6 +114,7 @@ def merge_checkpoints(
     OSError: if a source cannot be read or the output not written.
   """
   start = time.perf_counter()
+  checks.some_rules('method', method)
   outputs = outputs_of(method, output, seed)
   job = make_job(
     [output.method for output in outputs],

@@ -78,16 +78,17 @@ def sweep(
     raise ValueError(
       f'methods is a {type(methods).__name__}; give {{name: rule}}.'
     )
+  checks.some_rules('methods', methods)
   if not callable(evaluate):
     raise ValueError(
       f'evaluate={evaluate!r} was given; give a function, which is called with '
       'each merged tree.'
     )
   seeds = seed if isinstance(seed, Mapping) else dict.fromkeys(methods, seed)
-  if not methods or seeds.keys() != methods.keys():
+  if seeds.keys() != methods.keys():
     raise ValueError(
-      f'methods names {list(methods)} and seed {list(seeds)}; give at least '
-      'one method, and a seed for each or one for all.'
+      f'methods names {list(methods)} and seed {list(seeds)}; give a seed for '
+      'each or one for all.'
     )
   seeds = {name: checks.seed('seed', given) for name, given in seeds.items()}
   experts = checks.experts(experts)

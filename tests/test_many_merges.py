@@ -425,7 +425,7 @@ class TestSweep:
 
   def test_bad_input(self, saved):
     base, experts = saved
-    with pytest.raises(ValueError, match='at least one method'):
+    with pytest.raises(ValueError, match='methods is empty; give {name: '):
       mk.sweep({}, experts, base, len)
     with pytest.raises(ValueError, match='methods is a list; give {name'):
       mk.sweep([mk.average()], experts, base, len)  # type: ignore
@@ -468,6 +468,7 @@ class TestBadInput:
   @pytest.mark.parametrize(
     ('changed', 'message'),
     [
+      ({'method': {}}, 'method is empty; give {name: rule} of at least one'),
       ({'output': 'out'}, 'method and seed names several merges'),
       ({'output': {'a': 'x', 'c': 'y'}}, 'method names a, b and output names'),
       ({'seed': {'a': 1}}, 'seed names a and output names a, b'),

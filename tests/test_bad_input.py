@@ -198,6 +198,14 @@ class TestSources:
     said = refused(ValueError, message, base=path)
     assert str(path) in said and said.endswith(f'/{newest}.')
 
+  def test_the_index_of_shards(self, refused, tmp_path):
+    arrays = {'w': np.ones(3, np.float32)}
+    checkpoints.save_shards(tmp_path / 'shards', arrays)
+    path = tmp_path / 'shards' / 'model.safetensors.index.json'
+    message = f'{path} lists the files of a checkpoint. Give its directory: '
+    message = refused(ValueError, message, base=path)
+    assert message.endswith(f'{path.parent}.')
+
   def test_pickled(self, refused, tmp_path):
     path = tmp_path / 'torch'
     path.mkdir()

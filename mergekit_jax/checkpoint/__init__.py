@@ -188,6 +188,11 @@ def _nested(flat: Mapping[str, Any]) -> Mapping[str, Any]:
 def _not_a_checkpoint(path: epath.Path) -> str:
   if begun := _begun(path):
     return begun
+  if path.name.endswith(safetensors_layout.INDEX_SUFFIX):
+    return (
+      f'{path} lists the files of a checkpoint. Give its directory: '
+      f'{path.parent}.'
+    )
   files = [path]
   if path.is_dir():
     files = sorted(path.iterdir())

@@ -707,6 +707,10 @@ class TestCommandLine:
     self.check(
       f'{calls}lambda is scale here.', '--method=ties', '--set=lambda=0.3'
     )
+    self.check(
+      f'{calls}normalize is combine here. True is combine=mean, false combine=',
+      *('--method=dare_ties', '--set=normalize=true'),
+    )
     drop = f'{calls}density is 1 - drop_rate here.'
     self.check(drop, '--method=dare', '--set=density=0.3')
     self.check(drop, '--method=dare', '--sweep=density=0.3,0.5')

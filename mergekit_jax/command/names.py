@@ -24,6 +24,9 @@ _ELSEWHERE = {
   'base_model': '--base',
 }
 
+# And what its values are, where they have other names too.
+_VALUES = {'normalize': 'True is combine=mean, false combine=sum.'}
+
 # Where to give weights, which are several numbers, instead of with a flag.
 _WEIGHTS = {
   'set': 'Give them with --weights W1 W2 ...',
@@ -39,7 +42,8 @@ def nearest(given: str, known: Collection[str]) -> str:
   name = given.removeprefix('--').replace('-', '_').lower()
   ours = _ELSEWHERE.get(name, '')
   if ours.rpartition(' ')[2] in known:
-    return f' What mergekit calls {name} is {ours} here.'
+    values = f' {_VALUES[name]}' if name in _VALUES else ''
+    return f' What mergekit calls {name} is {ours} here.{values}'
   return checks.nearest(given.lower(), [*known])
 
 

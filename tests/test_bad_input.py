@@ -805,6 +805,15 @@ class TestCommandLine:
     apart = [x for rule in rules for x in (f'--{flag}', rule)]
     self.check(message, '--method=ties', *apart)
 
+  def test_experts_that_are_joined_by_commas(self, tmp_path):
+    given = ['--method=ties', '--experts', 's3://bucket/a,s3://bucket/b']
+    message = "--experts 's3://bucket/a,s3://bucket/b' was given"
+    self.check(f'{message}; separate experts by spaces', *given)
+    self.check('separate experts', '--method=ties', '--experts=a,b')
+    (tmp_path / 'a,b').mkdir()
+    given[-1] = str(tmp_path / 'a,b')
+    flags.what_to_merge(cli.parse(['', 'plan', *given]))
+
   def test_a_value_that_is_swept_twice(self):
     self.check('same merge twice', '--method=ties', '--sweep=scale=0.3,0.30')
 

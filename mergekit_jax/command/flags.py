@@ -14,6 +14,7 @@ from absl import logging
 from jax.sharding import Mesh, PartitionSpec
 
 from mergekit_jax import checks, methods, sharding
+from mergekit_jax.checkpoint.remote import is_local
 from mergekit_jax.command import names
 from mergekit_jax.driving import questions
 from mergekit_jax.forecasting import topology
@@ -28,6 +29,7 @@ def all_methods() -> dict[str, Callable[..., Any]]:
 def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
   """The arguments that `merge` and `plan` share; `methods` are {name: rule}."""
   merges = _merges(arguments)
+  _demand_apart(arguments.experts)
   overrides = {}
   for override in arguments.override:
     found = re.fullmatch(r'(.+):(base|\w+=.*)', override)
@@ -67,6 +69,18 @@ def what_to_merge(arguments: argparse.Namespace) -> dict[str, Any]:
     'dtype': arguments.dtype,
     'partition_rules': _partition_rules(arguments.partition_rules),
   }
+
+
+def _demand_apart(experts: Sequence[str]) -> None:
+  """Raises ValueError if one path is several that commas join, as it seems."""
+  for path in experts:
+    _, comma, rest = path.partition(',')
+    is_there = not is_local(path) or os.path.exists(os.path.expanduser(path))
+    if comma and ('://' in rest or not is_there):
+      raise ValueError(
+        f'--experts {path!r} was given; separate experts by spaces, as '
+        '--experts a b.'
+      )
 
 
 def imagined_devices(arguments: argparse.Namespace) -> int | None:

@@ -33,14 +33,13 @@ def left_out(
   unknown = roots.missed(leaves, paths) if root else paths
   if not unknown:
     return []
-  why = (
-    'lie beside its parameters'
-    if root
-    else 'are taken for what an optimizer keeps'
-  )
+  if root:
+    lie, why = ('lies', 'lie'), 'beside its parameters'
+  else:
+    lie, why = ('is taken', 'are taken'), 'for what an optimizer keeps'
   return [
-    f'{len(unknown)} leaves of the base {why} and are not {place}: '
-    f'{_some(unknown)}.'
+    f'{_leaves(unknown)} of the base {_verb(unknown, *lie)} {why} and '
+    f'{_verb(unknown, "is", "are")} not {place}: {_some(unknown)}.'
   ]
 
 
@@ -85,7 +84,8 @@ def _adapters(paths: Iterable[str]) -> list[str]:
   if not factors:
     return []
   return [
-    f'{len(factors)} leaves are factors of LoRA adapters: {_some(factors)}. '
+    f'{_leaves(factors)} {_verb(factors, "is a factor", "are factors")} of '
+    f'LoRA adapters: {_some(factors)}. '
     'Each is merged by itself, and the product of merged factors is not the '
     'merge of the products: put the adapters into their models first.'
   ]
@@ -102,10 +102,11 @@ def _statistics(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
   if not statistics:
     return []
   return [
-    f'{len(statistics)} leaves look like running variances, of BatchNorm '
-    f'perhaps, with means beside them: {_some(statistics)}. They are merged as '
-    'weights are, and what adds task vectors may bring a variance below 0. '
-    "Keep both as the base has them, by overriding them by 'base'."
+    f'{_leaves(statistics)} {_verb(statistics, "looks", "look")} like running '
+    'variances, of BatchNorm perhaps, with means beside them: '
+    f'{_some(statistics)}. They are merged as weights are, and what adds task '
+    'vectors may bring a variance below 0. Keep both as the base has them, by '
+    "overriding them by 'base'."
   ]
 
 
@@ -115,9 +116,10 @@ def of_wide(leaves: Mapping[str, Any]) -> list[str]:
   if not paths:
     return []
   return [
-    f'{len(paths)} leaves are stored in float64: {_some(paths)}. Models are '
-    'rounded to float32 before they are merged, so what experts changed by '
-    'less than that is lost, also where the output is float64.'
+    f'{_leaves(paths)} {_verb(paths, "is", "are")} stored in float64: '
+    f'{_some(paths)}. Models are rounded to float32 before they are merged, so '
+    'what experts changed by less than that is lost, also where the output is '
+    'float64.'
   ]
 
 
@@ -154,15 +156,17 @@ def _quantised(leaves: Mapping[str, Any], copied: Sequence[str]) -> list[str]:
   warnings = []
   if codes:
     warnings.append(
-      f'{len(codes)} leaves of whole numbers are copied from the base and not '
-      f'merged: {_some(codes)}. If they hold quantised weights, the output is '
-      'of no use: store the models as floating-point numbers first.'
+      f'{_leaves(codes)} of whole numbers {_verb(codes, "is", "are")} copied '
+      f'from the base and not merged: {_some(codes)}. If these are quantised '
+      'weights, the output is of no use: store the models as floating-point '
+      'numbers first.'
     )
   if scaled:
     warnings.append(
-      f'{len(scaled)} leaves of 8 bits have scales beside them, which are not '
-      f'applied before the merge: {_some(scaled)}. Store the models as '
-      'floating-point numbers first.'
+      f'{_leaves(scaled)} of 8 bits '
+      f'{_verb(scaled, "has scales beside it", "have scales beside them")}, '
+      f'which are not applied before the merge: {_some(scaled)}. Store the '
+      'models as floating-point numbers first.'
     )
   return warnings
 
@@ -177,10 +181,18 @@ def _complex(leaves: Mapping[str, Any], copied: Sequence[str]) -> list[str]:
   if not paths:
     return []
   return [
-    f'{len(paths)} leaves of complex numbers are copied from the base and not '
-    f'merged: {_some(paths)}. Store their real and imaginary parts as leaves '
-    'of their own first.'
+    f'{_leaves(paths)} of complex numbers {_verb(paths, "is", "are")} copied '
+    f'from the base and not merged: {_some(paths)}. Store their real and '
+    'imaginary parts as leaves of their own first.'
   ]
+
+
+def _leaves(paths: Sequence[str]) -> str:
+  return '1 leaf' if len(paths) == 1 else f'{len(paths)} leaves'
+
+
+def _verb(paths: Sequence[str], one: str, several: str) -> str:
+  return one if len(paths) == 1 else several
 
 
 def _some(paths: Sequence[str]) -> str:

@@ -373,7 +373,7 @@ class TestMain:
     tree = {'params': {'w': np.ones(3)}, 'statistics': np.ones(2)}
     path = checkpoints.save(tmp_path / 'one', tree)
     assert self.run('plan', '--method=average', '--experts', path) == 0
-    assert 'warning: 1 leaves of the base lie beside' in capsys.readouterr().out
+    assert 'warning: 1 leaf of the base lies beside' in capsys.readouterr().out
 
   def test_plan_warns_of_what_merge_refuses(self, saved, tmp_path, capsys):
     """If an output is given, which a plan does not need."""

@@ -337,7 +337,7 @@ class TestSweep:
     path = checkpoints.save(tmp_path / 'one', tree)
     with caplog.at_level('WARNING', logger='absl'):
       mk.sweep({'dare': mk.dare(0.5)}, [path], path, len)
-    assert '1 tensors below "layers", such as layers/w' in caplog.text
+    assert '1 tensor below "layers", layers/w, is' in caplog.text
 
   def test_refuses_what_cannot_be_called_before_it_reads(self):
     with pytest.raises(ValueError, match='evaluate=None was given; give a fun'):

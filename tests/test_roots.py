@@ -252,9 +252,13 @@ def test_what_a_model_may_need_is_missed(save, tmp_path, name):
   assert {p.partition('/')[0] for p in checkpoints.load(tmp_path / 'o')} == {
     'params'
   }
+  which = (
+    '1 leaf of the base lies beside its parameters and is'
+    if len(missed) == 1
+    else f'{len(missed)} leaves of the base lie beside its parameters and are'
+  )
   assert report.warnings == [
-    f'{len(missed)} leaves of the base lie beside its parameters and are not '
-    f'in the output: {", ".join(missed)}.'
+    f'{which} not in the output: {", ".join(missed)}.'
   ] * bool(missed)
 
 

@@ -411,7 +411,7 @@ class TestOutput:
   @pytest.mark.parametrize(
     'codes,warned',
     [
-      (np.zeros((64, 64), np.int8), ['1 leaves of whole numbers are copied']),
+      (np.zeros((64, 64), np.int8), ['1 leaf of whole numbers is copied']),
       (np.zeros((8, 8), np.int8), []),
       (np.zeros(5000, np.int64), []),
     ],
@@ -430,7 +430,7 @@ class TestOutput:
     report = self.average(base, expert)
     unmoved, wide = report.warnings
     assert 'all its task vectors are 0, in float32' in unmoved
-    assert wide.startswith('1 leaves are stored in float64: w.')
+    assert wide.startswith('1 leaf is stored in float64: w.')
 
   def test_warns_of_complex_numbers_that_are_copied(self):
     numbers = np.full((2, 3), 1 + 2j, np.complex64)
@@ -442,10 +442,8 @@ class TestOutput:
     report = self.average(base, expert)
     unmoved, copied = report.warnings
     assert 'is the base in every merged tensor' in unmoved
-    assert unmoved.endswith(
-      ' 1 leaves, such as params/filter, were not compared.'
-    )
-    assert copied.startswith('1 leaves of complex numbers are copied')
+    assert unmoved.endswith(' 1 leaf, params/filter, was not compared.')
+    assert copied.startswith('1 leaf of complex numbers is copied')
     np.testing.assert_array_equal(
       checkpoints.load(self.output)['params/filter'], numbers
     )
@@ -469,7 +467,11 @@ class TestOutput:
         experts=[path, path],
         output=self.directory / f'{name}-merged',
       )
-      said = [w for w in report.warnings if 'of 8 bits have scales' in w]
+      said = [
+        w
+        for w in report.warnings
+        if '1 leaf of 8 bits has scales beside it' in w
+      ]
       assert len(said) == count
 
   def test_numbers_that_lie_on_other_devices(self):
@@ -915,7 +917,7 @@ class TestReport:
       )
       stacked = {'layers/w': [0]} if 'stacked_axes' in options else {}
       assert report.provenance['stacked_axes'] == stacked
-      return [w for w in report.warnings if 'layers/w, are merged as one' in w]
+      return [w for w in report.warnings if 'layers/w, is merged as one' in w]
 
     masked = {'layers/.*': mk.dare(0.5)}
     for rule in (mk.ties(scope='tensor'), mk.dare(0.5)):
@@ -946,7 +948,7 @@ class TestReport:
     # Other libraries may say something, too.
     ours = lambda said: [each for each in said if each in report.warnings]
     (unstacked,) = ours(before)
-    assert 'layers/w, are merged as one' in unstacked
+    assert 'layers/w, is merged as one' in unstacked
     unmoved = report.warnings[0]
     assert 'is the base in every' in unmoved
     said = ours(record.getMessage() for record in caplog.records)

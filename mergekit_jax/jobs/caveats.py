@@ -62,10 +62,18 @@ def _merged_as_one(plan: Plan, experts: int, number: int) -> list[str]:
         paths += [path] * matters[rank]
   if not paths:
     return []
+  if len(paths) == 1:
+    which = (
+      f'1 tensor below "layers", {paths[0]}, is merged as one. If it holds'
+    )
+  else:
+    which = (
+      f'{len(paths)} tensors below "layers", such as {paths[0]}, are merged as '
+      'one tensor each. If they hold'
+    )
   return [
-    f'{len(paths)} tensors below "layers", such as {paths[0]}, are merged as '
-    'one tensor each. If they hold stacked layers, give their axis by '
-    'stacked_axes; for thresholds of a tensor and random masks that matters.'
+    f'{which} stacked layers, give their axis by stacked_axes; for thresholds '
+    'of a tensor and random masks that matters.'
   ]
 
 

@@ -185,7 +185,9 @@ def unmoved_warnings(
     copied: the leaves that are copied from the base, whatever experts have.
   """
   unseen = ''
-  if copied:
+  if len(copied) == 1:
+    unseen = f' 1 leaf, {copied[0]}, was not compared.'
+  elif copied:
     unseen = f' {len(copied)} leaves, such as {copied[0]}, were not compared.'
   return [
     f'{name} is the base in every merged tensor: all its task vectors are 0, '

@@ -337,7 +337,7 @@ class TestDescribe:
       mk.ties(scope='tensor'), shapes, {'fsdp': 8}, stacked=stacked
     )
     (warning,) = caveats.of_plan(plan, 2, 0)
-    assert '1 tensors below "layers", such as moe_layers/kernel,' in warning
+    assert '1 tensor below "layers", moe_layers/kernel, is' in warning
 
   @pytest.mark.parametrize(
     ('drop_rate', 'density', 'warned'),

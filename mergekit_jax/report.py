@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 from etils import epath
-import numpy as np
 
 from mergekit_jax.checkpoint import files
 from mergekit_jax.checkpoint.remote import as_path, real_path
@@ -110,19 +109,28 @@ class MergeReport:
       lines.append(f'restore: {self.restore}')
     return '\n'.join([*lines, *_warned(self.warnings, 'the report')])
 
+  @property
+  def task_vector_norms(self) -> list[float]:
+    """‖θi − θ0‖ of every expert over the whole model; ‖θi‖ without a base."""
+    norms = zip(*(t.task_vector_norms for t in self.tensors), strict=True)
+    return [math.hypot(*of_expert) for of_expert in norms]
+
+  @property
+  def merge_norm(self) -> float:
+    """‖θ − θ0‖ of the merge over the whole model; ‖θ‖ without a base."""
+    return math.hypot(*(t.merge_norm for t in self.tensors))
+
   def overall(self) -> dict[str, str]:
     """Norms and ratios over the whole model, as text."""
     if not self.tensors:
       return {}
-    squares = np.square([t.task_vector_norms for t in self.tensors])
-    merged = math.hypot(*(t.merge_norm for t in self.tensors))
-    norms = ' '.join(f'{norm:.4g}' for norm in np.sqrt(squares.sum(axis=0)))
+    norms = ' '.join(f'{norm:.4g}' for norm in self.task_vector_norms)
     has_base = 'base' in self.provenance['sources']
     what = 'task vectors' if has_base else 'experts'
     return {
       f'norms of the {what}': norms,
       'norm of the merged task vector' if has_base else 'norm of the merge': (
-        f'{merged:.4g}'
+        f'{self.merge_norm:.4g}'
       ),
       **{
         name.replace('_', ' '): f'{ratio:.4f}'

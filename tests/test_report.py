@@ -87,6 +87,7 @@ def test_ratios_of_a_model_are_of_all_entries():
 
 def test_norms_of_a_model():
   found = merged(tensor(), tensor(norms=(4.0, 3.0), merge=12.0), density=0.5)
+  assert (found.task_vector_norms, found.merge_norm) == ([5, 5], 13)
   assert found.overall() == {
     'norms of the task vectors': '5 5',
     'norm of the merged task vector': '13',

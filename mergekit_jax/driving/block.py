@@ -90,15 +90,21 @@ def as_bits(x: jax.Array) -> jax.Array:
 
 
 def stand_in_shape(
-  needs: str, shape: Sequence[int], size: int = 2
+  needs: str,
+  shape: Sequence[int],
+  stacked: Sequence[int] = (),
+  size: int = 2,
 ) -> tuple[int, ...]:
   """A shape to trace a rule with: axes that may be cut have another size.
 
   Args:
     needs: what the rule needs whole.
-    shape: of a tensor, or of a layer slice.
-    size: of those axes. Rows and matrices that stay whole keep their own.
+    shape: of a tensor.
+    stacked: the axes over which layers are stacked, which a rule does not see.
+    size: of those that may be cut. Rows and matrices that stay whole keep
+      their own.
   """
-  whole = {'element': 0, 'row': 1, 'matrix': len(shape)}[needs]
-  cut = max(0, len(shape) - whole)
-  return (size,) * cut + tuple(shape[cut:])
+  layer = tuple(n for i, n in enumerate(shape) if i not in stacked)
+  whole = {'element': 0, 'row': 1, 'matrix': len(layer)}[needs]
+  cut = max(0, len(layer) - whole)
+  return (size,) * cut + layer[cut:]

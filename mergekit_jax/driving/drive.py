@@ -202,14 +202,13 @@ def answer(
       of an array.
   """
   stacked = len(block.stacked)
-  layer = [n for i, n in enumerate(block.whole) if i not in block.stacked]
   with jax.enable_x64(True), explained(method):
     try:
       return _answer(
         jax.tree.map(narrow_number, method),
         totals,
         answers,
-        shape=stand_in_shape(needs_of(method), layer),
+        shape=stand_in_shape(needs_of(method), block.whole, block.stacked),
         layered=stacked if scope_of(method) == 'tensor' else 0,
         experts=len(block.experts),
         has_base=block.base is not None,

@@ -139,10 +139,7 @@ def _code(job: Job, output: Output) -> str:
     for tensor in scope.tensors if scope.rules else ():
       rule = scope.rules[output.number]
       if not _is_ours(rule):
-        layer = [
-          n for i, n in enumerate(tensor.shape) if i not in tensor.stacked
-        ]
-        shape = stand_in_shape(needs_of(rule), layer)
+        shape = stand_in_shape(needs_of(rule), tensor.shape, tensor.stacked)
         stand_ins[id(rule), shape] = rule, shape
   key = jax.ShapeDtypeStruct((2,), np.uint32)
   state = hashlib.blake2b(digest_size=16)

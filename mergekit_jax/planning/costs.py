@@ -151,8 +151,7 @@ class Costs:
   def _stand_in_shape(self, rule: Any, leaf: Leaf) -> tuple[int, ...]:
     """Of a layer slice."""
     (needs,) = self.needs([rule])
-    sizes = [n for i, n in enumerate(leaf.shape) if i not in leaf.stacked]
-    return stand_in_shape(needs, sizes)
+    return stand_in_shape(needs, leaf.shape, leaf.stacked)
 
   def of(
     self,

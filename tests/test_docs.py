@@ -1,15 +1,19 @@
 """The code of the documents runs."""
 
 import functools
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import flax
 from flax import nnx
 from flax.training import train_state
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import numpy as np
 import optax
 import orbax
@@ -146,6 +150,34 @@ def test_readme_example(models, tmp_path, monkeypatch):
     np.testing.assert_array_equal(merged, expected['w'])
   assert (tmp_path / 'ckpts' / 'low').is_dir()
   assert (tmp_path / 'ckpts' / 'high').is_dir()
+
+
+def test_training_on_other_devices(tmp_path):
+  """As README says, on one device of models that were saved from eight."""
+  spread = NamedSharding(jax.make_mesh((8,), ('x',)), jax.P('x'))
+  paths = [tmp_path / name for name in ('base', 'a', 'b')]
+  with ocp.StandardCheckpointer() as checkpointer:
+    for number, path in enumerate(paths):
+      leaf = jax.device_put(jnp.full((16, 2), number, jnp.bfloat16), spread)
+      checkpointer.save(path, {'params': {'w': leaf}})
+  output = tmp_path / 'merged'
+  mk.merge_checkpoints(
+    mk.average(), experts=paths[1:], base=paths[0], output=output
+  )
+  on = python_blocks('README.md')[-1]
+  program = f"""
+import types
+from flax.training.train_state import TrainState
+import jax, jax.numpy as jnp, optax, orbax.checkpoint
+report = types.SimpleNamespace(output={str(output)!r})
+params, apply, tx = {{'w': jnp.zeros((16, 2))}}, None, optax.sgd(0.1)
+{on}
+(leaf,) = jax.tree.leaves(state.params)
+assert len(jax.devices()) == len(leaf.sharding.device_set) == 1
+assert leaf.dtype == jnp.float32 and (leaf == 1.5).all()
+"""
+  environment = {**os.environ, 'XLA_FLAGS': ''}
+  subprocess.run([sys.executable, '-c', program], env=environment, check=True)
 
 
 def test_nnx(tmp_path):

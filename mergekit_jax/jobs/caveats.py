@@ -90,10 +90,10 @@ def _trims_nothing(rules: Sequence[Any]) -> list[str]:
         # As it is rounded.
         if round(1e6 * density) >= round(1e6 * left):
           warnings[density, left] = (
-            f'density={density:g} trims nothing: the drop before it leaves '
-            f'about {left:g} of the entries, and a density counts the dropped '
-            'ones too. Give less than that, or leave it out and save two reads '
-            'of each model.'
+            f'density={density:g} trims next to nothing: the drop before it '
+            f'leaves about {left:g} of the entries, and a density counts the '
+            'dropped ones too. Give less than that, or leave it out and save '
+            'what it takes.'
           )
   return [*warnings.values()]
 

@@ -66,7 +66,7 @@ def dare_ties(
     density: None lets the drop replace the trim, as in mergekit and PEFT; a
       number, rounded to millionths, trims what the drop left, as DARE's authors
       do. It is a fraction of all entries, dropped ones counted: 1 − p or more
-      trims nothing.
+      trims next to nothing.
     scale: λ.
     weights: one number ≥ 0 an expert; None means 1 each.
     scope: over what the trim takes its threshold, and `zero_mass='majority'`
